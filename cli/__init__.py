@@ -1,0 +1,1 @@
+"""The `alpaca-jobs` command: parse, call one function, render."""
