@@ -1,0 +1,33 @@
+# A fresh machine needs git, make and Python 3.11: `make demo` and `make test` do the rest.
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check lint types drill bench lock clean
+BIN := .venv/bin
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+venv: ## make .venv from requirements.lock and install this checkout into it
+	@bash .ci/venv.sh $@
+
+demo: venv ## the whole job on this machine, its node killed twice, compared with an undisturbed run
+	$(BIN)/alpaca-jobs drill alpaca_jobs/examples/demo.yaml --kills 2
+
+test: venv ## the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: venv lint types ## what to run before a commit: lint, types, the quick tests (under 3 minutes)
+	$(BIN)/python -m pytest -q -m "not slow and not cloud" $(ARGS)
+
+lint: venv ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: venv ## mypy --strict over the four rooms
+	$(BIN)/mypy
+
+lock: venv ## write requirements.lock from pyproject.toml (ARGS=--upgrade moves the pins)
+	bash .ci/lock.sh $(ARGS)
+
+clean: ## remove caches and build results; runs and .venv stay
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
