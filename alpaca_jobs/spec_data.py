@@ -1,0 +1,130 @@
+"""The data half of a job: where rows come from, either a file that exists or a teacher that writes them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, model_validator
+
+from alpaca_jobs.spec_base import (
+    Count,
+    Fraction,
+    NotNegative,
+    Positive,
+    PositiveWhole,
+    SecretName,
+    SpecPart,
+    Whole,
+    refuse,
+)
+
+_LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # compared, never bound
+
+
+def _check_base_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.username or parts.password:
+        refuse("", "the URL holds a user name or password. Take it out, and name the key's variable in api_key_env")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        refuse("", "an http:// or https:// address is wanted, such as http://127.0.0.1:8000/v1")
+    return value
+
+
+class TeacherSpec(SpecPart):
+    """An LLM behind an OpenAI-compatible address that writes the rows."""
+
+    model: str = Field(min_length=1)
+    """The model's name as the server knows it, for example gpt-4o-mini."""
+    base_url: Annotated[str, AfterValidator(_check_base_url)] | None = None
+    """Address of an OpenAI-compatible server, ending in /v1; null means the OpenAI API itself."""
+    api: Literal["completions", "chat"] = "chat"
+    """Which of the two OpenAI interfaces is called."""
+    api_key_env: SecretName | None = "OPENAI_API_KEY"
+    """NAME of the environment variable holding the key; null for a server that asks for none."""
+    temperature: NotNegative = 1.0
+    """Sampling temperature (Alpaca: 1.0)."""
+    top_p: Fraction = 1.0
+    """Nucleus sampling (Alpaca: 1.0)."""
+    max_tokens: PositiveWhole = 3072
+    """Most new tokens per request (Alpaca: 3072)."""
+    timeout_s: Positive = 120.0
+    """Seconds until one try of a request counts as lost."""
+    max_retries: Count = 6
+    """Tries after the first one before a request is given up."""
+    price_per_million_input_usd: NotNegative | None = None
+    """What the server asks per million prompt tokens; null when unknown (then no teacher budget can be kept)."""
+    price_per_million_output_usd: NotNegative | None = None
+    """What the server asks per million completion tokens; null when unknown."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the address is this machine, so that no key is needed."""
+        return self.base_url is not None and (urlsplit(self.base_url).hostname or "") in _LOCAL_HOSTS
+
+
+def _teacher_in_words(value: Any) -> Any:
+    """Answer `teacher: gpt-4o-mini` in words instead of with two failed alternatives."""
+    if isinstance(value, str) and value != "offline":
+        refuse("", f"a string can only be offline. For a model write teacher: {{model: {value}}}")
+    return value
+
+
+class DataSpec(SpecPart):
+    """Rows to train on: read from a file (`from`), or written by a teacher from seed tasks."""
+
+    recipe: Literal["alpaca"] = "alpaca"
+    """How rows are generated: Alpaca's prompt, parser and filters."""
+    seed_tasks: str = "builtin"
+    """Seed tasks: builtin, or a path or URI of a Self-Instruct JSONL or Alpaca JSON file."""
+    num_rows: PositiveWhole = 52_000
+    """Rows to keep before generation ends (Alpaca: 52,000)."""
+    from_: str | None = Field(
+        default=None, min_length=1, validation_alias=AliasChoices("from", "from_"), serialization_alias="from"
+    )
+    """Path or URI of rows that exist already (Alpaca JSON, or conversations for vicuna); then nothing is generated."""
+    teacher: Annotated[Literal["offline"] | TeacherSpec, BeforeValidator(_teacher_in_words)] | None = None
+    """Who writes the rows: offline (a rule-based demo on this machine, no key), or a model behind an address."""
+    seed: Whole = 42
+    """Seed of everything random in generation."""
+    similarity_threshold: Fraction = 0.7
+    """A row whose instruction's ROUGE-L F with any seed or kept row is above this is dropped."""
+    num_prompt_seeds: PositiveWhole = 3
+    """Seed tasks shown in each request (Alpaca: 3)."""
+    max_tasks_per_request: PositiveWhole = 20
+    """Tasks a request's list runs up to, those shown included (Alpaca: 20)."""
+    num_actors: PositiveWhole = 2
+    """Processes asking the teacher at the same time."""
+    concurrency: PositiveWhole = 8
+    """Requests each of them keeps in flight."""
+    part_requests: PositiveWhole = 8
+    """Requests per committed part of rows."""
+    max_requests: PositiveWhole | None = None
+    """Stop asking after this many requests even if num_rows is not reached; null means no such limit."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSpec:
+        if self.from_ is None:
+            if self.teacher is None:
+                refuse(
+                    "",
+                    "it names no rows. Set from: FILE to use rows you have, or teacher: offline for a demo "
+                    "without a key, or teacher: {model: gpt-4o-mini} to have them written",
+                )
+            if self.num_prompt_seeds >= self.max_tasks_per_request:
+                refuse(
+                    "max_tasks_per_request",
+                    f"it is {self.max_tasks_per_request}, but num_prompt_seeds already "
+                    f"shows {self.num_prompt_seeds} tasks, which leaves the teacher none to write. Set it to "
+                    f"{self.num_prompt_seeds + 1} or more (Alpaca: 20)",
+                )
+            return self
+        for key, field in type(self).model_fields.items():
+            # Compared with the default, not with "was it written": a rendered job writes every key, and must load.
+            if key not in ("from_", "recipe") and getattr(self, key) != field.default:
+                refuse(
+                    key,
+                    "it says how rows are generated, but data.from is set, so nothing is. "
+                    f"Remove {key}, or remove from",
+                )
+        return self
