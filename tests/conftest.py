@@ -1,0 +1,170 @@
+"""What holds for every test: a closed network, a home of its own, no model hub, and nothing left running."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+SESSION_MARK = "ALPACA_JOBS_TEST_SESSION"
+"""Every process a test starts inherits this variable, so that one left behind can be found, and only ours."""
+
+# Set while this file is imported, before any library that reads them is: Hugging Face decides at import time.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+os.environ[SESSION_MARK] = f"{os.getpid()}-{time.time_ns()}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what this machine cannot run."""
+    missing = {"gpu": _missing_gpu(), "cloud": _missing_cloud()}
+    for item in items:
+        for marker, reason in missing.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _missing_gpu() -> str | None:
+    return None if Path("/dev/nvidia0").exists() else "no NVIDIA GPU on this machine"
+
+
+def _missing_cloud() -> str | None:
+    if os.geteuid() != 0:
+        return "the cloud in a box needs root"
+    missing = [name for name in ("sshd", "sudo", "rsync", "nc", "ip") if shutil.which(name, path=_SBIN_PATH) is None]
+    return f"the cloud in a box needs {', '.join(missing)}" if missing else None
+
+
+_SBIN_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+
+
+@pytest.fixture(autouse=True)
+def _home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the user's runs, keys or clouds, and none leaves a run behind in a home."""
+    monkeypatch.setenv("ALPACA_JOBS_HOME", str(tmp_path / "alpaca-jobs-home"))
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _closed_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every connection that leaves this machine, in this process; HF_HUB_OFFLINE covers the ones we start."""
+    real_connect, real_connect_ex = socket.socket.connect, socket.socket.connect_ex
+
+    def connect(self: socket.socket, address: Any) -> None:
+        _refuse_outside(self, address)
+        real_connect(self, address)
+
+    def connect_ex(self: socket.socket, address: Any) -> int:
+        _refuse_outside(self, address)
+        return real_connect_ex(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket.socket, "connect_ex", connect_ex)
+
+
+def _refuse_outside(sock: socket.socket, address: Any) -> None:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type & socket.SOCK_DGRAM:
+        return  # a UDP "connect" sends nothing: ray asks the routing table for this machine's address that way
+    host = str(address[0])
+    try:
+        address_is_here = host == "localhost" or ipaddress.ip_address(host).is_loopback or host in _own_addresses()
+    except ValueError:
+        address_is_here = False
+    if not address_is_here:
+        raise ConnectionRefusedError(f"a test tried to reach {host}: tests may use localhost only (tests/conftest.py)")
+
+
+def _own_addresses() -> set[str]:
+    """This machine's own addresses: ray names its servers by them even when they serve this machine alone."""
+    return {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The checkout that is being tested."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_running() -> Iterator[None]:
+    """Fail the session when a process that a test started outlives it; say which, and end it."""
+    yield
+    mark = os.environ[SESSION_MARK]
+    deadline = time.monotonic() + 5.0
+    while (left := _marked_processes(mark)) and time.monotonic() < deadline:
+        time.sleep(0.1)  # what was told to stop may still be stopping; there is no event to wait for
+    if not left:
+        return
+    lines = [_describe(process) for process in left]
+    for process in left:
+        _end(process)
+    pytest.fail("processes started by tests were still running:\n" + "\n".join(lines))
+
+
+def _marked_processes(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        if process.pid == os.getpid() or _environment(process).get(SESSION_MARK) != mark:
+            continue
+        if not _is_ours_to_keep(process):
+            found.append(process)
+    return found
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ() if process.status() != psutil.STATUS_ZOMBIE else {}
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return {}
+
+
+def _is_ours_to_keep(process: psutil.Process) -> bool:
+    """Python's own helper for shared memory lives as long as the process that asked for it: this one."""
+    try:
+        return process.ppid() == os.getpid() and "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _describe(process: psutil.Process) -> str:
+    try:
+        node = _environment(process).get("ALPACA_JOBS_NODE", "-")
+        return f"  pid {process.pid} node {node}: {' '.join(process.cmdline())[:200]}"
+    except psutil.NoSuchProcess:
+        return f"  pid {process.pid}: gone by now"
+
+
+def _end(process: psutil.Process) -> None:
+    try:
+        process.kill()
+        process.wait(timeout=5)
+    except (psutil.NoSuchProcess, psutil.TimeoutExpired):
+        return
+
+
+@pytest.fixture(scope="session")
+def run_cli(repo_root: Path) -> Any:
+    """Run `alpaca-jobs ARGS` in a process of its own, as a user does; returns the CompletedProcess (text)."""
+    import sys
+
+    command = Path(sys.executable).with_name("alpaca-jobs")
+
+    def run(*args: str, timeout: float = 60, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(command), *args], capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, **kwargs
+        )
+
+    return run
