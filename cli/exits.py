@@ -1,0 +1,152 @@
+"""Exit codes, and what is said on stderr when a command cannot go on.
+
+0 done, 1 the job failed, 2 wrong input, 3 the surroundings failed (capacity, credentials, store), 4 stopped by a
+budget or a deadline, 130 interrupted. The error classes of each room carry their code; what is none of ours is a
+mistake of the program: its traceback goes to a file, and the file's name is said.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from cli import render
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEBUG_VARIABLE = "ALPACA_JOBS_DEBUG"
+
+
+class ExitCode(IntEnum):
+    """What a script can tell from the exit status."""
+
+    DONE = 0
+    JOB_FAILED = 1
+    WRONG_INPUT = 2
+    SURROUNDINGS_FAILED = 3
+    STOPPED_BY_LIMIT = 4
+    INTERRUPTED = 130
+
+
+class Refused(Exception):
+    """A request the command line itself turns down, before any room is asked."""
+
+    exit_code = ExitCode.WRONG_INPUT
+
+
+class MissingExtra(Exception):
+    """A part of this package that was not installed; the text is the pip line that brings it."""
+
+    exit_code = ExitCode.SURROUNDINGS_FAILED
+
+
+_EXTRA_OF_MODULE = {
+    "torch": "node",
+    "ray": "node",
+    "transformers": "node",
+    "numpy": "node",
+    "deepspeed": "node",
+    "peft": "node",
+    "safetensors": "node",
+    "tokenizers": "node",
+    "openai": "data",
+    "rapidfuzz": "data",
+    "rouge_score": "data",
+    "pyarrow": "data",
+    "sky": "sky",
+    "gcsfs": "gcs",
+    "adlfs": "azure",
+}
+"""Top-level module -> the extra of this package that brings it (pyproject.toml)."""
+
+
+def require_modules(*modules: str) -> None:
+    """Stop before anything is started when the extras that it will need are not installed.
+
+    Raises:
+        MissingExtra: with the pip line that brings them.
+    """
+    from importlib.util import find_spec
+
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(_pip_line(missing))
+
+
+def _pip_line(missing: list[str]) -> str:
+    extras = ",".join(sorted({_EXTRA_OF_MODULE[name] for name in missing}))
+    return f"{', '.join(missing)} not installed, and this needs {'it' if len(missing) == 1 else 'them'}.\n" + (
+        f"Install with: pip install 'alpaca-jobs[{extras}]'"
+    )
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn what a command raises into words on stderr and an exit code; typer's own exits pass through."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except KeyboardInterrupt:
+            render.say("Interrupted.")
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except BrokenPipeError:
+            _drop_stdout()
+            raise typer.Exit(ExitCode.DONE) from None
+        except Exception as exc:  # noqa: BLE001 - the last place before Python itself would print a traceback
+            raise typer.Exit(tell(exc)) from None
+
+    return run
+
+
+def tell(error: Exception) -> int:
+    """Say on stderr what went wrong; return the exit code."""
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exception(error)
+    code: int | None = getattr(type(error), "exit_code", None)
+    if code is not None:
+        render.say(str(error))
+        return code
+    if isinstance(error, ModuleNotFoundError) and (name := (error.name or "").split(".")[0]) in _EXTRA_OF_MODULE:
+        render.say(_pip_line([name]))
+        return ExitCode.SURROUNDINGS_FAILED
+    return _tell_unexpected(error)
+
+
+def _tell_unexpected(error: Exception) -> int:
+    render.say(f"alpaca-jobs met an error it did not foresee: {type(error).__name__}: {error}")
+    try:
+        log = _write_traceback(error)
+        render.say(
+            f"Where it happened is in {log} (or run again with --debug). Runs go on by themselves: alpaca-jobs runs"
+        )
+    except OSError as exc:
+        render.say(f"The traceback could not be written ({exc}); run again with --debug to see it.")
+    return ExitCode.SURROUNDINGS_FAILED if isinstance(error, OSError) else ExitCode.JOB_FAILED
+
+
+def _write_traceback(error: Exception) -> Path:
+    home = Path(os.environ.get("ALPACA_JOBS_HOME") or Path.home() / ".alpaca-jobs")
+    folder = home / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    lines = [f"{' '.join(sys.argv)}\n", *traceback.format_exception(error)]
+    log.write_text("".join(lines), encoding="utf-8")
+    return log
+
+
+def _drop_stdout() -> None:
+    """The reader of our pipe is gone (`| head`): nothing may be written at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

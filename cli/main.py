@@ -1,0 +1,68 @@
+"""The command line: `alpaca-jobs`. One file per verb; this one lists them, in the order a newcomer meets them.
+
+Nothing heavy is imported here or at the top of any verb's file: `--help` answers in a quarter of a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from cli import init, render, validate
+from cli.exits import DEBUG_VARIABLE, guarded
+
+START, WATCH, STEER, PROVE, STAGES = "Start", "Watch", "Steer", "Prove", "One stage by itself, on this machine"
+
+COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
+    ("init", init.init, START),
+    ("validate", validate.validate, START),
+)
+
+app = typer.Typer(
+    name="alpaca-jobs",
+    help="From a job file (seed tasks and a base model) to an instruction-tuned model, on machines that may be taken "
+    "away at any moment.\n\nTry it here, without an account: [bold]alpaca-jobs init[/bold], then "
+    "[bold]alpaca-jobs launch job.yaml[/bold].",
+    epilog="Exit codes: 0 done, 1 the job failed, 2 wrong input, 3 the surroundings failed (capacity, credentials, "
+    "store), 4 stopped by a budget or a deadline, 130 interrupted.",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+for _name, _command, _panel in COMMANDS:
+    app.command(_name, rich_help_panel=_panel)(guarded(_command))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        render.out(version("alpaca-jobs"))
+        raise typer.Exit
+
+
+@app.callback()
+def _before_any_command(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and detailed logs.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"
+    is_debugging = bool(os.environ.get(DEBUG_VARIABLE))
+    logging.basicConfig(
+        level=logging.DEBUG if is_debugging else logging.WARNING,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s" if is_debugging else "%(message)s",
+    )
+
+
+def run(arguments: list[str] | None = None) -> Any:
+    """The entry point of the `alpaca-jobs` script: read the arguments, do the one thing, exit with its code."""
+    return app(arguments)

@@ -1,0 +1,28 @@
+"""Arguments that several commands share, written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="The job file.", show_default=False)]
+RunName = Annotated[
+    str | None, typer.Argument(metavar="RUN", help="The run's id, or the start of it; the latest run if left out.")
+]
+Store = Annotated[
+    str | None, typer.Option("--store", metavar="URI", help="Look in this store instead of the ones used from here.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Infra = Annotated[
+    list[str] | None,
+    typer.Option("--infra", metavar="WHERE", help="Where to run, instead of the job's compute.infra. Repeatable."),
+]
+Budget = Annotated[
+    float | None, typer.Option("--budget", metavar="USD", help="Stop before more than this is spent (limits.max_usd).")
+]
+Deadline = Annotated[
+    float | None, typer.Option("--deadline", metavar="HOURS", help="Stop after this many hours (limits.deadline_h).")
+]

@@ -1,0 +1,111 @@
+"""Everything that is printed goes through here: results to stdout, talk to stderr; tables for people, JSON for scripts.
+
+rich is imported when a table is drawn, not before. Colour never carries meaning, so that a pipe loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PIPE_WIDTH = 200
+"""Columns of a table that goes into a pipe or a file, where no terminal says how wide it is."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table before it is drawn: pure text, so that what a command shows can be tested without a terminal.
+
+    Attributes:
+        columns: headings; one that starts with `>` is set to the right. No headings: a list of name and value.
+        rows: cells as text, each row as long as the columns (two cells where there are no columns).
+        title: a line above, or empty.
+        notes: lines below.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def pairs(title: str, rows: Sequence[tuple[str, str]], notes: Sequence[str] = ()) -> Grid:
+    """A list of name and value."""
+    return Grid((), tuple(rows), title, tuple(notes))
+
+
+def out(text: str) -> None:
+    """Print a result: one text, as it is."""
+    print(text)
+
+
+def out_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Print a result for programs: JSON and nothing else."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def out_grid(grid: Grid) -> None:
+    """Print a result for people."""
+    _draw(grid, sys.stdout)
+
+
+def say(text: str = "") -> None:
+    """Talk: progress, questions, advice."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def say_grid(grid: Grid) -> None:
+    """A table that is talk, such as the plan before it is agreed to."""
+    _draw(grid, sys.stderr)
+
+
+def ask(question: str) -> bool:
+    """Ask on the terminal; only y and yes agree. The end of the input is a no."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline()
+    return answer.strip().lower() in ("y", "yes")
+
+
+def can_ask() -> bool:
+    """Whether somebody is there to answer and to see the question."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def progress_is_live() -> bool:
+    """Whether progress may redraw itself; elsewhere it is written line by line."""
+    return sys.stderr.isatty()
+
+
+def _draw(grid: Grid, stream: Any) -> None:
+    from rich.console import Console
+
+    console = Console(file=stream, highlight=False, soft_wrap=False, width=None if stream.isatty() else PIPE_WIDTH)
+    console.print(draw(grid))
+    for note in grid.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    stream.flush()
+
+
+def draw(grid: Grid) -> Table:
+    """The rich table of a grid. Cells are text, never markup: a region called [red] stays one."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_header=bool(grid.columns), pad_edge=False, title_justify="left")
+    if grid.title:
+        table.title = Text(grid.title, style="bold")
+    if not grid.columns:
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+    for column in grid.columns:
+        table.add_column(Text(column.lstrip(">")), justify="right" if column.startswith(">") else "left")
+    for row in grid.rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table

@@ -1,0 +1,57 @@
+"""How numbers read: money, times, sizes and shares, each with its unit; a missing one is a dash, never a zero."""
+
+from __future__ import annotations
+
+MISSING = "-"
+
+
+def money(usd: float | None) -> str:
+    """Dollars: `$12.30`; below ten cents with enough digits to say something, `$0.0042`."""
+    if usd is None:
+        return MISSING
+    if usd == 0 or abs(usd) >= 0.1:
+        return f"${usd:,.2f}"
+    return f"${usd:.4f}"
+
+
+def rate(usd_per_hour: float | None) -> str:
+    """A price for one hour."""
+    return MISSING if usd_per_hour is None else f"{money(usd_per_hour)}/h"
+
+
+def duration(seconds: float | None) -> str:
+    """`0.4 s`, `42 s`, `3 min 20 s`, `2 h 05 min`, `3 d 04 h`."""
+    if seconds is None:
+        return MISSING
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+def share(part: float | None, whole: float | None = 1.0) -> str:
+    """A share of a whole as per cent."""
+    if part is None or not whole:
+        return MISSING
+    return f"{100 * part / whole:.1f} %"
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """A count or a measure, thousands set apart."""
+    return MISSING if value is None else f"{value:,.{digits}f}"
+
+
+def yes_no(value: bool | None) -> str:
+    """A claim that holds, does not hold, or was not tested."""
+    return MISSING if value is None else ("yes" if value else "no")
+
+
+def plural(count: int, thing: str) -> str:
+    """`1 row`, `3 rows`."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
