@@ -1,0 +1,113 @@
+"""Marking a node's processes and killing all of them, whatever sessions and parents they have moved to.
+
+Every process of a node inherits ALPACA_JOBS_NODE=<nonce> through its environment, which no setsid, double fork or
+death of a parent takes away (Ray's daemons do all three). A process that clears its environment would escape; nothing
+a node starts does.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import psutil
+
+from cluster.errors import ClusterError
+
+NODE_MARK: Final = "ALPACA_JOBS_NODE"
+RUN_MARK: Final = "ALPACA_JOBS_RUN"
+ATTEMPT_MARK: Final = "ALPACA_JOBS_ATTEMPT"
+REGION_MARK: Final = "ALPACA_JOBS_REGION"
+
+
+@dataclass(frozen=True)
+class MarkedNode:
+    """The processes of one node that are alive on this machine."""
+
+    nonce: str
+    run_id: str
+    attempt: int
+    region: str
+    pids: tuple[int, ...]
+
+
+def new_nonce() -> str:
+    """Return a mark that no other node on any machine has."""
+    return secrets.token_hex(8)
+
+
+def find_marked(nonce: str) -> list[psutil.Process]:
+    """Return the live processes of a node, stopped ones included and zombies (already dead) not."""
+    return [process for process, environ in _marked_processes() if environ.get(NODE_MARK) == nonce]
+
+
+def find_nodes() -> list[MarkedNode]:
+    """Return every node that has a process on this machine, whoever started it."""
+    nodes: dict[str, tuple[dict[str, str], list[int]]] = {}
+    for process, environ in _marked_processes():
+        nodes.setdefault(environ[NODE_MARK], (environ, []))[1].append(process.pid)
+    return [
+        MarkedNode(
+            nonce=nonce,
+            run_id=environ.get(RUN_MARK, ""),
+            attempt=int(environ.get(ATTEMPT_MARK, "0")),
+            region=environ.get(REGION_MARK, ""),
+            pids=tuple(sorted(pids)),
+        )
+        for nonce, (environ, pids) in sorted(nodes.items())
+    ]
+
+
+def kill_marked(nonce: str, *, timeout_s: float = 30.0) -> int:
+    """SIGKILL every process of a node until none is left; nothing else is touched.
+
+    psutil compares a process's start time before it signals, so a pid that was given to somebody else is safe. Killing
+    starts again after every look because a process may fork between the look and the kill.
+
+    Returns:
+        How many processes were killed.
+
+    Raises:
+        ClusterError: some are left after `timeout_s` (stuck in the kernel, or not ours to kill).
+    """
+    if not nonce:
+        raise ValueError("an empty nonce names no node")
+    killed: set[tuple[int, float]] = set()
+    give_up_at = time.monotonic() + timeout_s
+    while processes := find_marked(nonce):
+        if time.monotonic() > give_up_at:
+            pids = ", ".join(str(process.pid) for process in processes)
+            raise ClusterError(
+                f"processes {pids} of node {nonce} are still there {timeout_s:.0f} s after SIGKILL. They belong to "
+                "another user or hang in the kernel; end them by hand before resuming the run."
+            )
+        for process in processes:
+            try:
+                process.kill()
+                killed.add((process.pid, process.create_time()))
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        psutil.wait_procs(processes, timeout=0.1)
+    return len(killed)
+
+
+def is_alive(pid: int, created_at_s: float) -> bool:
+    """Whether the very process (pid and start time) lives; a zombie that nobody has reaped does not."""
+    try:
+        process = psutil.Process(pid)
+        return process.create_time() == created_at_s and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _marked_processes() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    for process in psutil.process_iter():
+        try:
+            environ = process.environ()
+            if NODE_MARK in environ and process.status() != psutil.STATUS_ZOMBIE:
+                yield process, environ
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # gone meanwhile, or another user's
+            continue
