@@ -115,7 +115,7 @@ def tell(error: Exception) -> int:
     """Say on stderr what went wrong; return the exit code."""
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exception(error)
-    code: int | None = getattr(type(error), "exit_code", None)
+    code = code_of(error)
     if code is not None:
         render.say(str(error))
         return code
@@ -123,6 +123,16 @@ def tell(error: Exception) -> int:
         render.say(_pip_line([name]))
         return ExitCode.SURROUNDINGS_FAILED
     return _tell_unexpected(error)
+
+
+def code_of(error: Exception) -> int | None:
+    """The exit code that an error's class stands for; None when it is not an error of ours."""
+    from checkpoints.errors import CheckpointError
+
+    code: int | None = getattr(type(error), "exit_code", None)
+    if code is None and isinstance(error, CheckpointError):
+        return ExitCode.SURROUNDINGS_FAILED  # that room knows nothing of command lines; its failures are the store's
+    return code
 
 
 def _tell_unexpected(error: Exception) -> int:

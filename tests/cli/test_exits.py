@@ -1,0 +1,109 @@
+"""Every error ends in its exit code and in words; a traceback is for a file, not for the reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from alpaca_jobs import errors as alpaca_errors
+from checkpoints import errors as checkpoint_errors
+from cli.exits import ExitCode, MissingExtra, Refused, code_of, guarded, require_modules, tell
+from cluster import errors as cluster_errors
+
+
+def _tree(base: type[Exception]) -> list[type[Exception]]:
+    return [base, *(found for child in base.__subclasses__() for found in _tree(child))]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (alpaca_errors.SpecError("x"), ExitCode.WRONG_INPUT),
+        (alpaca_errors.TeacherUnreachable("x"), ExitCode.SURROUNDINGS_FAILED),
+        (alpaca_errors.BudgetExceeded("x"), ExitCode.STOPPED_BY_LIMIT),
+        (alpaca_errors.TrainingError("x"), ExitCode.JOB_FAILED),
+        (cluster_errors.RunNotFound("x"), ExitCode.WRONG_INPUT),
+        (cluster_errors.NoCapacity("x"), ExitCode.SURROUNDINGS_FAILED),
+        (cluster_errors.RunFailed("x"), ExitCode.JOB_FAILED),
+        (checkpoint_errors.StoreError("x"), ExitCode.SURROUNDINGS_FAILED),
+        (Refused("x"), ExitCode.WRONG_INPUT),
+        (ModuleNotFoundError("No module named 'ray'", name="ray"), ExitCode.SURROUNDINGS_FAILED),
+        (ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn"), ExitCode.SURROUNDINGS_FAILED),
+        (OSError(28, "No space left on device"), ExitCode.SURROUNDINGS_FAILED),
+        (ZeroDivisionError("x"), ExitCode.JOB_FAILED),
+    ],
+)
+def test_each_error_has_its_exit_code(error: Exception, code: ExitCode) -> None:
+    assert tell(error) == code
+
+
+def test_every_class_of_the_three_trees_carries_a_code() -> None:
+    for base in (alpaca_errors.AlpacaError, checkpoint_errors.CheckpointError, cluster_errors.ClusterError):
+        for error in _tree(base):
+            assert code_of(error.__new__(error)) in set(ExitCode), error
+
+
+def test_our_errors_are_told_in_their_own_words(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(alpaca_errors.DataError("seeds.jsonl is empty."))
+    assert capsys.readouterr() == ("", "seeds.jsonl is empty.\n")
+
+
+def test_an_unforeseen_error_leaves_its_traceback_in_a_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALPACA_JOBS_HOME", str(tmp_path / "home"))
+
+    @guarded
+    def command() -> None:
+        raise ZeroDivisionError("by hand")
+
+    with pytest.raises(typer.Exit) as exited:
+        command()
+    assert exited.value.exit_code == ExitCode.JOB_FAILED
+    said = capsys.readouterr().err
+    log = next((tmp_path / "home" / "logs").iterdir())
+    assert str(log) in said
+    assert "Traceback" not in said
+    assert "ZeroDivisionError: by hand" in log.read_text(encoding="utf-8")
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALPACA_JOBS_DEBUG", "1")
+    tell(alpaca_errors.SpecError("unknown key"))
+    assert "SpecError: unknown key" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_its_pip_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tell(ModuleNotFoundError("No module named 'openai'", name="openai")) == ExitCode.SURROUNDINGS_FAILED
+    assert "pip install 'alpaca-jobs[data]'" in capsys.readouterr().err
+
+
+def test_required_modules_that_are_there_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    require_modules("openai", "ray")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"ray, sky not installed.*\n.*alpaca-jobs\[node,sky\]"):
+        require_modules("ray", "sky")
+
+
+def test_ctrl_c_is_130() -> None:
+    @guarded
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as exited:
+        command()
+    assert exited.value.exit_code == ExitCode.INTERRUPTED
+
+
+@pytest.mark.parametrize("own", [typer.Exit(4), typer.BadParameter("no")])
+def test_typers_own_exits_pass_through(own: Exception) -> None:
+    @guarded
+    def command() -> None:
+        raise own
+
+    with pytest.raises(type(own)):
+        command()
