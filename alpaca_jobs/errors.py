@@ -44,7 +44,7 @@ class ModelError(AlpacaError):
 
 
 class TrainingError(AlpacaError):
-    """Training that cannot go on: a loss that is not finite, ranks that disagree, a state that does not fit the model."""
+    """Training that cannot go on: a loss that is not finite, ranks that disagree, a state of another model."""
 
 
 class TeacherError(AlpacaError):

@@ -1,6 +1,7 @@
-"""What all parts of the job spec share: the frozen base class, number types that refuse YAML's booleans, and refusals.
+"""What all parts of the job spec share: the frozen base class, number types that refuse booleans, and ways to say no.
 
-A cross-field check calls `refuse(key, text)`; spec_io.py turns that into a message with file, line and key path.
+A validator says no with `want` (this value), `refuse` (these values together) or `want_hidden` (a value that may be a
+secret). spec_io.py turns all three into a message with file, line and key path.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 SECRET_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
-_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+]?\d+")
+_AWS_KEY_ID = re.compile(r"A[KS]IA[A-Z0-9]{16}")  # a value that looks like a name
 
 
 class SpecPart(BaseModel):
@@ -27,28 +28,30 @@ class SpecPart(BaseModel):
     )
 
 
-def refuse(key: str, message: str) -> NoReturn:
+def refuse(key: str, predicate: str) -> NoReturn:
     """Refuse a combination of values from inside a validator.
 
     Args:
         key: the key to point at, relative to the model being validated, dots allowed ("train.max_length").
-        message: complete sentences: what was found, what would be right, what to do.
+        predicate: what follows the key's name in the message: what was found, what would be right, what to do.
     """
-    raise PydanticCustomError("refused", "{message}", {"message": message, "key": key})
+    raise PydanticCustomError("refused", "{message}", {"message": predicate, "key": key})
+
+
+def want(what: str) -> NoReturn:
+    """Refuse one value from inside its own validator; the message names the value found, then `what` is wanted."""
+    raise PydanticCustomError("wanted", "{message}", {"message": what})
+
+
+def want_hidden(what: str) -> NoReturn:
+    """Like `want`, for a value that may be a secret: the message does not repeat it."""
+    raise PydanticCustomError("wanted_hidden", "{message}", {"message": what})
 
 
 def _number(value: Any) -> Any:
-    """Refuse booleans (YAML reads yes, no, on, off as such; pydantic would take them as 1 and 0)."""
+    """Refuse booleans, which pydantic would take as 1 and 0."""
     if isinstance(value, bool):
-        raise PydanticCustomError("number_wanted", "a number is wanted, not true or false")
-    return value
-
-
-def _whole(value: Any) -> Any:
-    """Like `_number`; also accept 1e3, which YAML 1.1 leaves a string."""
-    value = _number(value)
-    if isinstance(value, str) and _EXPONENT.fullmatch(value.strip()):
-        return float(value)
+        want("a number is wanted")
     return value
 
 
@@ -59,19 +62,17 @@ def one_or_more(value: Any) -> Any:
 
 def check_secret_name(value: str) -> str:
     """Return the name of an environment variable; anything else may be the secret itself and is never repeated."""
-    if not SECRET_NAME.fullmatch(value):
-        raise PydanticCustomError(
-            "secret_name",
+    if not SECRET_NAME.fullmatch(value) or _AWS_KEY_ID.fullmatch(value):
+        want_hidden(
             "the NAME of an environment variable is wanted, in capitals, such as OPENAI_API_KEY. What stands there is "
-            "not repeated here, in case it is the secret itself. Put the value into your environment, never a file",
+            "not repeated here, in case it is the secret itself. Keep the value in your environment, never in a file"
         )
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
-Number = Annotated[float, BeforeValidator(_number)]
-PositiveWhole = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+Whole = Annotated[int, BeforeValidator(_number)]
+PositiveWhole = Annotated[int, BeforeValidator(_number), Field(ge=1)]
+Count = Annotated[int, BeforeValidator(_number), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
 NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]

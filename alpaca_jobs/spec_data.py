@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from alpaca_jobs.spec_base import (
     Count,
@@ -17,6 +17,8 @@ from alpaca_jobs.spec_base import (
     SpecPart,
     Whole,
     refuse,
+    want,
+    want_hidden,
 )
 
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # compared, never bound
@@ -25,9 +27,9 @@ _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # compar
 def _check_base_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.username or parts.password:
-        refuse("", "the URL holds a user name or password. Take it out, and name the key's variable in api_key_env")
+        want_hidden("the URL holds a user name or password. Take it out, and name the key's variable in api_key_env")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        refuse("", "an http:// or https:// address is wanted, such as http://127.0.0.1:8000/v1")
+        want("an http:// or https:// address is wanted, such as http://127.0.0.1:8000/v1")
     return value
 
 
@@ -58,15 +60,20 @@ class TeacherSpec(SpecPart):
     """What the server asks per million completion tokens; null when unknown."""
 
     @property
+    def needs_key(self) -> bool:
+        """Whether requests cannot work without the key; a server on this machine may do without."""
+        return self.api_key_env is not None and not self.is_local
+
+    @property
     def is_local(self) -> bool:
-        """Whether the address is this machine, so that no key is needed."""
+        """Whether the address is this machine."""
         return self.base_url is not None and (urlsplit(self.base_url).hostname or "") in _LOCAL_HOSTS
 
 
 def _teacher_in_words(value: Any) -> Any:
     """Answer `teacher: gpt-4o-mini` in words instead of with two failed alternatives."""
     if isinstance(value, str) and value != "offline":
-        refuse("", f"a string can only be offline. For a model write teacher: {{model: {value}}}")
+        want(f"a string here can only be offline. For a model write teacher: {{model: {value}}}")
     return value
 
 
@@ -83,7 +90,14 @@ class DataSpec(SpecPart):
         default=None, min_length=1, validation_alias=AliasChoices("from", "from_"), serialization_alias="from"
     )
     """Path or URI of rows that exist already (Alpaca JSON, or conversations for vicuna); then nothing is generated."""
-    teacher: Annotated[Literal["offline"] | TeacherSpec, BeforeValidator(_teacher_in_words)] | None = None
+    teacher: (
+        Annotated[
+            Annotated[Literal["offline"], BeforeValidator(_teacher_in_words), Tag("as-word")]
+            | Annotated[TeacherSpec, Tag("as-keys")],
+            Discriminator(lambda value: "as-keys" if isinstance(value, dict | TeacherSpec) else "as-word"),
+        ]
+        | None
+    ) = None
     """Who writes the rows: offline (a rule-based demo on this machine, no key), or a model behind an address."""
     seed: Whole = 42
     """Seed of everything random in generation."""
@@ -108,13 +122,13 @@ class DataSpec(SpecPart):
             if self.teacher is None:
                 refuse(
                     "",
-                    "it names no rows. Set from: FILE to use rows you have, or teacher: offline for a demo "
+                    "names no rows. Set from: FILE to use rows you have, or teacher: offline for a demo "
                     "without a key, or teacher: {model: gpt-4o-mini} to have them written",
                 )
             if self.num_prompt_seeds >= self.max_tasks_per_request:
                 refuse(
                     "max_tasks_per_request",
-                    f"it is {self.max_tasks_per_request}, but num_prompt_seeds already "
+                    f"is {self.max_tasks_per_request}, but num_prompt_seeds already "
                     f"shows {self.num_prompt_seeds} tasks, which leaves the teacher none to write. Set it to "
                     f"{self.num_prompt_seeds + 1} or more (Alpaca: 20)",
                 )
@@ -124,7 +138,6 @@ class DataSpec(SpecPart):
             if key not in ("from_", "recipe") and getattr(self, key) != field.default:
                 refuse(
                     key,
-                    "it says how rows are generated, but data.from is set, so nothing is. "
-                    f"Remove {key}, or remove from",
+                    f"says how rows are generated, but data.from is set, so nothing is. Remove {key}, or remove from",
                 )
         return self

@@ -61,6 +61,12 @@ class NodeLost(ClusterError):
     retryable: ClassVar[bool] = True
 
 
+class RayFailure(ClusterError):
+    """Ray did not come up on a node, or one of its processes died; a fresh start elsewhere may work."""
+
+    retryable: ClassVar[bool] = True
+
+
 class LaunchFailed(ClusterError):
     """A node could not be started for a reason of its own (not capacity); the same start elsewhere may work."""
 

@@ -1,0 +1,123 @@
+"""The machine part of a job: how many, which, where, and how lost ones are replaced."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from alpaca_jobs.spec_base import NotNegative, PositiveWhole, SpecPart, one_or_more, refuse, want
+
+LOCAL_REGIONS = ("a", "b", "c")
+_REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_GPUS = re.compile(r"([A-Za-z][A-Za-z0-9-]*)(?::([1-9][0-9]*))?")
+
+
+class SpotSpec(SpecPart):
+    """Spot machines, with a say on when on-demand ones may be used."""
+
+    on_demand: Literal["never", "last-resort"] = "never"
+    """never: spot only; last-resort: on-demand machines are tried after every spot candidate."""
+
+
+@dataclass(frozen=True)
+class GpuRequest:
+    """GPUs per node: the catalog's name and how many, for example ("A100-80GB", 8)."""
+
+    name: str
+    count: int
+
+
+def _check_gpus(value: Any) -> Any:
+    """Accept "auto" and "NAME:COUNT"; show the right spelling for the ways people write it otherwise."""
+    if value is None or (isinstance(value, str) and (value == "auto" or _GPUS.fullmatch(value))):
+        return value
+    hint = "A100-80GB:8"
+    if isinstance(value, str) and (swapped := re.fullmatch(r"(\d+)\s*[xX*]\s*([A-Za-z][A-Za-z0-9-]*)", value)):
+        hint = f"{swapped[2]}:{swapped[1]}"
+    elif isinstance(value, dict) and len(value) == 1:
+        hint = ":".join(str(part) for item in value.items() for part in item)
+    want(f"NAME:COUNT is wanted (GPUs per node), such as {hint}, or auto, or null for a job without GPUs")
+
+
+def _check_region(value: str) -> str:
+    if not _REGION.fullmatch(value):
+        want("the cloud's own spelling of a region is wanted, such as us-east-1 (on local: a, b, c)")
+    return value
+
+
+Region = Annotated[str, AfterValidator(_check_region)]
+
+
+class ComputeSpec(SpecPart):
+    """Which machines the job may use."""
+
+    gpus: Annotated[str | None, BeforeValidator(_check_gpus)] = None
+    """GPUs per node: NAME:COUNT, auto (picked from the model's size), or null for none."""
+    num_nodes: PositiveWhole = 1
+    """Machines that work together."""
+    workers: PositiveWhole | None = None
+    """Training ranks per node of a job without GPUs; with GPUs it is one rank per GPU."""
+    threads_per_worker: PositiveWhole = 1
+    """CPU threads of each rank; kept fixed because sums in another order have other bits."""
+    infra: Annotated[
+        tuple[Literal["local", "aws", "gcp", "azure", "lambda", "runpod", "nebius"], ...],
+        BeforeValidator(one_or_more),
+    ] = Field(default=("local",), min_length=1)
+    """Where to look for machines: local (this machine), or clouds."""
+    regions: Annotated[tuple[Region, ...], BeforeValidator(one_or_more), Field(min_length=1)] | None = None
+    """Only these regions, in the cloud's own spelling; null means all (on local: a, b, c)."""
+    spot: Annotated[
+        Annotated[bool, Tag("as-word")] | Annotated[SpotSpec, Tag("as-keys")],
+        Discriminator(lambda value: "as-keys" if isinstance(value, dict | SpotSpec) else "as-word"),
+    ] = True
+    """true: spot machines only; false: on demand only; or {on_demand: last-resort}. Without meaning on local."""
+    recover: Literal["next-region", "cheapest"] = "next-region"
+    """Where a lost run goes: next-region never tries the lost region first; cheapest tries the lowest price first."""
+    max_wait_s: NotNegative = 21_600.0
+    """Seconds to wait for capacity anywhere before the run is given up (it can be resumed)."""
+    max_crashes: PositiveWhole = 3
+    """Crashes at the same step before the run is given up."""
+
+    @property
+    def gpu_request(self) -> GpuRequest | None:
+        """GPUs per node as name and count; None for "auto" and for a job without GPUs."""
+        match = _GPUS.fullmatch(self.gpus) if self.gpus not in (None, "auto") else None
+        return GpuRequest(match[1], int(match[2] or 1)) if match else None
+
+    @property
+    def spot_policy(self) -> SpotSpec | None:
+        """How spot machines are used; None means on demand only."""
+        if isinstance(self.spot, SpotSpec):
+            return self.spot
+        return SpotSpec() if self.spot else None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the job runs on this machine."""
+        return self.infra == ("local",)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ComputeSpec:
+        if "local" in self.infra and len(self.infra) > 1:
+            refuse("infra", f"is [{', '.join(self.infra)}], but local stands alone. Name only local, or only clouds")
+        if self.gpus is not None and self.is_local:
+            refuse(
+                "gpus",
+                f"asks for {self.gpus}, but infra is local, which hands out none, and a job that "
+                "asks for GPUs never silently runs without. Set infra: [aws, gcp], or gpus: null and workers: 2",
+            )
+        if self.gpus is not None and self.workers is not None:
+            refuse(
+                "workers",
+                f"is {self.workers}, but gpus is {self.gpus}, and a GPU job runs one rank per GPU. Remove workers",
+            )
+        if self.gpus is None and self.workers is None:
+            refuse(
+                "workers",
+                "is not set. A job without GPUs has to say how many training ranks run per node: "
+                "set workers: 2, or ask for GPUs with gpus: A100-80GB:8",
+            )
+        return self

@@ -1,0 +1,127 @@
+"""YAML -> JobSpec and back; errors name file, line and key, what was found, what is wanted, and the nearest valid key.
+
+`load_job(path)` is what users' files go through, `change_job` what command-line options do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from alpaca_jobs.errors import SpecError
+from alpaca_jobs.spec import JobSpec
+from alpaca_jobs.spec_words import problems_in_words
+from alpaca_jobs.yaml_tree import YamlTree, parse_yaml, render_yaml
+
+_MAX_BYTES = 1_000_000  # a job file is a page; a weights file named by mistake should not be parsed first
+
+
+def load_job(path: str | Path) -> JobSpec:
+    """Read a job file.
+
+    Relative paths of inputs (data.seed_tasks, data.from, and train.model starting with ./ or ../) are taken relative
+    to the file's folder, so that the job means the same from everywhere; `store` stays relative to where you stand.
+
+    Raises:
+        SpecError: the file cannot be read, or does not describe a job; `problems` lists all of them.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise SpecError(f"{path} is a folder; a job file is wanted. Write a starter with: alpaca-jobs init")
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError as exc:
+        raise SpecError(f"{path} does not exist. Write a starter job with: alpaca-jobs init") from exc
+    except OSError as exc:
+        raise SpecError(f"{path} cannot be read: {exc.strerror}. Check its permissions.") from exc
+    if len(raw) > _MAX_BYTES:
+        raise SpecError(f"{path} is {len(raw):,} bytes long; a job file is a page of YAML. Is it the right file?")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise SpecError(f"{path} is not UTF-8 text (byte {exc.start}). Save it as UTF-8.") from exc
+    return _anchored(parse_job(text, source=str(path)), path.resolve().parent)
+
+
+def parse_job(text: str, source: str = "job.yaml") -> JobSpec:
+    """Read a job from YAML (or JSON) text; `source` is what errors call it. Raises SpecError."""
+    tree = parse_yaml(text, source=source)
+    if tree.value is None:
+        raise SpecError(f"{source} is empty. Write a starter job with: alpaca-jobs init")
+    if not isinstance(tree.value, dict):
+        kind = "a list" if isinstance(tree.value, list) else f"just {tree.value!r:.60}"
+        raise SpecError(f"{source} is {kind}; a mapping is wanted that starts with name: my-job")
+    return _validated(tree, source)
+
+
+def job_from_dict(values: Mapping[str, Any], source: str = "job.json") -> JobSpec:
+    """Make a job from plain values, such as a run's stored job.json. Raises SpecError."""
+    return _validated(YamlTree(value=dict(values)), source)
+
+
+def job_to_dict(job: JobSpec) -> dict[str, Any]:
+    """All values of a job, defaults included, as plain JSON-ready values under their YAML names."""
+    return job.model_dump(mode="json", by_alias=True)
+
+
+def render_job(job: JobSpec) -> str:
+    """Write a job as YAML with every key, defaults included; `parse_job` reads the same job back."""
+    return render_yaml(job_to_dict(job))
+
+
+def change_job(job: JobSpec, changes: Mapping[str, Any], *, source: str = "command line") -> JobSpec:
+    """A changed copy of a job, checked as a whole again.
+
+    Args:
+        job: stays as it is.
+        changes: dotted key -> new value, for example {"compute.infra": ["local"], "limits.max_usd": 5}.
+        source: what errors call the changes.
+
+    Raises:
+        SpecError: an unknown key, or a job that cannot be.
+    """
+    values = job_to_dict(job)
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        part = values
+        for parent in parents:
+            below = part.setdefault(parent, {})
+            if not isinstance(below, dict):
+                raise SpecError(f"{source}: {key} cannot be set, because {parent} is {below!r} and has no keys below.")
+            part = below
+        part[last] = value
+    return job_from_dict(values, source)
+
+
+def job_schema() -> dict[str, Any]:
+    """JSON schema of a job file, for editors' completion and checks; descriptions are the keys' docstrings."""
+    schema = JobSpec.model_json_schema(by_alias=True, mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "alpaca-jobs job file"}
+
+
+def _validated(tree: YamlTree, source: str) -> JobSpec:
+    try:
+        return JobSpec.model_validate(tree.value)
+    except ValidationError as exc:
+        problems = problems_in_words(exc, tree, source)
+        raise SpecError("\n".join(problems), problems=problems) from exc
+
+
+def _anchored(job: JobSpec, folder: Path) -> JobSpec:
+    """A copy whose relative input paths are absolute."""
+    data: dict[str, Any] = {}
+    if job.data.seed_tasks != "builtin":
+        data["seed_tasks"] = _absolute(job.data.seed_tasks, folder)
+    if job.data.from_ is not None:
+        data["from_"] = _absolute(job.data.from_, folder)
+    train = {"model": _absolute(job.train.model, folder)} if job.train.model.startswith(("./", "../", "~/")) else {}
+    return job.model_copy(
+        update={"data": job.data.model_copy(update=data), "train": job.train.model_copy(update=train)}
+    )
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return path if "://" in path else str((folder / Path(path).expanduser()).resolve())

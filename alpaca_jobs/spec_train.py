@@ -1,0 +1,110 @@
+"""The training part of a job: the recipe's hyperparameters, and how often state is saved."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from alpaca_jobs.known_models import KNOWN_MODELS
+from alpaca_jobs.spec_base import Fraction, NotNegative, Positive, PositiveWhole, SpecPart, Whole, refuse, want
+
+_RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "alpaca": {},
+    # Multi-turn conversations are longer; FastChat trains on 2048 tokens with gradient checkpointing.
+    "vicuna": {"max_length": 2048, "gradient_checkpointing": True},
+}
+
+
+class TrainSpec(SpecPart):
+    """How the model is trained. Defaults are the Alpaca recipe; `recipe: vicuna` starts from 2048 tokens and gradient
+    checkpointing instead. Any key may be set."""
+
+    recipe: Literal["alpaca", "vicuna"] = "alpaca"
+    """Format of prompts and labels: alpaca (instruction, input, output) or vicuna (conversations)."""
+    model: str = Field(min_length=1)
+    """Base model: a Hugging Face name, a folder, or tiny-llama (about 1 M parameters, made from scratch)."""
+    method: Literal["full"] = "full"
+    """What is trained: full means every parameter."""
+    engine: Literal["auto", "fsdp"] = "auto"
+    """What shards the model over ranks; auto picks fsdp."""
+    exactness: Literal["rows", "bits"] = "rows"
+    """rows: the same rows in the same batches after any recovery; bits: deterministic mode, the same bits as well."""
+    global_batch_size: PositiveWhole = 128
+    """Rows per optimizer step over all ranks, on any number of machines."""
+    micro_batch_size: PositiveWhole = 4
+    """Most rows in one forward pass of one rank; changes memory and speed, never the result's rows."""
+    learning_rate: Positive = 2e-5
+    """Peak learning rate."""
+    epochs: Positive = 3.0
+    """Passes over the rows."""
+    max_steps: PositiveWhole | None = None
+    """Stop after this many optimizer steps even if epochs would go on; null means no such limit."""
+    max_length: PositiveWhole = 512
+    """Longest row in tokens; longer ones are cut."""
+    weight_decay: NotNegative = 0.0
+    """AdamW's weight decay."""
+    warmup_ratio: Fraction = 0.03
+    """Fraction of all steps over which the learning rate rises."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after warm-up."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this norm over all parameters."""
+    adam_beta1: Annotated[NotNegative, Field(lt=1)] = 0.9
+    """AdamW's decay of the mean of gradients."""
+    adam_beta2: Annotated[NotNegative, Field(lt=1)] = 0.999
+    """AdamW's decay of the mean of squared gradients."""
+    adam_eps: Positive = 1e-8
+    """AdamW's denominator guard."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the forward and backward pass; parameters and optimizer stay float32."""
+    seed: Whole = 42
+    """Seed of everything random in training."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more work."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        recipe = values.get("recipe")
+        return {**(_RECIPE_DEFAULTS.get(recipe, {}) if isinstance(recipe, str) else {}), **values}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainSpec:
+        if self.micro_batch_size > self.global_batch_size:
+            refuse(
+                "micro_batch_size",
+                f"is {self.micro_batch_size}, but global_batch_size, which it is a part of, "
+                f"is {self.global_batch_size}. Set it to {self.global_batch_size} or less",
+            )
+        known = KNOWN_MODELS.get(self.model)
+        if known and known.context_length and self.max_length > known.context_length:
+            refuse(
+                "max_length",
+                f"is {self.max_length}, but {self.model} was trained for {known.context_length} "
+                f"tokens. Set it to {known.context_length} or less, or take a model with a longer context",
+            )
+        return self
+
+
+def _check_interval(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    want("a whole number of steps, at least 1, or auto is wanted")
+
+
+class CheckpointSpec(SpecPart):
+    """How often state is saved and what is kept."""
+
+    interval_steps: Annotated[PositiveWhole | Literal["auto"], BeforeValidator(_check_interval)] = "auto"
+    """Optimizer steps between saves; auto derives it from the measured cost of a save and max_overhead."""
+    max_overhead: Annotated[Fraction, Field(gt=0)] = 0.01
+    """Largest fraction of training time that saving may cost when interval_steps is auto."""
+    keep: Annotated[PositiveWhole, Field(ge=2)] = 2
+    """Newest checkpoints that stay; at least 2, so that a damaged newest one leaves another."""
+    keep_every: PositiveWhole | None = None
+    """Also keep every checkpoint whose step is a multiple of this; null means none."""
+    after_done: Literal["keep", "delete"] = "keep"
+    """What happens to checkpoints once the model is exported."""
