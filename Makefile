@@ -1,6 +1,6 @@
 # A fresh machine needs git, make and Python 3.11: `make demo` and `make test` do the rest.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint types drill bench lock clean
+.PHONY: help venv demo test check lint types tree lock clean
 BIN := .venv/bin
 
 help: ## list the targets
@@ -24,6 +24,9 @@ lint: venv ## ruff: rules and format
 
 types: venv ## mypy --strict over the four rooms
 	$(BIN)/mypy
+
+tree: venv ## bring the tree of files in README.md up to date
+	$(BIN)/python .ci/tree.py
 
 lock: venv ## write requirements.lock from pyproject.toml (ARGS=--upgrade moves the pins)
 	bash .ci/lock.sh $(ARGS)
