@@ -1,4 +1,4 @@
-"""The papers tell the truth: links lead somewhere, commands and targets exist, shown commands run, the tree is current."""
+"""The papers tell the truth: links lead somewhere, commands exist, what is shown runs, the tree of files is current."""
 
 from __future__ import annotations
 
