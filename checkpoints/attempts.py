@@ -1,0 +1,124 @@
+"""AttemptLog: the records of attempts in the store; claim, base and end are put once, the lease is renewed.
+
+attempts/000002.claim.json   who and where, put once when the attempt starts
+attempts/000002.base.json    {"base": {stage, position, attempt} | null}, put once after that state is loaded
+attempts/000002.lease.json   {"counter": n}, rewritten while it lives
+attempts/000002.end.json     put once by itself, its successor or the launcher
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from checkpoints.errors import AlreadyExists, Damaged, ObjectMissing
+from checkpoints.keys import (
+    ATTEMPTS,
+    CommitRef,
+    Layout,
+    attempt_key,
+    base_key,
+    claim_key,
+    end_key,
+    lease_key,
+    parse_attempt_key,
+)
+from checkpoints.lineage import AttemptRecord
+from checkpoints.store import Store
+
+
+class AttemptLog:
+    """Reads and writes attempt records. What is put once is remembered once it was seen; absence never is."""
+
+    def __init__(self, store: Store, layout: Layout) -> None:
+        self._store = store
+        self._layout = layout
+        self._seen: dict[str, dict[str, Any]] = {}
+
+    def claim(self, number: int, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Take attempt `number`; returns the claim as stored.
+
+        Raises:
+            AlreadyExists: somebody else has it.
+        """
+        return self._store.put_once(claim_key(number), body)
+
+    def put_base(self, number: int, base: CommitRef | None) -> None:
+        """Record what attempt `number` starts from, once that is verified and loaded; None only if there is nothing.
+
+        Raises:
+            AlreadyExists: a base was recorded before.
+            ValueError: the base is not of an older attempt, or of an unknown stage.
+        """
+        if base is not None:
+            if base.attempt >= number:
+                raise ValueError(f"attempt {number} cannot start from {base}: that attempt is not older")
+            self._layout.stage_index(base.stage)
+        self._store.put_once(base_key(number), {"base": None if base is None else base.to_json()})
+
+    def put_end(self, number: int, body: Mapping[str, Any]) -> bool:
+        """Record the end of attempt `number`; False if an end was recorded before (that one stands)."""
+        try:
+            self._store.put_once(end_key(number), body)
+        except AlreadyExists:
+            return False
+        return True
+
+    def renew(self, number: int, counter: int) -> None:
+        """Write the lease. Only that it changes means something; it is no clock."""
+        self._store.put(lease_key(number), b'{"counter":%d}' % counter)
+
+    def read_lease(self, number: int) -> int | None:
+        """The lease's counter; None when there is none yet, or it is unreadable."""
+        try:
+            body = self._store.get_json(lease_key(number))
+        except ObjectMissing:
+            return None
+        counter = body.get("counter") if body else None
+        return counter if isinstance(counter, int) else None
+
+    def present(self) -> dict[int, frozenset[str]]:
+        """Which records exist, by one fresh listing: number -> kinds ("claim", "base", "lease", "end")."""
+        found: dict[int, set[str]] = {}
+        for key in self._store.list(ATTEMPTS):
+            parsed = parse_attempt_key(key)
+            if parsed:
+                found.setdefault(parsed[0], set()).add(parsed[1])
+        return {number: frozenset(kinds) for number, kinds in found.items()}
+
+    def newest(self) -> int:
+        """The highest claimed number, 0 when nothing was claimed."""
+        return max((number for number, kinds in self.present().items() if "claim" in kinds), default=0)
+
+    def records(self) -> list[AttemptRecord]:
+        """All attempts by number.
+
+        Raises:
+            Damaged: a record is no JSON object, or a base names no commit.
+        """
+        return [self._record(number, kinds) for number, kinds in sorted(self.present().items())]
+
+    def _record(self, number: int, kinds: frozenset[str]) -> AttemptRecord:
+        bodies = {kind: self._body(attempt_key(number, kind)) for kind in kinds if kind != "lease"}
+        base: CommitRef | None = None
+        if "base" in bodies:
+            base = self._parse_base(number, bodies["base"])
+        return AttemptRecord(number, bodies.get("claim"), "base" in bodies, base, bodies.get("end"))
+
+    def _parse_base(self, number: int, body: Mapping[str, Any]) -> CommitRef | None:
+        if "base" in body and body["base"] is None:
+            return None
+        try:
+            base = CommitRef.from_json(body.get("base"))
+            self._layout.stage_index(base.stage)
+        except (ValueError, KeyError) as exc:
+            raise Damaged(base_key(number), f"it names no commit ({exc})", self._store.uri) from exc
+        return base
+
+    def _body(self, key: str) -> dict[str, Any]:
+        if key not in self._seen:
+            body = self._store.get_json(key)
+            if body is None:
+                raise Damaged(key, "it is no JSON object", self._store.uri)
+            self._seen[key] = body
+        return self._seen[key]

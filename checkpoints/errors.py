@@ -1,0 +1,156 @@
+"""CheckpointError and its tree: everything this package raises on purpose.
+
+    CheckpointError
+    ├── StoreError                the store said something we cannot work with
+    │   ├── StoreUnreachable      it did not answer, or answered "later"; retrying can help
+    │   ├── StorePermission       it refuses these credentials
+    │   ├── StoreFull             no space or quota left
+    │   ├── ObjectMissing         the key is not there
+    │   ├── AlreadyExists         put_once came second
+    │   └── PutOnceUnsupported    the store cannot promise that only one writer wins
+    ├── NotCommitted              there is no manifest
+    ├── Damaged                   there is one, and the bytes do not match it
+    ├── NoGoodCommit              commits exist, but none could be read
+    ├── StateMismatch             the state in memory and the state in the commit do not fit each other
+    ├── SaveFailed                a rank could not save its part, so nobody commits
+    └── LineageError
+        ├── Superseded            a newer attempt owns the run, or this one was ended
+        └── LeaseLost             this attempt could not show for too long that it is alive
+
+`retryable` is read from the class, never from the message. Facts stay as attributes. All of them survive pickling,
+because a failure on one rank is carried to every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+
+class CheckpointError(Exception):
+    """Base of all errors of this package; the message says what was found, what is right and what to do."""
+
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __reduce__(self) -> tuple[Callable[..., CheckpointError], tuple[Any, ...]]:
+        # The default calls cls(*args), which breaks for classes whose __init__ takes facts instead of a message.
+        return _rebuild, (type(self), self.message, {k: v for k, v in vars(self).items() if k != "message"})
+
+
+def _rebuild(cls: type[CheckpointError], message: str, facts: dict[str, Any]) -> CheckpointError:
+    error = cls.__new__(cls)
+    CheckpointError.__init__(error, message)
+    vars(error).update(facts)
+    return error
+
+
+class StoreError(CheckpointError):
+    """The store answered with something that neither retrying nor waiting will mend."""
+
+
+class StoreUnreachable(StoreError):
+    """No answer, a broken connection, 5xx or 429, after all retries."""
+
+    retryable: ClassVar[bool] = True
+
+
+class StorePermission(StoreError):
+    """The store refuses the credentials in use (or found none)."""
+
+
+class StoreFull(StoreError):
+    """No space or quota is left where the bytes should go."""
+
+
+class ObjectMissing(StoreError):
+    """There is no object under `key`."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class AlreadyExists(StoreError):
+    """Somebody else's object is under `key`; `existing` is its body, None when that is no JSON object."""
+
+    def __init__(self, key: str, existing: Mapping[str, Any] | None, message: str | None = None) -> None:
+        super().__init__(
+            message
+            or f"{key} exists already and was put by somebody else. It is put once and never changed: take another "
+            "attempt number (or position), or find out who else is running."
+        )
+        self.key = key
+        self.existing = existing
+
+
+class PutOnceUnsupported(StoreError):
+    """The store cannot promise that of two writers of one key exactly one wins."""
+
+
+class NotCommitted(CheckpointError):
+    """There is no manifest under `prefix`, so there is no commit, whatever else lies there."""
+
+    def __init__(self, prefix: str, message: str) -> None:
+        super().__init__(message)
+        self.prefix = prefix
+
+
+class Damaged(CheckpointError):
+    """What lies under `key` is not what was committed; `problem` says how it differs."""
+
+    def __init__(self, key: str, problem: str, where: str = "") -> None:
+        place = f"{where.rstrip('/')}/{key}" if where else key
+        super().__init__(
+            f"{place} is damaged: {problem}. It cannot be trusted; "
+            "the next older commit is the one to load (readers fall back to it by themselves)."
+        )
+        self.key = key
+        self.problem = problem
+
+
+class NoGoodCommit(CheckpointError):
+    """Commits exist and none can be read; starting over silently would throw them away, so this is an error."""
+
+
+class StateMismatch(CheckpointError):
+    """A state that cannot be saved, or that does not have the shape of the committed one."""
+
+
+class SaveFailed(CheckpointError):
+    """At least one rank could not save its part; `failures` maps rank to its words. Nothing was committed."""
+
+    def __init__(self, failures: Mapping[int, str], what: str) -> None:
+        words = "; ".join(f"rank {rank}: {failures[rank]}" for rank in sorted(failures))
+        super().__init__(f"{what} was not committed. {words}. The commit before it is unharmed.")
+        self.failures = dict(failures)
+
+
+class LineageError(CheckpointError):
+    """This attempt may not write any more."""
+
+
+class Superseded(LineageError):
+    """Attempt `newest` owns the run now (or this attempt was ended); this one must write and pay for nothing more."""
+
+    def __init__(self, attempt: int, newest: int) -> None:
+        why = f"attempt {newest} was claimed" if newest > attempt else "its end was recorded by somebody else or itself"
+        super().__init__(
+            f"attempt {attempt} is over: {why}. It stops here and leaves the store as it is; nothing has to be done."
+        )
+        self.attempt = attempt
+        self.newest = newest
+
+
+class LeaseLost(LineageError):
+    """The lease could not be renewed for the lease time, so others may take this attempt for dead."""
+
+    def __init__(self, attempt: int, lease_s: float, reason: str) -> None:
+        super().__init__(
+            f"attempt {attempt} could not renew its lease for {lease_s:g} s ({reason}). Others may take over now, so "
+            "it stops. Check the way to the store, then resume the run."
+        )
+        self.attempt = attempt

@@ -1,0 +1,163 @@
+"""What is committed, and its bytes, verified block by block. A reader trusts the manifest and nothing else.
+
+newest = list_commits(store, layout, "train")[0]
+data = CommitReader.open(store, layout, newest).read("rows.jsonl")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from checkpoints.errors import Damaged, NotCommitted, ObjectMissing
+from checkpoints.keys import MANIFEST, CommitRef, Layout
+from checkpoints.manifest import DIGESTS, Block, BlockSource, Manifest, ObjectEntry
+from checkpoints.store import Store
+
+READ_THREADS = 4
+
+
+def list_commits(store: Store, layout: Layout, stage: str | None = None) -> list[CommitRef]:
+    """Every commit with a manifest, newest first, whether it counts or not; one fresh listing per stage."""
+    stages = [layout.stage(stage)] if stage is not None else list(layout.stages)
+    found = []
+    for each in stages:
+        refs = (layout.parse_manifest_key(key) for key in store.list(f"{each.folder}/"))
+        found += [ref for ref in refs if ref is not None]
+    return sorted(found, key=layout.sort_key, reverse=True)
+
+
+@dataclass(frozen=True)
+class PlacedBlock:
+    """A block of a named object: its offset there as a reader sees it, and where its bytes lie."""
+
+    name: str
+    offset: int
+    block: Block
+    source: BlockSource
+
+
+class CommitReader:
+    """Reads one commit. Safe for use from several threads; every byte it returns was checked against its digest."""
+
+    def __init__(self, store: Store, layout: Layout, manifest: Manifest) -> None:
+        self._store, self._layout = store, layout
+        self._digest = DIGESTS[manifest.digest]
+        self._prefix = layout.commit_prefix(manifest.ref)
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, store: Store, layout: Layout, ref: CommitRef) -> CommitReader:
+        """Read the manifest of `ref`.
+
+        Raises:
+            NotCommitted: there is none.
+            Damaged: it cannot be understood, or belongs to another commit.
+        """
+        key = layout.manifest_key(ref)
+        try:
+            body = store.get_json(key)
+        except ObjectMissing as exc:
+            raise _not_committed(store, layout, ref) from exc
+        if body is None:
+            raise Damaged(key, "it is no JSON object", store.uri)
+        try:
+            manifest = Manifest.from_json(body)
+        except ValueError as exc:
+            raise Damaged(key, str(exc), store.uri) from exc
+        if manifest.ref != ref:
+            raise Damaged(key, f"it is the manifest of {manifest.ref}", store.uri)
+        return cls(store, layout, manifest)
+
+    def read(self, name: str) -> bytes:
+        """The whole object `name`, verified.
+
+        Raises:
+            KeyError: the commit has no such object.
+            Damaged: the bytes are not those that were committed.
+            NotCommitted: the commit was deleted meanwhile.
+        """
+        blocks = list(self.blocks(name))
+        if len(blocks) == 1:
+            return self.read_block(blocks[0])
+        with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read") as pool:
+            return b"".join(pool.map(self.read_block, blocks))
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """`length` bytes of `name` from `start` on; reads and verifies the blocks they lie in, and only those.
+
+        Raises:
+            ValueError: the object is shorter.
+            Damaged, NotCommitted, KeyError: as for `read`.
+        """
+        size = self._entry(name).size
+        if start < 0 or length < 0 or start + length > size:
+            raise ValueError(f"{self._prefix}{name} has {size} bytes: there are no {length} from {start} on")
+        parts = []
+        for placed in self.blocks(name, start, length):
+            data = memoryview(self.read_block(placed))
+            parts.append(data[max(0, start - placed.offset) : start + length - placed.offset])
+        return b"".join(parts)
+
+    def blocks(self, name: str, start: int = 0, length: int | None = None) -> Iterator[PlacedBlock]:
+        """The blocks of `name` that hold any of the bytes from `start` on, in order."""
+        entry = self._entry(name)
+        end = entry.size if length is None else start + length
+        for offset, block, source in entry.located(self._prefix):
+            if offset < end and offset + block.size > start:
+                yield PlacedBlock(name, offset, block, source)
+
+    def read_block(self, placed: PlacedBlock) -> bytes:
+        """The bytes of one block, verified.
+
+        Raises:
+            Damaged, NotCommitted: as for `read`.
+        """
+        source, block = placed.source, placed.block
+        key = source.prefix + source.name
+        try:
+            data = self._store.get_range(key, source.offset, block.size)
+        except ObjectMissing as exc:
+            if not self._store.exists(self._layout.manifest_key(self.manifest.ref)):
+                raise _not_committed(self._store, self._layout, self.manifest.ref) from exc
+            raise Damaged(key, "the object is missing", self._store.uri) from exc
+        span = f"block of {block.size} bytes at offset {source.offset}"
+        if len(data) != block.size:
+            raise Damaged(key, f"{span}: only {len(data)} bytes are there (truncated)", self._store.uri)
+        digest = self._digest(data)
+        if digest != block.digest:
+            problem = f"{span}: its {self.manifest.digest} is {digest[:16]}…, committed was {block.digest[:16]}…"
+            raise Damaged(key, problem, self._store.uri)
+        return data
+
+    def verify(self) -> None:
+        """Read every block of every object.
+
+        Raises:
+            Damaged: names the first object that is not as committed.
+        """
+        blocks = [placed for entry in self.manifest.objects for placed in self.blocks(entry.name)]
+        with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="verify") as pool:
+            for _ in pool.map(self._check_block, blocks):
+                pass
+
+    def _check_block(self, placed: PlacedBlock) -> None:
+        self.read_block(placed)
+
+    def _entry(self, name: str) -> ObjectEntry:
+        entry = self.manifest.by_name.get(name)
+        if entry is None:
+            raise KeyError(f"{self._prefix} has no object {name!r}, only {sorted(self.manifest.by_name)}")
+        return entry
+
+
+def _not_committed(store: Store, layout: Layout, ref: CommitRef) -> NotCommitted:
+    prefix = layout.commit_prefix(ref)
+    others = [key for key in store.list(prefix) if key != prefix + MANIFEST]
+    newest = next((str(other) for other in list_commits(store, layout, ref.stage)), "none")
+    return NotCommitted(
+        prefix,
+        f"{store.uri}/{prefix.rstrip('/')} is not committed: {len(others)} objects are there, {MANIFEST} is not. "
+        f"The save was interrupted, or the commit was deleted to make room. Newest commit of this stage: {newest}.",
+    )

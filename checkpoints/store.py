@@ -1,0 +1,260 @@
+"""Store: put, put_once, get (ranges), size, list, delete on file://, memory://, s3://, gs:// and az://.
+
+    store = Store.open("s3://bucket/prefix")
+    store.put_once("attempts/000001.claim.json", {"by": "me"})
+
+Everything foreign is left behind here: libraries' errors become CheckpointErrors, transient failures are retried
+(bounded, with jitter), listings are never cached. The store*.py files are the only ones that know fsspec.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from checkpoints.errors import AlreadyExists, CheckpointError, ObjectMissing, PutOnceUnsupported, StoreError
+from checkpoints.store_driver import Driver
+from checkpoints.store_errors import redact, translate
+from checkpoints.store_open import open_driver
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_PROBE_RACERS = 8
+
+
+@dataclass(frozen=True)
+class Retries:
+    """How transient failures are retried: at most `tries` tries, waiting a random part of a doubling time between."""
+
+    tries: int = 5
+    first_wait_s: float = 0.2
+    max_wait_s: float = 5.0
+    sleep: Callable[[float], None] = time.sleep
+    uniform: Callable[[float, float], float] = random.uniform
+
+    def wait(self, failures: int) -> None:
+        """Wait after the `failures`-th failure in a row (from 1)."""
+        self.sleep(self.uniform(0.0, min(self.max_wait_s, self.first_wait_s * 2 ** (failures - 1))))
+
+
+class Store:
+    """Objects under one root. Safe for use from several threads, and in a forked child."""
+
+    def __init__(self, driver: Driver, *, prefix: str = "", retries: Retries | None = None) -> None:
+        self._driver = driver
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._retries = retries or Retries()
+        self.uri = f"{driver.uri.rstrip('/')}/{self._prefix}".rstrip("/")
+
+    @classmethod
+    def open(
+        cls, uri: str, *, storage_options: Mapping[str, Any] | None = None, retries: Retries | None = None
+    ) -> Store:
+        """The store at `uri`; nothing is read or written yet.
+
+        Args:
+            uri: file://, memory://, s3://, gs:// or az://, or a plain path.
+            storage_options: passed to s3fs, gcsfs or adlfs (endpoint_url, key, secret, ...); default: the environment.
+
+        Raises:
+            StoreError: another scheme, credentials inside the URL, or the scheme's package is not installed.
+        """
+        return cls(open_driver(uri, dict(storage_options or {})), retries=retries)
+
+    def child(self, prefix: str) -> Store:
+        """The same store, rooted at `prefix` below this one."""
+        _check_key(prefix.strip("/"))
+        return Store(self._driver, prefix=self._prefix + prefix, retries=self._retries)
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Put `data`, replacing what was there; readers see all of it or nothing of it.
+
+        Raises:
+            StoreFull, StorePermission, StoreUnreachable, StoreError
+        """
+        self._retrying("putting", key, lambda: self._driver.write(self._full(key), data))
+
+    def get(self, key: str) -> bytes:
+        """The whole object.
+
+        Raises:
+            ObjectMissing: nothing is there.
+        """
+        return self._retrying("reading", key, lambda: self._driver.read(self._full(key), 0, None))
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start` on, fewer where the object ends earlier: compare the length.
+
+        Raises:
+            ObjectMissing: nothing is there.
+        """
+        if length == 0:
+            return b""
+        return self._retrying("reading", key, lambda: self._driver.read(self._full(key), start, length))
+
+    def get_json(self, key: str) -> dict[str, Any] | None:
+        """The object as a JSON object; None when it is no such thing (torn or foreign).
+
+        Raises:
+            ObjectMissing: nothing is there.
+        """
+        return _parse_object(self.get(key))
+
+    def put_once(self, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Put the JSON `body` under `key`, unless something is there already.
+
+        A "nonce" is added, so that a refusal or a lost answer can be settled by reading back: our nonce there means we
+        won, whatever the store answered. Always one single-part request.
+
+        Returns:
+            The body as stored, with its nonce.
+
+        Raises:
+            AlreadyExists: somebody else's object is there; carries its body.
+            PutOnceUnsupported: the store has no conditional write.
+        """
+        stored = {**body, "nonce": uuid.uuid4().hex}
+        data = json.dumps(stored, separators=(",", ":")).encode()
+        for failures in range(1, self._retries.tries + 1):
+            problem: CheckpointError | None = None
+            try:
+                if self._driver.create(self._full(key), data):
+                    return stored
+            except Exception as exc:  # noqa: BLE001 - whatever it was, the put may have arrived: look, then decide
+                problem = translate(exc, uri=self.uri, key=key, doing="putting once")
+                problem.__cause__ = None if problem is exc else exc
+            existing = self._peek(key)
+            if existing == data:
+                return stored
+            if existing is not None:
+                raise AlreadyExists(key, _parse_object(existing), _already_words(self._place(key)))
+            if problem is not None and (not problem.retryable or failures == self._retries.tries):
+                raise problem
+            self._retries.wait(failures)
+        raise StoreError(
+            f"{self._place(key)}: the store refuses to create it and yet has nothing there. Something deletes objects "
+            "of this run, or the store does not show what it holds: find out which, then resume."
+        )
+
+    def size(self, key: str) -> int | None:
+        """Bytes under `key`, None when nothing is there."""
+        return self._retrying("looking at", key, lambda: self._driver.size(self._full(key)))
+
+    def exists(self, key: str) -> bool:
+        return self.size(key) is not None
+
+    def list(self, prefix: str = "") -> list[str]:
+        """All keys that start with `prefix`, sorted; as the store has them now, never from a cache."""
+        full = self._prefix + prefix
+        keys = self._retrying("listing", prefix, lambda: self._driver.list(full))
+        return sorted(key[len(self._prefix) :] for key in keys)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove the keys; those that are not there are no error. A key ending in `/` is refused: no folders."""
+        full = [self._full(key) for key in keys]
+        if full:
+            self._retrying("deleting", "", lambda: self._driver.delete(full))
+
+    def abort_unfinished(self, prefix: str) -> int:
+        """Throw away uploads below `prefix` that never finished (multipart uploads, temporary files); how many."""
+        return self._retrying("sweeping", prefix, lambda: self._driver.abort_unfinished(self._prefix + prefix))
+
+    def probe_put_once(self) -> None:
+        """Ask the store itself whether put-once holds, with a few objects that are deleted again.
+
+        Raises:
+            PutOnceUnsupported: a second put of the same key was accepted, or several racing writers won.
+        """
+        first, raced = (f"probe/{uuid.uuid4().hex}.json" for _ in range(2))
+        try:
+            self._probe(first, raced)
+        finally:
+            self.delete([first, raced])
+
+    def _probe(self, first: str, raced: str) -> None:
+        self.put_once(first, {"probe": 1})
+        accepted = True
+        try:
+            self.put_once(first, {"probe": 2})
+        except AlreadyExists:
+            accepted = False
+
+        def race(number: int) -> bool:
+            try:
+                self.put_once(raced, {"probe": number})
+            except AlreadyExists:
+                return False
+            return True
+
+        with ThreadPoolExecutor(_PROBE_RACERS) as pool:
+            winners = sum(pool.map(race, range(_PROBE_RACERS)))
+        if accepted or winners != 1:
+            found = (
+                "a second put of the same key was accepted"
+                if accepted
+                else f"{winners} of {_PROBE_RACERS} racing writers won"
+            )
+            raise PutOnceUnsupported(
+                f"{self.uri}: put-once does not hold here: {found}. Two attempts could overwrite each other's state, "
+                "so nothing is started. Use a store with conditional writes (AWS S3, Google Cloud Storage, Azure Blob, "
+                "recent MinIO or Ceph, or a local folder)."
+            )
+
+    def _peek(self, key: str) -> bytes | None:
+        try:
+            return self.get(key)
+        except ObjectMissing:
+            return None
+
+    def _retrying(self, doing: str, key: str, act: Callable[[], T]) -> T:
+        for failures in range(1, self._retries.tries + 1):
+            try:
+                return act()
+            except Exception as exc:  # noqa: BLE001 - the seam: every foreign error becomes ours here
+                problem = translate(exc, uri=self.uri, key=key, doing=doing)
+                if not problem.retryable or failures == self._retries.tries:
+                    raise problem from (None if problem is exc else exc)
+                logger.info(
+                    "%s %s failed (%s); try %d follows", doing, self._place(key), redact(str(exc)), failures + 1
+                )
+                self._retries.wait(failures)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _full(self, key: str) -> str:
+        return self._prefix + _check_key(key)
+
+    def _place(self, key: str) -> str:
+        return f"{self.uri}/{key}"
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+
+def _parse_object(data: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _already_words(place: str) -> str:
+    return (
+        f"{place} exists already and was put by somebody else. It is put once and never changed: take another attempt "
+        "number (or position), or find out who else is running."
+    )
+
+
+def _check_key(key: str) -> str:
+    parts = key.split("/")
+    if not key or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"{key!r} is no key: plain segments between single slashes, no '.', '..' or empty ones")
+    return key

@@ -1,0 +1,82 @@
+"""gs:// and az:// through gcsfs and adlfs, whose mode="create" is a true conditional write.
+
+Read in their sources: gcsfs 2026.10.1 sends ifGenerationMatch=0 with the upload, adlfs 2026.8.0 calls upload_blob with
+overwrite=False, for which the Azure SDK sends If-None-Match: *. Generic fsspec offers no such thing, so no other file
+system comes here; `Store.probe_put_once` still asks the store itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from checkpoints.store_errors import http_status, is_missing
+
+
+class ConditionalFsspecDriver:
+    """Objects below `root` ("bucket/prefix") of a file system whose `pipe_file(mode="create")` is conditional."""
+
+    def __init__(self, connect: Callable[[], Any], protocol: str, root: str) -> None:
+        self._connect = connect
+        self._root = root.strip("/")
+        self.uri = f"{protocol}://{self._root}"
+
+    def write(self, key: str, data: bytes | memoryview) -> None:
+        self._connect().pipe_file(self._path(key), bytes(data))
+
+    def create(self, key: str, data: bytes) -> bool:
+        try:
+            self._connect().pipe_file(self._path(key), data, mode="create")
+        except FileExistsError:
+            return False
+        except Exception as exc:
+            if http_status(exc) == 412:
+                return False
+            raise
+        return True
+
+    def read(self, key: str, start: int, length: int | None) -> bytes:
+        end = None if length is None else start + length
+        whole = start == 0 and end is None
+        filesystem = self._connect()
+        data: bytes = (
+            filesystem.cat_file(self._path(key))
+            if whole
+            else filesystem.cat_file(self._path(key), start=start, end=end)
+        )
+        return data
+
+    def size(self, key: str) -> int | None:
+        try:
+            info = self._connect().info(self._path(key), refresh=True)
+        except Exception as exc:
+            if is_missing(exc):
+                return None
+            raise
+        return int(info["size"]) if info["type"] == "file" else None
+
+    def list(self, prefix: str) -> list[str]:
+        filesystem = self._connect()
+        filesystem.invalidate_cache()
+        folder = prefix.rpartition("/")[0]
+        try:
+            paths = filesystem.find(self._path(folder) if folder else self._root)
+        except FileNotFoundError:
+            return []
+        keys = [path[len(self._root) + 1 :] for path in paths]
+        return [key for key in keys if key.startswith(prefix)]
+
+    def delete(self, keys: Sequence[str]) -> None:
+        filesystem = self._connect()
+        for key in keys:
+            try:
+                filesystem.rm_file(self._path(key))
+            except Exception as exc:
+                if not is_missing(exc):
+                    raise
+
+    def abort_unfinished(self, prefix: str) -> int:
+        return 0  # both services drop uploads that were never finished after a week, by themselves
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}"
