@@ -1,0 +1,173 @@
+"""A run's events folded into how it stands, and into lines of talk. Pure: the same events always read the same.
+
+The kinds of events and their fields are listed in cluster/events.py. A field that another version leaves out is a dash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from cli import words
+
+if TYPE_CHECKING:
+    from cluster.events import Event
+
+MIN_LINE_GAP_S = 5.0
+"""Between two lines about the same kind of steady progress, where nothing can be redrawn."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a run stands, as far as its events tell.
+
+    Attributes:
+        attempt, place: of the newest attempt; 0 and empty before the first.
+        phase: generation, training or export; starting before any of them.
+        rows, target_rows, accept_rate, usd: of the generation; accept_rate from 0 to 1.
+        step, total_steps, loss, tokens_per_second: of the training.
+        saved_step: step of the newest committed checkpoint; None before the first.
+        last_words: the newest decision, in words.
+        end: fields of the run's `end` event, once it is there.
+    """
+
+    attempt: int = 0
+    place: str = ""
+    phase: str = "starting"
+    rows: int | None = None
+    target_rows: int | None = None
+    accept_rate: float | None = None
+    usd: float | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    saved_step: int | None = None
+    last_words: str = ""
+    end: Mapping[str, Any] | None = None
+
+    @property
+    def lag_steps(self) -> int | None:
+        """Steps that a kill right now would cost."""
+        return None if self.step is None else self.step - (self.saved_step or 0)
+
+
+def after(progress: Progress, event: Event) -> Progress:
+    """How the run stands once this event has happened."""
+    fields = event.fields
+    match event.kind:
+        case "attempt" if "placement" in fields and event.attempt >= progress.attempt:
+            return replace(progress, attempt=event.attempt, place=_place(fields["placement"]), phase="starting")
+        case "phase":
+            return replace(progress, phase=str(fields.get("phase", progress.phase)))
+        case "generation":
+            return replace(
+                progress,
+                phase="generation",
+                rows=fields.get("rows"),
+                target_rows=fields.get("target", progress.target_rows),
+                accept_rate=fields.get("accept_rate"),
+                usd=fields.get("usd"),
+            )
+        case "step":
+            return replace(
+                progress,
+                phase="training",
+                step=fields.get("step"),
+                total_steps=fields.get("total_steps", progress.total_steps),
+                loss=fields.get("loss"),
+                tokens_per_second=fields.get("tokens_per_second"),
+            )
+        case "save" if fields.get("committed", True):
+            return replace(progress, saved_step=fields.get("position"))
+        case "decision":
+            return replace(progress, last_words=str(fields.get("words", "")))
+        case "end":
+            return replace(progress, end=fields, last_words=str(fields.get("words", "")))
+    return progress
+
+
+def panel_rows(progress: Progress) -> list[tuple[str, str]]:
+    """Name and value of everything worth watching now."""
+    rows = [("phase", f"{progress.phase}, attempt {progress.attempt or words.MISSING} in {progress.place or '...'}")]
+    if progress.rows is not None:
+        kept = words.number(progress.rows)
+        if progress.target_rows:
+            kept += f" of {words.number(progress.target_rows)}"
+        rows.append(("rows kept", f"{kept}, {words.share(progress.accept_rate)} of what the teacher wrote"))
+    if progress.usd:
+        rows.append(("teacher", words.money(progress.usd)))
+    if progress.step is not None:
+        rows.append(("step", _step_of(progress)))
+        rows.append(("loss", words.number(progress.loss, 4)))
+        rows.append(("speed", f"{words.number(progress.tokens_per_second)} tokens/s"))
+        rows.append(("unsaved", words.plural(progress.lag_steps or 0, "step")))
+    if progress.last_words:
+        rows.append(("last", progress.last_words))
+    return rows
+
+
+def line_of(event: Event) -> str | None:
+    """An event as a line of talk; None for one that is not worth a line."""
+    fields = event.fields
+    match event.kind:
+        case "attempt" if "placement" in fields:
+            return f"attempt {event.attempt} starts in {_place(fields['placement'])}"
+        case "generation":
+            target = f" of {fields['target']:,}" if fields.get("target") else ""
+            return f"{fields.get('rows', 0):,}{target} rows kept, {words.share(fields.get('accept_rate'))} accepted"
+        case "step":
+            now = after(Progress(), event)
+            speed = f"{words.number(now.tokens_per_second)} tokens/s"
+            return f"step {_step_of(now)}, loss {words.number(now.loss, 4)}, {speed}"
+        case "save" if fields.get("committed", True):
+            return f"step {fields.get('position')} saved in {words.duration(fields.get('seconds'))}"
+        case "decision" | "end":
+            return str(fields.get("words", "")) or None
+        case "log" if fields.get("level") in ("warning", "error", "critical"):
+            return f"{fields['level']}: {fields.get('message', '')}"
+    return None
+
+
+def log_line(event: Event) -> str:
+    """An event as `logs` shows it: when, which attempt, what; nothing is left out."""
+    if event.kind == "log":
+        level, text = str(event.fields.get("level", "")), str(event.fields.get("message", ""))
+    else:
+        level = event.kind
+        text = line_of(event) or " ".join(f"{name}={value}" for name, value in event.fields.items())
+    return f"{event.t} [{event.attempt}] {level:<10} {text}"
+
+
+class Thinning:
+    """Lets lines about steady progress through at most every few seconds of the run's own time; all others always."""
+
+    _STEADY = ("generation", "step")
+
+    def __init__(self, gap_s: float = MIN_LINE_GAP_S) -> None:
+        self._gap_s = gap_s
+        self._last: dict[str, float] = {}
+
+    def lets_through(self, event: Event) -> bool:
+        """Whether this event's line is shown."""
+        from cluster.events import seconds_of
+
+        if event.kind not in self._STEADY:
+            return True
+        now = seconds_of(event.t)
+        if now - self._last.get(event.kind, float("-inf")) < self._gap_s:
+            return False
+        self._last[event.kind] = now
+        return True
+
+
+def _step_of(progress: Progress) -> str:
+    total = "" if progress.total_steps is None else f" of {progress.total_steps:,}"
+    return f"{words.number(progress.step)}{total}"
+
+
+def _place(placement: Any) -> str:
+    if isinstance(placement, Mapping):
+        return "/".join(str(part) for part in (placement.get("infra"), placement.get("region")) if part)
+    return str(placement)

@@ -1,0 +1,102 @@
+"""Events fold into how a run stands, and read as lines."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+import pytest
+
+from cli.progress import Progress, Thinning, after, line_of, log_line, panel_rows
+from cluster.events import Event
+
+
+def event(kind: str, *, t: str = "2026-11-20T10:00:00.000Z", attempt: int = 1, **fields: Any) -> Event:
+    return Event(t, kind, attempt, "node", fields)
+
+
+def started(attempt: int, region: str) -> Event:
+    return event("attempt", attempt=attempt, number=attempt, placement={"infra": "local", "region": region})
+
+
+def fold(*events: Event) -> Progress:
+    return reduce(after, events, Progress())
+
+
+def test_generation_shows_rows_and_accept_rate() -> None:
+    progress = fold(started(1, "a"), event("generation", rows=120, target=160, accept_rate=0.615, usd=0.0))
+    assert progress.phase == "generation"
+    assert ("rows kept", "120 of 160, 61.5 % of what the teacher wrote") in panel_rows(progress)
+
+
+def test_training_shows_step_loss_speed_and_what_is_unsaved() -> None:
+    step = event("step", step=12, total_steps=40, loss=3.25, tokens_per_second=15200.4)
+    progress = fold(started(1, "a"), event("save", position=10, seconds=0.2, committed=True), step)
+    shown = dict(panel_rows(progress))
+    assert shown["step"] == "12 of 40"
+    assert shown["loss"] == "3.2500"
+    assert shown["speed"] == "15,200 tokens/s"
+    assert shown["unsaved"] == "2 steps"
+
+
+def test_everything_is_unsaved_before_the_first_checkpoint() -> None:
+    assert fold(event("step", step=7)).lag_steps == 7
+
+
+def test_a_save_that_was_given_up_does_not_count() -> None:
+    progress = fold(event("save", position=5, committed=True), event("save", position=10, committed=False))
+    assert progress.saved_step == 5
+
+
+def test_a_new_attempt_moves_the_run_to_its_region() -> None:
+    progress = fold(started(1, "a"), event("step", step=7), started(2, "b"))
+    assert (progress.attempt, progress.place, progress.phase) == (2, "local/b", "starting")
+
+
+def test_an_older_attempts_late_word_changes_nothing() -> None:
+    assert fold(started(2, "b"), started(1, "a")).place == "local/b"
+
+
+def test_the_end_is_kept() -> None:
+    progress = fold(event("end", exit_code=0, reason="done", words="The run is done."))
+    assert progress.end is not None
+    assert progress.end["exit_code"] == 0
+    assert progress.last_words == "The run is done."
+
+
+def test_an_unknown_kind_of_event_changes_nothing() -> None:
+    assert fold(event("weather", sky="blue")) == Progress()
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (started(2, "b"), "attempt 2 starts in local/b"),
+        (event("generation", rows=50, target=160, accept_rate=0.5), "50 of 160 rows kept, 50.0 % accepted"),
+        (
+            event("step", step=3, total_steps=40, loss=1.5, tokens_per_second=99.6),
+            "step 3 of 40, loss 1.5000, 100 tokens/s",
+        ),
+        (event("save", position=10, seconds=0.25), "step 10 saved in 0.2 s"),
+        (event("decision", action="relaunch", words="Lost; going to local/b."), "Lost; going to local/b."),
+        (event("log", level="warning", message="slow"), "warning: slow"),
+        (event("log", level="info", message="talk"), None),
+        (event("save", position=10, committed=False), None),
+    ],
+)
+def test_lines(given: Event, line: str | None) -> None:
+    assert line_of(given) == line
+
+
+def test_logs_leave_nothing_out() -> None:
+    shown = log_line(event("log", level="info", logger="cluster.node", message="Ray is up"))
+    assert shown == "2026-11-20T10:00:00.000Z [1] info       Ray is up"
+    assert "sky=blue" in log_line(event("weather", sky="blue"))
+
+
+def test_steady_lines_are_thinned_and_others_are_not() -> None:
+    thinning = Thinning(gap_s=5)
+    times = ["10:00:00.000Z", "10:00:04.000Z", "10:00:05.000Z"]
+    steps = [event("step", t=f"2026-11-20T{t}", step=n) for n, t in enumerate(times)]
+    assert [thinning.lets_through(step) for step in steps] == [True, False, True]
+    assert thinning.lets_through(event("decision", t="2026-11-20T10:00:05.001Z", words="x"))
