@@ -1,0 +1,1 @@
+"""Training: which rows a step sees, how they become tokens, the loop that resumes bit for bit, and the export."""

@@ -1,0 +1,91 @@
+"""What a training run is given and what it tells: the seam between the loop and whoever runs it on a node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from alpaca_jobs.spec import CheckpointSpec, TrainSpec
+from alpaca_jobs.training.data import TokenizedRows
+from alpaca_jobs.training.metrics import StepMetrics
+from checkpoints.keys import CommitRef
+
+if TYPE_CHECKING:
+    from checkpoints.torch_bridge import Checkpointer, SaveResult
+
+
+class TrainControl(Protocol):
+    """How the loop talks to its node. Every rank has one; `loaded`, `stepped` and `saved` are called on rank 0 alone.
+
+    No method may block for long: training stands still meanwhile.
+    """
+
+    def loaded(self, ref: CommitRef | None, fallbacks: Sequence[str]) -> None:
+        """State is verified and in memory, no step has run: the moment to record this attempt's base.
+
+        Args:
+            ref: the commit that was loaded, or None when training starts at step 0.
+            fallbacks: one text for each newer commit that could not be used.
+        """
+
+    def stepped(self, metrics: StepMetrics) -> None:
+        """An optimizer step is done."""
+
+    def saved(self, result: SaveResult) -> None:
+        """A checkpoint is committed (or, by the checkpointer's policy, was not)."""
+
+    def notice(self) -> float | None:
+        """Seconds until this machine is taken away, or None. Asked on every rank before every step ends; the shortest
+        counts.
+        """
+
+    def stop_requested(self) -> bool:
+        """Whether to save and stop, for a reason that leaves time to save. One rank saying so is enough."""
+
+
+@dataclass(frozen=True)
+class TrainContext:
+    """Everything run_training needs. The process group is initialised; all ranks hold the same rows, files and
+    candidates.
+
+    Attributes:
+        candidates: committed train steps that count, newest first; empty means: start at step 0.
+        threads: CPU threads of this rank; part of what makes bits repeatable.
+        device: "cpu" or "cuda:N".
+    """
+
+    train: TrainSpec
+    checkpoints: CheckpointSpec
+    rank: int
+    world_size: int
+    rows: TokenizedRows
+    tokenizer_files: Mapping[str, bytes]
+    checkpointer: Checkpointer
+    candidates: Sequence[CommitRef]
+    control: TrainControl
+    threads: int = 1
+    device: str = "cpu"
+
+
+StoppedBy = Literal["done", "notice", "stop"]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How training ended.
+
+    Attributes:
+        final_step: updates done.
+        num_steps: updates the whole training has.
+        saved_step: newest step this attempt committed or started from; 0 for none.
+        losses: of this attempt's steps, in order.
+        words: why it stopped and what is kept, for people.
+    """
+
+    final_step: int
+    num_steps: int
+    stopped_by: StoppedBy
+    saved_step: int
+    losses: tuple[float, ...]
+    words: str

@@ -1,0 +1,155 @@
+"""Rows to tokens: prompts and answers in the recipe's format, EOS after every answer, loss on answers alone.
+
+Shapes: tokens of all rows lie flat one after the other, (num_tokens,); row i is tokens[offsets[i] : offsets[i + 1]].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from alpaca_jobs.errors import DataError
+from alpaca_jobs.training.tokenizer import RowTokenizer
+
+_CHUNK_ROWS = 4096  # rows encoded at a time: bounds the memory of Python lists of ids
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One prompt and the answer to it; an Alpaca row is one turn, a conversation is several."""
+
+    prompt: str
+    answer: str
+
+
+Example = tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class TokenizedRows:
+    """All rows as tokens.
+
+    Attributes:
+        tokens: (num_tokens,) int32.
+        offsets: (num_rows + 1,) int64.
+        is_target: (num_tokens,) bool; True where the token carries loss. Never True for the first token of a row, which
+            nothing in its own row predicts.
+        num_truncated: rows cut at max_length.
+        num_without_target: rows whose answer was cut away whole; they stay in their batches and teach nothing.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    is_target: npt.NDArray[np.bool_]
+    num_truncated: int
+    num_without_target: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of every row, (num_rows,) int64."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def target_counts(self) -> npt.NDArray[np.int64]:
+        """Target tokens of every row, (num_rows,) int64."""
+        totals = np.concatenate([[0], np.cumsum(self.is_target, dtype=np.int64)])
+        return np.asarray(totals[self.offsets[1:]] - totals[self.offsets[:-1]], dtype=np.int64)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over tokens, row borders and targets: two runs with the same digest train on the same data."""
+        digest = hashlib.sha256()
+        for array in (self.tokens.astype("<i4"), self.offsets.astype("<i8"), self.is_target):
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+
+def tokenize_examples(examples: Iterable[Example], tokenizer: RowTokenizer, *, max_length: int) -> TokenizedRows:
+    """Encode every turn's prompt and answer as one text, end it with EOS, and mark the answer and its EOS as targets.
+
+    Prompt and answer are encoded together and the prompt's own length is masked, as the published recipe does: encoding
+    the answer apart would give it other tokens than the model meets after a prompt. EOS is added as an id, so an answer
+    that contains the text of a special token cannot end itself. A row longer than `max_length` is cut there, its EOS
+    included.
+
+    Raises:
+        DataError: there are no rows, or not one target token is left after cutting.
+    """
+    tokens: list[npt.NDArray[np.int32]] = []
+    targets: list[npt.NDArray[np.bool_]] = []
+    num_truncated = 0
+    for chunk in _chunks(examples):
+        turns = [turn for example in chunk for turn in example]
+        prompts = iter(tokenizer.encode([turn.prompt for turn in turns]))
+        texts = iter(tokenizer.encode([turn.prompt + turn.answer for turn in turns]))
+        for example in chunk:
+            ids, is_target = list(tokenizer.prefix), [False] * len(tokenizer.prefix)
+            for _ in example:
+                text, prompt_length = next(texts), len(next(prompts))
+                masked = min(prompt_length, len(text))
+                ids += [*text, tokenizer.eos_id]
+                is_target += [False] * masked + [True] * (len(text) - masked + 1)
+            is_target[:1] = [False]
+            num_truncated += len(ids) > max_length
+            tokens.append(np.asarray(ids[:max_length], dtype=np.int32))
+            targets.append(np.asarray(is_target[:max_length], dtype=np.bool_))
+    return _finish(tokens, targets, num_truncated=num_truncated, max_length=max_length)
+
+
+def _finish(
+    tokens: Sequence[npt.NDArray[np.int32]],
+    targets: Sequence[npt.NDArray[np.bool_]],
+    *,
+    num_truncated: int,
+    max_length: int,
+) -> TokenizedRows:
+    if not tokens:
+        raise DataError("There are no rows to train on. Generate some first, or set data.from to a file that has rows.")
+    num_without = sum(not mask.any() for mask in targets)
+    if num_without == len(tokens):
+        longest = max(len(row) for row in tokens)
+        raise DataError(
+            f"There is nothing to learn from: of {len(tokens)} rows none keeps a token of its answer within "
+            f"train.max_length {max_length} (longest row after cutting: {longest} tokens). Raise train.max_length; "
+            "Alpaca uses 512."
+        )
+    offsets = np.zeros(len(tokens) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in tokens], out=offsets[1:])
+    return TokenizedRows(
+        tokens=np.concatenate(tokens),
+        offsets=offsets,
+        is_target=np.concatenate(targets),
+        num_truncated=num_truncated,
+        num_without_target=num_without,
+    )
+
+
+def _chunks(examples: Iterable[Example]) -> Iterable[list[Example]]:
+    chunk: list[Example] = []
+    for example in examples:
+        chunk.append(example)
+        if len(chunk) == _CHUNK_ROWS:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def unigram_entropy(rows: TokenizedRows) -> float:
+    """Entropy in nats of the target tokens' own frequencies.
+
+    It is the best mean loss a model can reach that knows how often each token occurs and nothing of the text before it;
+    a trained model has to be well below.
+    """
+    counts = np.bincount(rows.tokens[rows.is_target])
+    shares = counts[counts > 0] / counts.sum()
+    return float(-math.fsum(shares * np.log(shares)))

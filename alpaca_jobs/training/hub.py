@@ -1,0 +1,103 @@
+"""Base models by name: what is here, what is on the Hugging Face hub, and errors in words when it is neither."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alpaca_jobs.errors import ModelError
+from alpaca_jobs.known_models import KNOWN_MODELS
+
+TINY_LLAMA = "tiny-llama"
+"""The preset that needs no download: about 1 M parameters, tokenizer trained on the run's own rows."""
+
+_HUB_TIMEOUT_S = 10.0
+
+
+def resolve_model(model: str) -> str:
+    """What from_pretrained should be given for a base model: a folder that exists, or a hub name that answers.
+
+    One small file (config.json) is asked for first: the library itself retries every file for a long time when the
+    network is closed, and then names a file the user never heard of.
+
+    Raises:
+        ModelError: no such folder and no such model, or the hub cannot be reached and the model is not cached.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"train.model is the folder {path}, but it holds no config.json, so it is not a model that "
+                "from_pretrained can load. Name the folder that holds config.json and the weights."
+            )
+        return str(path)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ModelError(
+            f"train.model is {model}, but there is no such folder here. Give a folder with config.json in it, a name "
+            f"on the Hugging Face hub (owner/name), or {TINY_LLAMA}."
+        )
+    _ask_hub(model)
+    return model
+
+
+def _ask_hub(model: str) -> None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        hf_hub_download(model, "config.json", local_files_only=True)
+        return
+    except (LocalEntryNotFoundError, HFValidationError):
+        pass  # not in the cache: ask the hub, which has the better words for a name that cannot be
+    try:
+        hf_hub_download(model, "config.json", etag_timeout=_HUB_TIMEOUT_S)
+    except GatedRepoError as exc:
+        raise ModelError(
+            f"train.model is {model}, and its owners ask for consent first. Accept the licence on the model's page "
+            "and list HF_TOKEN under secrets."
+        ) from exc
+    except (LocalEntryNotFoundError, ConnectionError, TimeoutError) as exc:  # the first derives from EntryNotFoundError
+        raise ModelError(
+            f"train.model is {model}; it is neither a folder here nor in this machine's Hugging Face cache, and the "
+            f"hub cannot be reached{_nearest(model)}. Check the name and the network, or give a folder. "
+            f"({_first_line(exc)})"
+        ) from exc
+    except (RepositoryNotFoundError, HFValidationError, EntryNotFoundError) as exc:
+        raise ModelError(
+            f"train.model is {model}, but there is no such folder here and no such model on the Hugging Face hub"
+            f"{_nearest(model)}. A private model needs HF_TOKEN under secrets."
+        ) from exc
+    except (OSError, ValueError) as exc:
+        raise ModelError(
+            f"train.model is {model}, and the Hugging Face hub answered with an error: {_first_line(exc)}. Try again "
+            "later, or give a folder."
+        ) from exc
+
+
+def _nearest(model: str) -> str:
+    close = difflib.get_close_matches(model, KNOWN_MODELS, n=1)
+    return f" (did you mean {close[0]}?)" if close and close[0] != model else ""
+
+
+def _first_line(exc: BaseException) -> str:
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0].rstrip(".")
+
+
+@contextmanager
+def foreign_model_errors(model: str, part: str) -> Iterator[None]:
+    """Turn what transformers raises while it loads the `part` of a model into a ModelError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as exc:
+        raise ModelError(
+            f"The {part} of {model} cannot be loaded: {_first_line(exc)}. Check that it is a decoder-only language "
+            "model with weights in safetensors and that this version of transformers knows its architecture."
+        ) from exc

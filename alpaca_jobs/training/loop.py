@@ -1,0 +1,255 @@
+"""The training loop: one process per rank, the same steps on any number of them, resumed bit for bit.
+
+A step is: plan the rows, run this rank's micro batches, reduce gradients, agree in one small all-reduce, update, maybe
+save. Nothing else is state: data order, learning rate and randomness are functions of (seed, step).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from alpaca_jobs.errors import TrainingError
+from alpaca_jobs.training.agreement import Told, agree, is_finite
+from alpaca_jobs.training.batching import StepPlan, plan_step
+from alpaca_jobs.training.collate import collate, target_loss
+from alpaca_jobs.training.control import StoppedBy, TrainContext, TrainResult
+from alpaca_jobs.training.exact import exact_mode, seed_forward
+from alpaca_jobs.training.flops import mfu, model_flops, peak_bf16_flops
+from alpaca_jobs.training.metrics import StepMetrics
+from alpaca_jobs.training.optimizer import clip_scale
+from alpaca_jobs.training.saving import SaveSchedule, fits_notice, is_due
+from alpaca_jobs.training.schedule import learning_rate_at
+from alpaca_jobs.training.state import TrainState, build_state, restore
+
+if TYPE_CHECKING:
+    from checkpoints.torch_bridge import SaveResult
+
+logger = logging.getLogger(__name__)
+
+
+def run_training(ctx: TrainContext) -> TrainResult:
+    """Train to the end, or until a notice or a stop; every rank calls it.
+
+    Raises:
+        ModelError: the base model does not exist or does not fit.
+        NoGoodCommit: every candidate is damaged.
+        TrainingError: a loss or gradient that is not finite, or a checkpoint of another training.
+        CheckpointError: what a save ran into.
+    """
+    with exact_mode(bits=ctx.train.exactness == "bits", threads=ctx.threads):
+        state = build_state(ctx)
+        base, fallbacks = restore(state, ctx)
+        for text in fallbacks:
+            logger.warning("%s", text)
+        if ctx.rank == 0:
+            ctx.control.loaded(base, fallbacks)
+        return _Loop(ctx, state).run()
+
+
+class _Loop:
+    """One attempt at the steps that are left."""
+
+    def __init__(self, ctx: TrainContext, state: TrainState) -> None:
+        self._ctx, self._state = ctx, state
+        self._device = torch.device(ctx.device)
+        self._schedule = SaveSchedule(ctx.checkpoints.interval_steps, max_overhead=ctx.checkpoints.max_overhead)
+        self._is_fixed = ctx.checkpoints.interval_steps != "auto"
+        self._requested = self._committed = state.step  # newest step a save was begun for, and one was committed for
+        self._losses: list[float] = []
+        self._peak_flops = peak_bf16_flops(torch.cuda.get_device_name(self._device)) if self._on_gpu else None
+        self._num_parameters = sum(param.numel() for param in state.model.parameters())
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._device.type == "cuda"
+
+    def run(self) -> TrainResult:
+        state = self._state
+        while state.step < state.num_steps:
+            agreed = self._one_step()
+            self._take(self._ctx.checkpointer.poll())
+            stopped = self._react(agreed)
+            if stopped is not None:
+                return stopped
+        if self._requested < state.step or not state.step:
+            self._save()
+        self._take(self._ctx.checkpointer.wait())
+        if self._committed < state.step:  # the checkpointer passed over the last save because one was in flight
+            self._save()
+            self._take(self._ctx.checkpointer.wait())
+        return self._result("done", f"All {state.num_steps} steps are done and committed.")
+
+    def _one_step(self) -> Told:
+        ctx, state, train = self._ctx, self._state, self._ctx.train
+        begin = time.perf_counter()
+        step = state.step + 1
+        plan = plan_step(
+            step,
+            seed=train.seed,
+            lengths=ctx.rows.lengths,
+            global_batch_size=train.global_batch_size,
+            micro_batch_size=train.micro_batch_size,
+            world_size=ctx.world_size,
+        )
+        rows = list(plan.rows)
+        num_targets = int(ctx.rows.target_counts[rows].sum())
+        loss_sum = self._forward_backward(plan, num_targets=num_targets)
+        agreed = agree(
+            Told(
+                loss_sum=loss_sum,
+                squared_norm=state.optimizer.take_gradients(),
+                stop=ctx.control.stop_requested(),
+                notice_s=ctx.control.notice(),
+                interval=self._schedule.interval,
+                estimate_s=self._schedule.estimate_s,
+                in_flight=ctx.checkpointer.in_flight is not None,
+            ),
+            rank=ctx.rank,
+            world_size=ctx.world_size,
+            device=self._device,
+        )
+        loss = agreed.loss_sum / max(1, num_targets)
+        self._refuse_not_finite(agreed, step=step, loss=loss)
+        learning_rate = self._learning_rate(step)
+        state.optimizer.step(
+            learning_rate=learning_rate, scale=clip_scale(agreed.squared_norm, train.max_grad_norm)
+        )  # fmt: skip
+        state.step = step
+        state.tokens_seen += int(ctx.rows.lengths[rows].sum())
+        state.losses.append(loss)
+        self._losses.append(loss)
+        self._tell(plan, agreed, loss=loss, learning_rate=learning_rate, num_targets=num_targets, begin=begin)
+        return agreed
+
+    def _forward_backward(self, plan: StepPlan, *, num_targets: int) -> float:
+        """Gradients of the global batch's mean loss into the model; returns this rank's sum of cross entropies."""
+        ctx, state = self._ctx, self._state
+        # FSDP averages gradients over ranks; the loss is a mean over the targets of all of them.
+        weight = ctx.world_size / max(1, num_targets)
+        sums: list[torch.Tensor] = []
+        for micro in plan.ranks[ctx.rank]:
+            seed_forward(ctx.train.seed, plan.step, micro[0] if micro else -1)
+            batch = collate(ctx.rows, micro)
+            loss = target_loss(state.model, batch, layout=state.layout, pad_id=state.pad_id, device=self._device)
+            (loss * weight).backward()  # type: ignore[no-untyped-call]
+            sums.append(loss.detach())
+        return float(torch.stack(sums).double().sum())
+
+    def _learning_rate(self, step: int) -> float:
+        train = self._ctx.train
+        return learning_rate_at(
+            step,
+            peak=train.learning_rate,
+            num_steps=self._state.num_steps,
+            warmup_ratio=train.warmup_ratio,
+            schedule=train.lr_schedule,
+        )
+
+    def _refuse_not_finite(self, agreed: Told, *, step: int, loss: float) -> None:
+        if not is_finite(agreed):
+            raise TrainingError(
+                f"Step {step}: the loss is {loss} and the squared gradient norm {agreed.squared_norm}; training "
+                f"cannot go on from there. The last good state is step {self._committed}. Lower train.learning_rate "
+                f"({self._ctx.train.learning_rate:g}), or look at the rows of this step."
+            )
+
+    def _react(self, agreed: Told) -> TrainResult | None:
+        """Save or stop, from numbers that are the same on every rank."""
+        state = self._state
+        is_last = state.step == state.num_steps
+        if agreed.notice_s is not None and not is_last:
+            return self._leave_for_notice(agreed, seconds_left=agreed.notice_s)
+        if agreed.stop and not is_last:
+            self._save_and_wait()
+            return self._result("stop", f"Asked to stop: step {self._committed} is committed.")
+        if is_last or is_due(
+            state.step, last_saved=self._requested, interval=agreed.interval, is_fixed=self._is_fixed
+        ):  # fmt: skip
+            self._save()
+        return None
+
+    def _leave_for_notice(self, agreed: Told, *, seconds_left: float) -> TrainResult:
+        known = f"a save takes {agreed.estimate_s:.1f} s here" if agreed.estimate_s else "no save was measured yet"
+        if fits_notice(seconds_left, estimate_s=agreed.estimate_s, in_flight=agreed.in_flight):
+            self._save_and_wait()
+            words = f"Notice with {seconds_left:.1f} s left ({known}): step {self._committed} was saved."
+        else:
+            self._take(self._ctx.checkpointer.wait())
+            words = (
+                f"Notice with {seconds_left:.1f} s left, but {known}, so none was begun: step {self._committed} is "
+                f"the newest committed, {self._state.step - self._committed} steps will be repeated."
+            )
+        logger.warning("%s", words)
+        return self._result("notice", words)
+
+    def _save_and_wait(self) -> None:
+        if self._requested < self._state.step:
+            self._save()
+        self._take(self._ctx.checkpointer.wait())
+
+    def _save(self) -> None:
+        state, train = self._state, self._ctx.train
+        meta = state.meta(
+            learning_rate=self._learning_rate(max(1, state.step)),
+            num_rows=len(self._ctx.rows),
+            global_batch_size=train.global_batch_size,
+        )
+        self._requested = state.step
+        self._ctx.checkpointer.save(state.step, state.tensors(), meta=meta, fingerprint=state.fingerprint)
+
+    def _take(self, results: list[SaveResult]) -> None:
+        for result in results:
+            if result.committed:
+                self._committed = max(self._committed, result.position)
+                self._state.note_committed(result.position)
+            self._schedule.observe_save(stall_s=result.stall_s, seconds=result.seconds)
+            if self._ctx.rank == 0:
+                self._ctx.control.saved(result)
+
+    def _tell(
+        self, plan: StepPlan, agreed: Told, *, loss: float, learning_rate: float, num_targets: int, begin: float
+    ) -> None:
+        """Rank 0 reports the step."""
+        seconds = time.perf_counter() - begin
+        self._schedule.observe_step(seconds)
+        if self._ctx.rank:
+            return
+        lengths = self._ctx.rows.lengths[list(plan.rows)]
+        tokens, world_size = int(lengths.sum()), self._ctx.world_size
+        config = self._state.model.config
+        flops = model_flops(
+            num_parameters=self._num_parameters,
+            num_layers=int(getattr(config, "num_hidden_layers", 0)),
+            hidden_size=int(getattr(config, "hidden_size", 0)),
+            tokens=tokens,
+            sum_of_squared_lengths=int((lengths**2).sum()),
+        )
+        self._ctx.control.stepped(
+            StepMetrics(
+                step=plan.step,
+                epoch=plan.epoch,
+                loss=loss,
+                learning_rate=learning_rate,
+                grad_norm=agreed.squared_norm**0.5,
+                tokens=tokens,
+                target_tokens=num_targets,
+                seconds=seconds,
+                tokens_per_second=tokens / seconds,
+                tokens_per_second_per_gpu=tokens / seconds / world_size,
+                mfu=mfu(flops, seconds=seconds, peak_flops=self._peak_flops, num_devices=world_size),
+            )
+        )
+
+    def _result(self, stopped_by: StoppedBy, words: str) -> TrainResult:
+        return TrainResult(
+            final_step=self._state.step,
+            num_steps=self._state.num_steps,
+            stopped_by=stopped_by,
+            saved_step=self._committed,
+            losses=tuple(self._losses),
+            words=words,
+        )

@@ -1,0 +1,154 @@
+"""TrainState: model, optimizer and counters of one rank; what of it goes into a checkpoint, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from alpaca_jobs.errors import TrainingError
+from alpaca_jobs.training.batching import rows_seen, total_steps
+from alpaca_jobs.training.collate import Layout, choose_layout
+from alpaca_jobs.training.control import TrainContext
+from alpaca_jobs.training.fingerprint import train_fingerprint
+from alpaca_jobs.training.model import build_model, shard_model
+from alpaca_jobs.training.optimizer import ShardedAdamW
+from alpaca_jobs.training.tokenizer import load_tokenizer
+from checkpoints.errors import Damaged, NoGoodCommit
+from checkpoints.keys import CommitRef
+
+if TYPE_CHECKING:
+    from checkpoints.manifest import Manifest
+
+
+@dataclass
+class TrainState:
+    """What changes while training, and what follows from the job once and for all (num_steps, layout, fingerprint)."""
+
+    model: nn.Module
+    optimizer: ShardedAdamW
+    layout: Layout
+    pad_id: int
+    num_steps: int
+    fingerprint: str
+    step: int = 0
+    tokens_seen: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Of the steps after `losses_from`, not yet known to be in a commit."""
+    losses_from: int = 0
+
+    def tensors(self) -> dict[str, Any]:
+        """Everything a checkpoint holds as tensors, nested by name; loading writes into these very tensors."""
+        return {
+            "model": model_tensors(self.model),
+            "optimizer": {
+                "exp_avg": self.optimizer.exp_avg,
+                "exp_avg_sq": self.optimizer.exp_avg_sq,
+                "steps": self.optimizer.steps,
+            },
+        }
+
+    def meta(self, *, learning_rate: float, num_rows: int, global_batch_size: int) -> dict[str, Any]:
+        """What a checkpoint says without tensors. Losses are written in hex: every bit, on any machine."""
+        return {
+            "step": self.step,
+            "num_steps": self.num_steps,
+            "rows_seen": rows_seen(self.step, num_rows, global_batch_size),
+            "tokens_seen": self.tokens_seen,
+            "lr": learning_rate,
+            "losses": {"first_step": self.losses_from + 1, "hex": [loss.hex() for loss in self.losses]},
+        }
+
+    def note_committed(self, position: int) -> None:
+        """Losses up to `position` are in a commit now; the next one need not repeat them."""
+        del self.losses[: max(0, position - self.losses_from)]
+        self.losses_from = max(self.losses_from, position)
+
+
+def build_state(ctx: TrainContext) -> TrainState:
+    """Model, optimizer and counters at step 0, sharded over the ranks. Raises: ModelError."""
+    tokenizer = load_tokenizer(ctx.tokenizer_files)
+    device = torch.device(ctx.device)
+    model = build_model(ctx.train, tokenizer, device=device)
+    layout = choose_layout(model, pad_id=tokenizer.pad_id, device=device)
+    shard_model(model, ctx.train, device=device)
+    return TrainState(
+        model=model,
+        optimizer=ShardedAdamW(model, ctx.train),
+        layout=layout,
+        pad_id=tokenizer.pad_id,
+        num_steps=num_steps(len(ctx.rows), ctx),
+        fingerprint=train_fingerprint(ctx.train, data_digest=ctx.rows.digest, tokenizer_files=ctx.tokenizer_files),
+    )
+
+
+def num_steps(num_rows: int, ctx: TrainContext) -> int:
+    """Updates of the whole training."""
+    train = ctx.train
+    return total_steps(
+        num_rows, global_batch_size=train.global_batch_size, epochs=train.epochs, max_steps=train.max_steps
+    )  # fmt: skip
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and the buffers that count as state, by name; a tied parameter once."""
+    persistent = set(model.state_dict())
+    tensors: dict[str, Tensor] = {name: param.detach() for name, param in model.named_parameters()}
+    tensors.update({name: buffer for name, buffer in model.named_buffers() if name in persistent})
+    return tensors
+
+
+def restore(state: TrainState, ctx: TrainContext) -> tuple[CommitRef | None, list[str]]:
+    """Load the newest candidate that is whole; all ranks together.
+
+    Returns:
+        The commit that was loaded (None without candidates: step 0), and one text for each newer one that is damaged.
+
+    Raises:
+        NoGoodCommit: there are candidates, and all are damaged.
+        TrainingError: the newest whole one belongs to another training.
+    """
+    fallbacks: list[str] = []
+    tensors = state.tensors()
+    for ref in ctx.candidates:
+        try:
+            manifest = ctx.checkpointer.load(ref, tensors)
+        except Damaged as exc:
+            fallbacks.append(str(exc))
+            continue
+        _continue_from(state, ref, manifest)
+        return ref, fallbacks
+    if fallbacks:
+        raise NoGoodCommit(
+            f"All {len(fallbacks)} checkpoints of this run are damaged, and starting over silently would hide it: "
+            f"{' '.join(fallbacks)} Look at them with: alpaca-jobs checkpoints verify RUN. To start over on purpose, "
+            "launch the job anew."
+        )
+    return None, fallbacks
+
+
+def _continue_from(state: TrainState, ref: CommitRef, manifest: Manifest) -> None:
+    meta: Mapping[str, Any] = manifest.meta
+    if manifest.fingerprint != state.fingerprint:
+        raise TrainingError(
+            f"The checkpoint of {ref} belongs to another training: its fingerprint is "
+            f"{manifest.fingerprint[:12] or 'empty'}, this job's is {state.fingerprint[:12]}. Something that changes "
+            "the result differs: train settings, rows or tokenizer. Undo the change to resume, or launch it as a new "
+            "run."
+        )
+    state.step = state.losses_from = int(meta["step"])
+    state.tokens_seen = int(meta["tokens_seen"])
+    state.losses.clear()
+
+
+def recorded_losses(metas: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Losses by step out of the metas of a run's commits, oldest first; a later commit's word counts."""
+    losses: dict[int, float] = {}
+    for meta in metas:
+        record = meta["losses"]
+        for place, text in enumerate(record["hex"]):
+            losses[int(record["first_step"]) + place] = float.fromhex(text)
+    return losses
