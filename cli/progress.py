@@ -57,8 +57,9 @@ def after(progress: Progress, event: Event) -> Progress:
     """How the run stands once this event has happened."""
     fields = event.fields
     match event.kind:
-        case "attempt" if "placement" in fields and event.attempt >= progress.attempt:
-            return replace(progress, attempt=event.attempt, place=_place(fields["placement"]), phase="starting")
+        case "attempt" if "placement" in fields and (number := fields.get("number", event.attempt)) >= progress.attempt:
+            phase = progress.phase if number == progress.attempt else "starting"
+            return replace(progress, attempt=number, place=_place(fields["placement"]), phase=phase, end=None)
         case "phase":
             return replace(progress, phase=str(fields.get("phase", progress.phase)))
         case "generation":
@@ -112,8 +113,8 @@ def line_of(event: Event) -> str | None:
     """An event as a line of talk; None for one that is not worth a line."""
     fields = event.fields
     match event.kind:
-        case "attempt" if "placement" in fields:
-            return f"attempt {event.attempt} starts in {_place(fields['placement'])}"
+        case "attempt" if fields.get("state") == "adopted":
+            return f"attempt {fields.get('number')} still runs in {fields.get('place')}"
         case "generation":
             target = f" of {fields['target']:,}" if fields.get("target") else ""
             return f"{fields.get('rows', 0):,}{target} rows kept, {words.share(fields.get('accept_rate'))} accepted"
@@ -123,6 +124,8 @@ def line_of(event: Event) -> str | None:
             return f"step {_step_of(now)}, loss {words.number(now.loss, 4)}, {speed}"
         case "save" if fields.get("committed", True):
             return f"step {fields.get('position')} saved in {words.duration(fields.get('seconds'))}"
+        case "decision" if fields.get("action") in ("finish", "give_up"):
+            return None  # the end says it again
         case "decision" | "end":
             return str(fields.get("words", "")) or None
         case "log" if fields.get("level") in ("warning", "error", "critical"):

@@ -71,7 +71,10 @@ def test_an_unknown_kind_of_event_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        (started(2, "b"), "attempt 2 starts in local/b"),
+        (started(2, "b"), None),
+        (event("attempt", state="adopted", number=2, place="local/b"), "attempt 2 still runs in local/b"),
+        (event("decision", action="finish", words="The run is done."), None),
+        (event("end", exit_code=0, words="The run is done."), "The run is done."),
         (event("generation", rows=50, target=160, accept_rate=0.5), "50 of 160 rows kept, 50.0 % accepted"),
         (
             event("step", step=3, total_steps=40, loss=1.5, tokens_per_second=99.6),
