@@ -1,6 +1,6 @@
 # A fresh machine needs git, make and Python 3.11: `make demo` and `make test` do the rest.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint types tree lock clean
+.PHONY: help venv demo test check lint types drill bench tree lock clean
 BIN := .venv/bin
 
 help: ## list the targets
@@ -24,6 +24,12 @@ lint: venv ## ruff: rules and format
 
 types: venv ## mypy --strict over the four rooms
 	$(BIN)/mypy
+
+drill: venv ## the long drill: 20 kills over 4 seeds, each result compared bit for bit (about half an hour)
+	$(BIN)/python .ci/drill.py $(ARGS)
+
+bench: venv ## the programs behind docs/BENCHMARKS.md, one after the other
+	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program $(ARGS) || exit 1; done
 
 tree: venv ## bring the tree of files in README.md up to date
 	$(BIN)/python .ci/tree.py
