@@ -32,6 +32,7 @@ class Placement:
         price_per_hour_usd: for one node; 0.0 on local, None when nobody says.
         num_nodes: machines that work together.
         gpus: GPUs of one node as NAME:COUNT, or None.
+        workers: training ranks of one node where that is not what the job says (a drill over world sizes), or None.
     """
 
     infra: str
@@ -42,6 +43,7 @@ class Placement:
     price_per_hour_usd: float | None
     num_nodes: int
     gpus: str | None = None
+    workers: int | None = None
 
     @property
     def name(self) -> str:
