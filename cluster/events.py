@@ -235,7 +235,7 @@ class EventReader:
 
 
 def read_events(store: Store, *, newest_batches: int | None = None) -> list[Event]:
-    """Read a run's events, oldest first; with `newest_batches`, only that many batches of each writer's last attempt."""
+    """Read a run's events, oldest first; with `newest_batches` only so many batches of each writer's last attempt."""
     events: list[Event] = []
     last = _last_numbers(store)
     for (attempt, writer), count in sorted(last.items()):

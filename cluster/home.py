@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -27,9 +26,9 @@ import psutil
 
 from cluster.errors import RunActive, WrongInput
 from cluster.process_tree import MarkedNode, find_nodes, is_alive
+from cluster.run_ids import check_run_id
 
 HOME_VARIABLE: Final = "ALPACA_JOBS_HOME"
-_RUN_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,7 @@ class Home:
         Raises:
             WrongInput: no run can be called that.
         """
-        if not _RUN_ID.fullmatch(run_id):
-            raise WrongInput(f"{run_id!r} is no run id: small letters, digits and dashes are. See: alpaca-jobs runs")
-        return RunFolder(self.root / "runs" / run_id)
+        return RunFolder(self.root / "runs" / check_run_id(run_id))
 
     def runs(self) -> list[RunFolder]:
         """The runs that were started or resumed from here, the newest start first."""
@@ -111,6 +108,11 @@ class RunFolder:
         """What the supervisor says."""
         return self.path / "supervisor.log"
 
+    @property
+    def supervisor_pid_file(self) -> Path:
+        """Who the last supervisor was: pid and start time."""
+        return self.path / "supervisor.pid"
+
     def node_log(self, attempt: int) -> Path:
         """What the attempt's node says."""
         return self.path / f"node-{attempt:06d}.log"
@@ -138,10 +140,15 @@ class RunFolder:
 
     def supervisor_pid(self) -> int | None:
         """Pid of the supervisor that watches this run from this machine, None if there is none."""
-        body = read_json(self.path / "supervisor.pid")
+        body = read_json(self.supervisor_pid_file)
         if body and is_alive(body["pid"], body["created_at_s"]):
             return int(body["pid"])
         return None
+
+    def last_supervisor(self) -> int | None:
+        """Pid of the supervisor that took the run last, alive or not; None if there never was one."""
+        body = read_json(self.supervisor_pid_file)
+        return int(body["pid"]) if body else None
 
     def lock(self, *, timeout_s: float = 2.0) -> SupervisorLock:
         """Become the one supervisor of this run on this machine.
@@ -157,7 +164,6 @@ class SupervisorLock:
 
     def __init__(self, folder: RunFolder, timeout_s: float) -> None:
         folder.make()
-        self._pid_file = folder.path / "supervisor.pid"
         # Python opens files non-inheritable, so the nodes do not hold the lock after their supervisor is gone.
         self._file = (folder.path / "supervisor.lock").open("a")
         give_up_at = time.monotonic() + timeout_s
@@ -175,7 +181,7 @@ class SupervisorLock:
                     ) from None
                 time.sleep(0.05)
         me = psutil.Process()
-        write_json(self._pid_file, {"pid": me.pid, "created_at_s": me.create_time()})
+        write_json(folder.supervisor_pid_file, {"pid": me.pid, "created_at_s": me.create_time()})
 
     def __enter__(self) -> Self:
         return self
@@ -183,8 +189,7 @@ class SupervisorLock:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pid_file.unlink(missing_ok=True)
-        self._file.close()
+        self._file.close()  # the pid file stays: it says that a supervisor was here, and is_alive that it is not now
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

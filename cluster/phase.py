@@ -6,9 +6,12 @@ information about one machine, never state: everything that is state is a commit
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 
 class Phase(StrEnum):
@@ -28,13 +31,26 @@ class Marks:
     saving: int | None
     reached: tuple[str, int] | None
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"phase": self.phase.value, "saving": self.saving, "reached": self.reached}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Marks:
+        """Read what `to_json` wrote."""
+        reached = body["reached"]
+        return cls(Phase(body["phase"]), body["saving"], (reached[0], reached[1]) if reached else None)
+
 
 class PhaseMarker:
     """Writes the markers; every write replaces a whole small file, so a reader never sees half of one."""
 
     def __init__(self, scratch: Path) -> None:
-        """Take the node's scratch folder (it must exist) and mark the start."""
+        """Take the node's scratch folder (it must exist); other processes of the node may write markers too."""
         self._scratch = scratch
+
+    def start(self) -> None:
+        """Mark the start of the node."""
         self.saving(None)
         self.enter(Phase.STARTING)
 
@@ -54,7 +70,7 @@ class PhaseMarker:
         self._write("reached", f"{stage} {position}")
 
     def _write(self, name: str, text: str) -> None:
-        temporary = self._scratch / f".{name}.tmp"
+        temporary = self._scratch / f".{name}.{os.getpid()}.tmp"  # the node and its rank 0 both mark
         temporary.write_text(text)
         temporary.replace(self._scratch / name)
 

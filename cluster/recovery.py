@@ -220,7 +220,7 @@ def placement_order(
         elsewhere = TABLE[after.reason].region == "elsewhere"
         order.sort(key=lambda one: _same_region(one, after.placement) == elsewhere)
     if policy.recover == "cheapest":
-        order.sort(key=lambda one: math.inf if one.price_per_hour_usd is None else _hourly_usd(one))
+        order.sort(key=lambda one: math.inf if one.job_price_per_hour_usd is None else one.job_price_per_hour_usd)
     return tuple(order)
 
 
@@ -237,13 +237,13 @@ def _after_refusal(
     before = history[-len(refusals) - 1] if len(refusals) < len(history) else None
     payable = [place for place in candidates if _is_payable(place, policy, spent_usd)]
     if not payable:
-        return _launch_or_refuse(f"{name_of(last.placement)} has no capacity", candidates, policy, now, spent_usd)
+        return _launch_or_refuse(f"{last.placement.name} has no capacity", candidates, policy, now, spent_usd)
     order = placement_order(payable, policy, after=before)
     counts = [sum(one.placement == place for one in refusals) for place in order]
     rounds = min(counts)
     untried = tuple(place for place, count in zip(order, counts, strict=True) if count == rounds)
     if len(untried) < len(order):
-        return _launch_or_refuse(f"{name_of(last.placement)} has no capacity", untried, policy, now, spent_usd)
+        return _launch_or_refuse(f"{last.placement.name} has no capacity", untried, policy, now, spent_usd)
     waited_s = now - first.at_s
     if waited_s >= policy.max_wait_s:
         words = (
@@ -274,15 +274,15 @@ def _launch_or_refuse(
             f"{why}: {spent_usd:.2f} of {policy.max_usd:.2f} USD are spent, and the rest does not pay another attempt."
         )
         return Decision(Action.GIVE_UP, words, exit_code=4, reason=StopReason.BUDGET)
-    return Decision(Action.RELAUNCH, f"{why}; going to {name_of(payable[0])}.", placements=payable)
+    return Decision(Action.RELAUNCH, f"{why}; going to {payable[0].name}.", placements=payable)
 
 
 def _is_payable(place: Placement, policy: RecoveryPolicy, spent_usd: float) -> bool:
     if policy.max_usd is None:
         return True
-    if place.price_per_hour_usd is None:  # an unknown price keeps no budget
+    if place.job_price_per_hour_usd is None:  # an unknown price keeps no budget
         return False
-    needed_usd = _hourly_usd(place) * policy.restart_s / 3600
+    needed_usd = place.job_price_per_hour_usd * policy.restart_s / 3600
     # A free place stays payable on the last cent; a paid one needs a rest to spend.
     return spent_usd + needed_usd < policy.max_usd or (needed_usd == 0 and spent_usd <= policy.max_usd)
 
@@ -324,21 +324,12 @@ def _backoff_s(rounds: int, policy: RecoveryPolicy) -> float:
     return min(policy.first_backoff_s * 2.0 ** min(max(rounds - 1, 0), 30), policy.max_backoff_s)
 
 
-def _hourly_usd(place: Placement) -> float:
-    return (place.price_per_hour_usd or 0.0) * place.num_nodes
-
-
 def _same_region(one: Placement, other: Placement) -> bool:
     return (one.infra, one.region) == (other.infra, other.region)
 
 
-def name_of(place: Placement) -> str:
-    """Name a place as people read it: `local/a`, `aws/us-east-1/us-east-1a`."""
-    return "/".join(part for part in (place.infra, place.region, place.zone) if part)
-
-
 def _join(places: Sequence[Placement]) -> str:
-    return ", ".join(dict.fromkeys(name_of(place) for place in places)) or "no region"
+    return ", ".join(dict.fromkeys(place.name for place in places)) or "no region"
 
 
 def _describe(stop: Stop) -> str:
@@ -352,12 +343,13 @@ def _describe(stop: Stop) -> str:
         StopReason.BUDGET: "stopped by the budget",
         StopReason.DEADLINE: "stopped by the deadline",
     }.get(stop.reason, stop.reason.value)
-    return f"attempt {stop.attempt} in {name_of(stop.placement)}, {words}"
+    return f"attempt {stop.attempt} in {stop.placement.name}, {words}"
 
 
 def _sentence(stop: Stop, times: str = "") -> str:
     detail = f": {stop.detail.rstrip('.')}" if stop.detail else ""
-    text = f"{_describe(stop)}{times}{detail}."
+    what = "cancelled" if stop.reason is StopReason.CANCELLED else _describe(stop)
+    text = f"{what}{times}{detail}."
     return text[0].upper() + text[1:]
 
 
