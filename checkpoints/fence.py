@@ -22,7 +22,7 @@ class Fence:
     """Lets attempt `number` pass while it is the newest claimed one and has no end."""
 
     def __init__(self, log: AttemptLog, number: int) -> None:
-        self._log = log
+        self.log = log
         self.number = number
 
     def check(self) -> None:
@@ -32,7 +32,7 @@ class Fence:
             Superseded: a higher number is claimed, or this attempt's end is recorded.
             StoreUnreachable: the store did not answer, so nobody knows whether the attempt may write: it must not.
         """
-        present = self._log.present()
+        present = self.log.present()
         newest = max((number for number, kinds in present.items() if "claim" in kinds), default=0)
         if newest > self.number or "end" in present.get(self.number, ()):
             raise Superseded(self.number, newest)

@@ -163,9 +163,18 @@ class Store:
         if full:
             self._retrying("deleting", "", lambda: self._driver.delete(full))
 
-    def abort_unfinished(self, prefix: str) -> int:
-        """Throw away uploads below `prefix` that never finished (multipart uploads, temporary files); how many."""
-        return self._retrying("sweeping", prefix, lambda: self._driver.abort_unfinished(self._prefix + prefix))
+    def abort_unfinished(self, prefix: str, wanted: Callable[[str], bool] = lambda key: True) -> int:
+        """Throw away uploads below `prefix` that never finished (multipart uploads, temporary files); how many.
+
+        Args:
+            wanted: is given each upload's key (a temporary file's own name stands for the last segment) and says
+                whether nobody can be writing it any more.
+        """
+        skip = len(self._prefix)
+        full = self._prefix + prefix
+        return self._retrying(
+            "sweeping", prefix, lambda: self._driver.abort_unfinished(full, lambda key: wanted(key[skip:]))
+        )
 
     def probe_put_once(self) -> None:
         """Ask the store itself whether put-once holds, with a few objects that are deleted again.

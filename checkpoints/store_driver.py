@@ -5,7 +5,7 @@ A driver may raise what its library raises; `store_errors.translate` turns that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 
@@ -46,6 +46,6 @@ class Driver(Protocol):
         """Remove the keys; one that is not there is no error."""
         ...
 
-    def abort_unfinished(self, prefix: str) -> int:
-        """Throw away uploads below `prefix` that never finished; how many there were."""
+    def abort_unfinished(self, prefix: str, wanted: Callable[[str], bool]) -> int:
+        """Throw away uploads below `prefix` that never finished and whose key is `wanted`; how many there were."""
         ...

@@ -75,7 +75,7 @@ class ConditionalFsspecDriver:
                 if not is_missing(exc):
                     raise
 
-    def abort_unfinished(self, prefix: str) -> int:
+    def abort_unfinished(self, prefix: str, wanted: Callable[[str], bool]) -> int:
         return 0  # both services drop uploads that were never finished after a week, by themselves
 
     def _path(self, key: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from checkpoints.errors import PutOnceUnsupported
@@ -88,11 +88,11 @@ class LocalDriver:
         for folder in folders:
             self._remove_empty(folder)
 
-    def abort_unfinished(self, prefix: str) -> int:
+    def abort_unfinished(self, prefix: str, wanted: Callable[[str], bool]) -> int:
         left = [
             key
             for key in self._walk(prefix.rpartition("/")[0])
-            if key.startswith(prefix) and key.rpartition("/")[2].startswith(_TEMPORARY)
+            if key.startswith(prefix) and key.rpartition("/")[2].startswith(_TEMPORARY) and wanted(key)
         ]
         self.delete(left)
         return len(left)

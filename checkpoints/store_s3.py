@@ -103,14 +103,15 @@ class S3Driver:
                 denied = failed.get("Code") == "AccessDenied"
                 raise (PermissionError if denied else ConnectionError)(f"{failed.get('Key')}: {failed.get('Message')}")
 
-    def abort_unfinished(self, prefix: str) -> int:
+    def abort_unfinished(self, prefix: str, wanted: Callable[[str], bool]) -> int:
         count = 0
         more: dict[str, Any] = {}
         while True:
             page = self._call("list_multipart_uploads", Prefix=self._key(prefix), **more)
             for upload in page.get("Uploads", ()):
-                self._call("abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
-                count += 1
+                if wanted(upload["Key"][len(self._prefix) :]):
+                    self._call("abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
+                    count += 1
             if not page.get("IsTruncated"):
                 return count
             more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}

@@ -1,0 +1,350 @@
+"""Checkpointer: asynchronous, verified, sharded saves and loads of a torch state dict, on any number of ranks.
+
+    checkpointer = Checkpointer(store, layout, stage="train", attempt=2, fence=fence)
+    checkpointer.save(400, {"model": ..., "optim": ...}, meta={"loss": [...]}, fingerprint="...")   # all ranks
+    for result in checkpointer.poll(): ...                       # every step; raises what the background ran into
+    manifest = checkpointer.load(ref, state)                     # all ranks, any world size
+
+`save` stops training only for a copy to host memory. A thread stores the copy, meets the other ranks, and rank 0
+commits. At most one save is under way. What fails on one rank fails on every rank.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch.distributed as dist
+
+from checkpoints.errors import CheckpointError, Damaged, StateMismatch
+from checkpoints.fence import Fence
+from checkpoints.keys import CommitRef, Layout
+from checkpoints.manifest import Manifest
+from checkpoints.reader import CommitReader
+from checkpoints.retention import Retention, known_blocks
+from checkpoints.store import Store
+from checkpoints.torch_group import make_exchange
+from checkpoints.torch_load import load_tensors
+from checkpoints.torch_plan import SaveLayout, plan_global, plan_local
+from checkpoints.torch_snapshot import Snapshot
+from checkpoints.torch_state import (
+    STATE_OBJECT,
+    FlatState,
+    check_fits,
+    flatten_state,
+    parse_state,
+    render_state,
+    set_values,
+)
+from checkpoints.writer import CommitWriter, commit_together
+
+logger = logging.getLogger(__name__)
+
+SAVE_THREADS = 4
+"""Objects of one rank that are stored at a time."""
+
+
+@dataclass(frozen=True)
+class SaveResult:
+    """One finished save.
+
+    `stall_s`: training stood still; `seconds`: from the call to the commit; `bytes`: the whole state, all ranks;
+    `stored_bytes`: of these, what was put into the store (the rest is referenced); `committed` is False for a save that
+    was skipped because the one before was under way.
+    """
+
+    position: int
+    stall_s: float
+    seconds: float
+    bytes: int
+    stored_bytes: int
+    committed: bool
+
+
+class Checkpointer:
+    """Saves and loads one stage's state for one attempt. All ranks make it, and call its methods in the same order.
+
+    Args:
+        stage: a stage of `layout`.
+        attempt: the number this run was given; part of every path.
+        fence: asked by rank 0 before each commit and delete; None where nothing else can be running.
+        process_group: a gloo group for this object alone; default: it makes one (collective).
+        keep, keep_every: the newest `keep` commits stay (never fewer than two), and every position divisible by
+            `keep_every`; None for `keep` deletes nothing.
+        when_busy: what `save` does while the save before is under way: "wait" for it, or "skip" this one.
+        timeout_s: how long ranks wait for each other.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        layout: Layout,
+        *,
+        stage: str,
+        attempt: int,
+        fence: Fence | None,
+        process_group: dist.ProcessGroup | None = None,
+        keep: int | None = 2,
+        keep_every: int | None = None,
+        when_busy: Literal["wait", "skip"] = "wait",
+        timeout_s: float = 600.0,
+    ) -> None:
+        layout.stage_index(stage)
+        self._store, self._layout, self._stage, self._attempt, self._fence = store, layout, stage, attempt, fence
+        self._exchange, own = make_exchange(process_group, timeout_s=timeout_s)
+        # Whether to skip is agreed on while the background may be meeting too: that takes a second group.
+        self._front, front = make_exchange(None, timeout_s=timeout_s) if when_busy == "skip" else (self._exchange, None)
+        self._own_groups = [group for group in (own, front) if group is not None]
+        self._when_busy = when_busy
+        self._retention = (
+            Retention(store, layout, stage=stage, fence=fence, keep=keep, keep_every=keep_every)
+            if keep is not None and fence is not None and self._exchange.rank == 0
+            else None
+        )
+        self._structure: tuple[Any, ...] | None = None
+        self._save_layout: SaveLayout | None = None
+        self._snapshot: Snapshot | None = None
+        self._last_position = -1
+        self._newest: Manifest | None = None
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._finished: list[SaveResult] = []
+        self._lock = threading.Lock()
+        self.in_flight: int | None = None
+        """The position that is being saved."""
+        self.on_saving: Callable[[int | None], None] | None = None
+        """Called on rank 0 with the position when a save starts, and with None when it has ended."""
+
+    def save(self, position: int, state: Mapping[str, Any], *, meta: Mapping[str, Any], fingerprint: str) -> None:
+        """Snapshot `state` and store it in the background. Collective.
+
+        Args:
+            position: higher than any position saved before: paths are never used twice.
+            state: nested dicts and lists of tensors (DTensors as they are; plain tensors count as the same on all
+                ranks) and plain JSON values, of which rank 0's are stored.
+            meta: JSON that readers see without torch; rank 0's is written.
+            fingerprint: stands for what changes the mathematics.
+
+        Raises:
+            StateMismatch: the state holds what cannot be saved.
+            ValueError: the position is not higher than the last.
+            CheckpointError: the save before this one failed.
+        """
+        started = time.monotonic()
+        if position <= self._last_position:
+            raise ValueError(
+                f"position {position} cannot be saved: {self._last_position} was saved (or loaded) before, and "
+                "paths are never used twice"
+            )
+        if self._skips():
+            self._finished.append(SaveResult(position, time.monotonic() - started, 0.0, 0, 0, committed=False))
+            logger.warning("save of %s %d skipped: %s is still under way", self._stage, position, self.in_flight)
+            return
+        self._join()
+        self._raise_failure()
+        self._last_position = position
+        self.in_flight = position
+        self._tell(position)
+        try:
+            flat, layout, snapshot = self._prepare(state)
+            snapshot.take(flat)
+            record = render_state(layout.metadata, layout.places, flat) if self._exchange.rank == 0 else b""
+        except BaseException:
+            self.in_flight = None
+            self._tell(None)
+            raise
+        stall_s = time.monotonic() - started
+        job = _SaveJob(position, layout, snapshot, record, dict(meta), fingerprint, started, stall_s)
+        self._thread = threading.Thread(target=self._run, args=(job,), name=f"save-{position}", daemon=True)
+        self._thread.start()
+
+    def poll(self) -> list[SaveResult]:
+        """The saves that have finished since the last call, without waiting.
+
+        Raises:
+            CheckpointError: a save failed, on whichever rank; nothing was committed by it.
+        """
+        self._raise_failure()
+        with self._lock:
+            finished, self._finished = self._finished, []
+        return finished
+
+    def wait(self) -> list[SaveResult]:
+        """Like `poll`, after the save under way has ended."""
+        self._join()
+        return self.poll()
+
+    def load(self, ref: CommitRef, state: Mapping[str, Any]) -> Manifest:
+        """Overwrite `state` in place with what was committed as `ref`; digests are checked on the way. Collective.
+
+        The state may ask for less than the commit has (the model without the optimizer), and on any world size.
+
+        Raises:
+            Damaged, NotCommitted, StateMismatch, StoreUnreachable: on every rank alike. Part of the state may be
+                overwritten then: load another commit before going on.
+        """
+        self._join()
+        manifest, record = self._agree(lambda: self._read_record(ref), only_rank_0=True)
+        flat = flatten_state(state)
+
+        def fill() -> None:
+            stored = parse_state(record)
+            check_fits(flat, stored)
+            load_tensors(CommitReader(self._store, self._layout, manifest), stored, flat)
+            set_values(flat, stored)
+
+        self._agree(fill)
+        if ref.stage == self._stage:
+            self._last_position = max(self._last_position, ref.position - 1)
+        self._newest = manifest
+        loaded: Manifest = manifest
+        return loaded
+
+    def close(self) -> None:
+        """Wait for the save under way and give the process group back. A failure that nobody polled is logged."""
+        self._join()
+        if self._error is not None:
+            logger.error("a save of %s failed and nobody asked: %s", self._stage, self._error)
+        while self._own_groups:
+            dist.destroy_process_group(self._own_groups.pop())
+
+    def _skips(self) -> bool:
+        """Whether this save is skipped; all ranks decide alike, because all of them take part or none does."""
+        if self._when_busy == "wait":
+            return False
+        busy = self._thread is not None and self._thread.is_alive()
+        return any(self._front.gather(busy))
+
+    def _prepare(self, state: Mapping[str, Any]) -> tuple[FlatState, SaveLayout, Snapshot]:
+        """Flatten the state; plan again if its structure changed, on any rank."""
+        flat, problem = FlatState({}, {}), None
+        try:
+            flat = flatten_state(state)
+        except StateMismatch as exc:
+            problem = exc
+        structure = flat.structure()
+        answers = self._exchange.gather((problem, structure != self._structure))
+        for raised, _ in answers:
+            if raised is not None:
+                raise raised
+        if any(changed for _, changed in answers):
+            local = plan_local(flat, is_coordinator=self._exchange.rank == 0)
+            self._save_layout = plan_global(self._exchange.gather(local), self._exchange.rank)
+            self._snapshot = None
+            on_cuda = any(tensor.is_cuda for tensor in flat.tensors.values())
+            self._snapshot = Snapshot(self._save_layout, pinned=on_cuda)
+            self._structure = structure
+        assert self._save_layout is not None
+        assert self._snapshot is not None
+        return flat, self._save_layout, self._snapshot
+
+    def _run(self, job: _SaveJob) -> None:
+        try:
+            manifest = self._commit(job)
+        except Exception as exc:
+            logger.exception("the save of %s %d failed", self._stage, job.position)
+            self._error = exc
+        else:
+            self._newest = manifest
+            seconds = time.monotonic() - job.started
+            result = SaveResult(
+                job.position, job.stall_s, seconds, manifest.size_bytes, manifest.stored_bytes, committed=True
+            )
+            with self._lock:
+                self._finished.append(result)
+            self._tidy(manifest)
+        finally:
+            self.in_flight = None
+            self._tell(None)
+
+    def _commit(self, job: _SaveJob) -> Manifest:
+        ref = CommitRef(self._stage, job.position, self._attempt)
+        known = known_blocks(self._newest, self._layout) if self._newest else {}
+        writer = CommitWriter(self._store, self._layout, ref, fence=self._fence, known=known)
+
+        def put_objects(writer: CommitWriter) -> None:
+            with ThreadPoolExecutor(SAVE_THREADS, thread_name_prefix="store") as pool:
+                jobs = [
+                    pool.submit(writer.put, planned.name, job.snapshot.bytes_of(planned.name), cuts=planned.cuts)
+                    for planned in job.layout.objects
+                ]
+                if job.record:
+                    jobs.append(pool.submit(writer.put, STATE_OBJECT, job.record))
+                for each in jobs:
+                    each.result()
+
+        return commit_together(writer, self._exchange, put_objects, fingerprint=job.fingerprint, meta=job.meta)
+
+    def _tidy(self, manifest: Manifest) -> None:
+        if self._retention is None:
+            return
+        try:
+            self._retention.after_commit(manifest)
+        except CheckpointError as exc:
+            # The commit stands; what could not be deleted now is found again at the next save.
+            logger.warning("old commits of %s could not be deleted: %s", self._stage, exc)
+
+    def _read_record(self, ref: CommitRef) -> tuple[Manifest, bytes]:
+        reader = CommitReader.open(self._store, self._layout, ref)
+        if STATE_OBJECT not in reader.manifest.by_name:
+            raise StateMismatch(f"{ref} has no {STATE_OBJECT}: it was not saved by a Checkpointer")
+        record = reader.read(STATE_OBJECT)
+        try:
+            parse_state(record)
+        except (ValueError, KeyError, TypeError) as exc:
+            key = self._layout.commit_prefix(ref) + STATE_OBJECT
+            raise Damaged(key, f"it cannot be understood ({exc})", self._store.uri) from exc
+        return reader.manifest, record
+
+    def _agree(self, act: Callable[[], Any], *, only_rank_0: bool = False) -> Any:
+        """Run `act`, meet, and raise on every rank what was raised on any; returns rank 0's value."""
+        value: Any = None
+        problem: CheckpointError | None = None
+        if not only_rank_0 or self._exchange.rank == 0:
+            try:
+                value = act()
+            except CheckpointError as exc:
+                problem = exc
+            except Exception as exc:
+                logger.exception("rank %d failed while loading", self._exchange.rank)
+                problem = CheckpointError(
+                    f"rank {self._exchange.rank} failed while loading: {type(exc).__name__}: {exc}"
+                )
+        gathered = self._exchange.gather((problem, value if only_rank_0 else None))
+        for raised, _ in gathered:
+            if raised is not None:
+                raise raised
+        return gathered[0][1]
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _raise_failure(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _tell(self, position: int | None) -> None:
+        if self.on_saving is not None and self._exchange.rank == 0:
+            self.on_saving(position)
+
+
+@dataclass(frozen=True)
+class _SaveJob:
+    """What the background thread needs; nothing of it is shared with training."""
+
+    position: int
+    layout: SaveLayout
+    snapshot: Snapshot
+    record: bytes
+    meta: Mapping[str, Any]
+    fingerprint: str
+    started: float
+    stall_s: float

@@ -1,0 +1,193 @@
+"""A nested state dict <-> flat named tensors and plain values, and the JSON that says where each tensor's bytes lie.
+
+state.json, an object of the commit like any other (so its digest is in the manifest):
+
+    {"tensors": {"model.w": {"dtype": "float32", "size": [8, 4],
+                             "chunks": [[[0, 0], [4, 4], "rank-00000-0000.bin", 0], ...]}},
+     "values": {"optim.param_groups.0.lr": 0.001}}
+
+A chunk is [offsets in the tensor, sizes, object, byte offset there]; its bytes are row-major, little-endian.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from checkpoints.errors import StateMismatch
+
+STATE_OBJECT = "state.json"
+
+DTYPES: dict[str, torch.dtype] = {
+    name: value
+    for name in (
+        "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64", "complex128",
+        "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64", "bool",
+    )
+    if isinstance(value := getattr(torch, name, None), torch.dtype)
+}  # fmt: skip
+_DTYPE_NAMES = {value: name for name, value in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A plain value of a state dict and where to put its loaded successor."""
+
+    container: Any
+    key: Any
+    value: Any
+
+
+@dataclass(frozen=True)
+class FlatState:
+    """A state dict taken apart: dotted name -> tensor, dotted name -> plain value."""
+
+    tensors: dict[str, torch.Tensor]
+    values: dict[str, Leaf]
+
+    def structure(self) -> tuple[Any, ...]:
+        """Equal for two states exactly when a save plan for one fits the other; cheap."""
+        return tuple(
+            (name, tuple(tensor.shape), tensor.dtype, str(getattr(tensor, "placements", "")), id(_mesh(tensor)))
+            for name, tensor in self.tensors.items()
+        )
+
+
+@dataclass(frozen=True)
+class ChunkPlace:
+    """Where the bytes of one chunk of a tensor lie: object of the commit, and byte offset in it."""
+
+    name: str
+    offset: int
+
+
+def flatten_state(state: Mapping[str, Any]) -> FlatState:
+    """Take a nested state dict apart; lists of plain values stay whole.
+
+    Raises:
+        StateMismatch: something in it is neither a dense tensor nor plain JSON, or two names collide.
+    """
+    flat = FlatState({}, {})
+    for name, container, key, value in _leaves("", state):
+        if name in flat.tensors or name in flat.values:
+            raise StateMismatch(f"two entries of the state are both called {name!r}: rename one")
+        if isinstance(value, torch.Tensor):
+            flat.tensors[name] = _checked(name, value)
+        else:
+            flat.values[name] = Leaf(container, key, _plain(name, value))
+    return flat
+
+
+def render_state(metadata: Metadata, places: Mapping[tuple[str, torch.Size], ChunkPlace], flat: FlatState) -> bytes:
+    """state.json for the tensors of `metadata` (all ranks') and the values of `flat` (this rank's)."""
+    tensors = {}
+    for name, stored in metadata.state_dict_metadata.items():
+        assert isinstance(stored, TensorStorageMetadata), "only tensors are planned"
+        chunks = []
+        for chunk in stored.chunks:
+            place = places[name, chunk.offsets]
+            chunks.append([list(chunk.offsets), list(chunk.sizes), place.name, place.offset])
+        tensors[name] = {"dtype": _DTYPE_NAMES[stored.properties.dtype], "size": list(stored.size), "chunks": chunks}
+    values = {name: leaf.value for name, leaf in flat.values.items()}
+    return json.dumps({"tensors": tensors, "values": values}, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True)
+class StoredState:
+    """state.json, parsed: the metadata that planners of torch.distributed.checkpoint want, the places, the values."""
+
+    metadata: Metadata
+    places: Mapping[tuple[str, torch.Size], ChunkPlace]
+    values: Mapping[str, Any]
+
+
+def parse_state(data: bytes) -> StoredState:
+    """Raises ValueError, KeyError or TypeError for what `render_state` does not write."""
+    body = json.loads(data)
+    stored: dict[str, TensorStorageMetadata] = {}
+    places: dict[tuple[str, torch.Size], ChunkPlace] = {}
+    for name, tensor in body["tensors"].items():
+        chunks = []
+        for offsets, sizes, place, offset in tensor["chunks"]:
+            chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))
+            places[name, torch.Size(offsets)] = ChunkPlace(str(place), int(offset))
+        properties = TensorProperties(dtype=DTYPES[tensor["dtype"]])
+        stored[name] = TensorStorageMetadata(properties, torch.Size(tensor["size"]), chunks)
+    return StoredState(Metadata(dict(stored)), places, body["values"])
+
+
+def check_fits(flat: FlatState, stored: StoredState) -> None:
+    """Raises StateMismatch when `flat` asks for what the commit does not have, or has in another shape or dtype."""
+    known: Mapping[str, Any] = stored.metadata.state_dict_metadata
+    missing = [name for name in flat.tensors if name not in known]
+    missing += [name for name in flat.values if name not in stored.values]
+    if missing:
+        raise StateMismatch(
+            f"{len(missing)} entries of the state are not in the commit, the first being {missing[:3]}. "
+            f"It has {len(known)} tensors and {len(stored.values)} values: was it saved from another model?"
+        )
+    for name, tensor in flat.tensors.items():
+        saved = known[name]
+        if saved.size != tensor.shape or saved.properties.dtype != tensor.dtype:
+            raise StateMismatch(
+                f"{name} is {tensor.dtype} {tuple(tensor.shape)} here and {saved.properties.dtype} {tuple(saved.size)} "
+                "in the commit. Build the model as it was when it was saved, and convert after loading."
+            )
+
+
+def set_values(flat: FlatState, stored: StoredState) -> None:
+    """Put the commit's plain values where `flat` found the old ones."""
+    for name, leaf in flat.values.items():
+        value = stored.values[name]
+        leaf.container[leaf.key] = tuple(value) if isinstance(leaf.value, tuple) else value
+
+
+def _leaves(prefix: str, container: Any) -> Iterator[tuple[str, Any, Any, Any]]:
+    pairs = container.items() if isinstance(container, Mapping) else enumerate(container)
+    for key, value in pairs:
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping) or (isinstance(value, list | tuple) and _holds_tensors_or_maps(value)):
+            yield from _leaves(name, value)
+        else:
+            yield name, container, key, value
+
+
+def _holds_tensors_or_maps(value: list[Any] | tuple[Any, ...]) -> bool:
+    return any(
+        isinstance(entry, torch.Tensor | MutableMapping)
+        or (isinstance(entry, list | tuple) and _holds_tensors_or_maps(entry))
+        for entry in value
+    )
+
+
+def _checked(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in _DTYPE_NAMES:
+        raise StateMismatch(
+            f"{name} is a {tensor.layout} tensor of {tensor.dtype}: only dense tensors of {', '.join(DTYPES)} are saved"
+        )
+    return tensor
+
+
+def _plain(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(name, entry) for entry in value)
+    raise StateMismatch(
+        f"{name} is a {type(value).__name__}: a state holds tensors and plain JSON values, never pickles. "
+        "Turn it into a tensor, a number or a string."
+    )
+
+
+def _mesh(tensor: torch.Tensor) -> Any:
+    return getattr(tensor, "device_mesh", None)
