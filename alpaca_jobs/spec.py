@@ -79,15 +79,15 @@ class JobSpec(SpecPart):
     limits: LimitsSpec = LimitsSpec()
     """Dollars and hours that are never exceeded."""
     data: DataSpec
-    """Rows to train on."""
+    """Rows to train on: from a file, or written by a teacher."""
     train: TrainSpec
-    """Model and training."""
+    """Which model is trained, and how."""
     compute: ComputeSpec
-    """Machines."""
+    """What it runs on: workers or gpus, infra, regions, spot."""
     checkpoints: CheckpointSpec = CheckpointSpec()
-    """Saving."""
+    """How often state is saved, and what is kept."""
     export: ExportSpec = ExportSpec()
-    """The finished model."""
+    """Where the finished model goes."""
     secrets: Annotated[tuple[SecretName, ...], BeforeValidator(_check_secrets)] = ()
     """NAMES of environment variables handed to the nodes; their values are in no file of ours."""
 

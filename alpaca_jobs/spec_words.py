@@ -12,6 +12,7 @@ from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.yaml_tree import KeyPath, YamlTree, dotted
 
 _MAX_SHOWN = 60
+_MIN_PART = 4  # letters of a key that count as a part of another ("rows" in num_rows)
 _HIDDEN_KEYS = frozenset({"secrets", "api_key_env"})
 _MISSING = object()
 
@@ -31,7 +32,10 @@ def problems_in_words(exc: ValidationError, tree: YamlTree, source: str) -> tupl
     """
     found: dict[str, int] = {}
     errors = exc.errors(include_url=False, include_input=False)
+    meant = {_meant(_yaml_path(error["loc"], tree.value)) for error in errors if error["type"] == "extra_forbidden"}
     for error in errors:
+        if error["type"] == "missing" and _yaml_path(error["loc"], tree.value) in meant:
+            continue  # it is there, misspelt, and that is said already
         if error["type"] == "too_short" and any(error["loc"] == other["loc"][:-1] for other in errors):
             continue  # an item was refused, and pydantic adds that one is missing
         path = _yaml_path(error["loc"], tree.value)
@@ -66,9 +70,11 @@ def _sentence(kind: str, path: KeyPath, context: dict[str, Any], message: str, v
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
         return f"{name} is {shown}, but it has to be {words} {context[key]:g}"
+    if kind == "finite_number":
+        return f"{name} is {shown}, but a finite number is wanted"
     if kind == "string_pattern_mismatch":
         return f"{name} is {shown}, but small letters, digits and dashes are wanted, at most 40, such as alpaca-7b"
-    if kind == "string_type" and not isinstance(_at(path, values), dict | list):
+    if kind == "string_type" and isinstance(_at(path, values), int | float):
         return f"{name} is {shown}, but text is wanted. Put it in quotes if it is meant: {_quoted(path, values)}"
     wanted = next((words for start, words in _KINDS.items() if kind.startswith(start)), None)
     if wanted and kind.endswith(("_type", "_parsing", "_from_float")):
@@ -77,18 +83,26 @@ def _sentence(kind: str, path: KeyPath, context: dict[str, Any], message: str, v
 
 
 def _unknown_key(path: KeyPath) -> str:
-    """Name the nearest valid key beside it, or the section the key belongs to."""
-    *parents, key = path
-    siblings = _keys_below(tuple(parents))
     text = f"{dotted(path)} is not a known key"
+    meant = _meant(path)
+    return f"{text}. Did you mean {dotted(meant)}?" if meant else f"{text}. Known here: {', '.join(_fields(path[:-1]))}"
+
+
+def _meant(path: KeyPath) -> KeyPath | None:
+    """The valid key that an unknown one was probably meant to be: the same name elsewhere, or a similar one."""
+    parents, key = path[:-1], str(path[-1])
+    siblings = list(_fields(parents))
     everywhere = {str(known[-1]): known for known in reversed(_all_keys())}
     if key in everywhere:
-        return f"{text}. Did you mean {dotted(everywhere[str(key)])}?"
-    if close := difflib.get_close_matches(str(key), siblings, n=1, cutoff=0.7):
-        return f"{text}. Did you mean {dotted((*parents, close[0]))}?"
-    if close := difflib.get_close_matches(str(key), everywhere, n=1, cutoff=0.75):
-        return f"{text}. Did you mean {dotted(everywhere[close[0]])}?"
-    return f"{text}. Known here: {', '.join(siblings)}"
+        return everywhere[key]
+    close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.7)
+    close = close or [
+        name for name in siblings if min(len(key), len(name)) >= _MIN_PART and (key in name or name in key)
+    ]
+    if close:
+        return (*parents, close[0])
+    far = difflib.get_close_matches(key, everywhere, n=1, cutoff=0.75)
+    return everywhere[far[0]] if far else None
 
 
 def _nearest(shown: str, choices: str) -> str:
@@ -171,13 +185,9 @@ def _fields_of(model: type[BaseModel]) -> dict[str, tuple[Any, str]]:
     }
 
 
-def _keys_below(path: KeyPath) -> list[str]:
-    return list(_fields(path))
-
-
 def _all_keys(path: KeyPath = ()) -> list[KeyPath]:
     keys: list[KeyPath] = []
-    for name in _keys_below(path):
+    for name in _fields(path):
         keys.append((*path, name))
         keys.extend(_all_keys((*path, name)))
     return keys
