@@ -205,7 +205,6 @@ class _Loop:
         for result in results:
             if result.committed:
                 self._committed = max(self._committed, result.position)
-                self._state.note_committed(result.position)
             self._schedule.observe_save(stall_s=result.stall_s, seconds=result.seconds)
             if self._ctx.rank == 0:
                 self._ctx.control.saved(result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,7 @@ class TrainState:
     step: int = 0
     tokens_seen: int = 0
     losses: list[float] = field(default_factory=list)
-    """Of the steps after `losses_from`, not yet known to be in a commit."""
-    losses_from: int = 0
+    """Of every step since step 1, whichever attempt made it: older checkpoints are deleted, the curve stays whole."""
 
     def tensors(self) -> dict[str, Any]:
         """Everything a checkpoint holds as tensors, nested by name; loading writes into these very tensors."""
@@ -59,13 +58,8 @@ class TrainState:
             "rows_seen": rows_seen(self.step, num_rows, global_batch_size),
             "tokens_seen": self.tokens_seen,
             "lr": learning_rate,
-            "losses": {"first_step": self.losses_from + 1, "hex": [loss.hex() for loss in self.losses]},
+            "losses": {"first_step": 1, "hex": [loss.hex() for loss in self.losses]},
         }
-
-    def note_committed(self, position: int) -> None:
-        """Losses up to `position` are in a commit now; the next one need not repeat them."""
-        del self.losses[: max(0, position - self.losses_from)]
-        self.losses_from = max(self.losses_from, position)
 
 
 def build_state(ctx: TrainContext) -> TrainState:
@@ -139,16 +133,6 @@ def _continue_from(state: TrainState, ref: CommitRef, manifest: Manifest) -> Non
             "the result differs: train settings, rows or tokenizer. Undo the change to resume, or launch it as a new "
             "run."
         )
-    state.step = state.losses_from = int(meta["step"])
+    state.step = int(meta["step"])
     state.tokens_seen = int(meta["tokens_seen"])
-    state.losses.clear()
-
-
-def recorded_losses(metas: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    """Losses by step out of the metas of a run's commits, oldest first; a later commit's word counts."""
-    losses: dict[int, float] = {}
-    for meta in metas:
-        record = meta["losses"]
-        for place, text in enumerate(record["hex"]):
-            losses[int(record["first_step"]) + place] = float.fromhex(text)
-    return losses
+    state.losses[:] = [float.fromhex(text) for text in meta["losses"]["hex"]]

@@ -1,0 +1,148 @@
+"""Reads files of JSON records (a list, or one object per line) from a path or URI, and says where each record stood."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alpaca_jobs.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One JSON object of a file.
+
+    Attributes:
+        where: file and line (JSON lines) or item (a list), both from 1, for error texts.
+        fields: the object itself.
+    """
+
+    where: str
+    fields: Mapping[str, Any]
+
+    def text(self, key: str, *, may_be_empty: bool = False) -> str:
+        """Return the string under `key`.
+
+        Raises:
+            DataError: it is missing, not a string, or empty where it must not be.
+        """
+        if key not in self.fields:
+            have = ", ".join(sorted(self.fields)) or "none"
+            raise DataError(f"{self.where} has no {key!r}; its fields are: {have}. Add {key!r}, a string.")
+        value = self.fields[key]
+        if not isinstance(value, str):
+            raise DataError(f"{self.where}: {key!r} is {_short(value)}, but a string is wanted. Put it in quotes.")
+        if not may_be_empty and not value.strip():
+            raise DataError(
+                f"{self.where}: {key!r} is empty, but there must be some text. Fill it in or remove the record."
+            )
+        return value
+
+
+def load_records(source: str) -> tuple[Record, ...]:
+    """Read every record of the file at a path or fsspec URI.
+
+    Raises:
+        DataError: nothing is there, it is not UTF-8, not JSON, holds something else than objects, or holds none.
+        CheckpointError: the store behind a URI could not be read.
+    """
+    return parse_records(_read(source), source)
+
+
+def parse_records(text: str, source: str) -> tuple[Record, ...]:
+    """Return every record of a text: a JSON list of objects, or JSON lines (blank lines are skipped).
+
+    Raises:
+        DataError: as for `load_records`.
+    """
+    if not text.strip():
+        raise DataError(f"{source} is empty. It should hold JSON: one object per line, or a list of objects.")
+    return _parse_list(text, source) if text.lstrip().startswith("[") else _parse_lines(text, source)
+
+
+def read_bytes(source: str) -> bytes:
+    """Return a file's bytes, from a path or an fsspec URI.
+
+    Raises:
+        DataError: nothing is there, or it cannot be read.
+        CheckpointError: the store behind a URI could not be read.
+    """
+    return _read_uri(source) if "://" in source else _read_path(source)
+
+
+def _read(source: str) -> str:
+    data = read_bytes(source)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise DataError(
+            f"{source} is not UTF-8 text: byte {exc.start} is 0x{data[exc.start]:02x}. It should be JSON in UTF-8; "
+            f"is it compressed, or saved in another encoding?"
+        ) from exc
+
+
+def _read_path(source: str) -> bytes:
+    path = Path(source).expanduser()
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as exc:
+        raise DataError(f"{source} does not exist (looked for {path.absolute()}). Check the path.") from exc
+    except OSError as exc:
+        raise DataError(f"{source} cannot be read: {exc.strerror}. A readable JSON file is wanted.") from exc
+
+
+def _read_uri(source: str) -> bytes:
+    from checkpoints.errors import ObjectMissing
+    from checkpoints.store import Store
+
+    folder, _, name = source.rpartition("/")
+    try:
+        return Store.open(folder).get(name)
+    except ObjectMissing as exc:
+        raise DataError(f"{source} does not exist. Check the address.") from exc
+
+
+def _parse_lines(text: str, source: str) -> tuple[Record, ...]:
+    records = []
+    # Not splitlines(): JSON strings may hold U+2028 and the like unescaped, which it would take for line ends.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{source} line {number}"
+        try:
+            value = json.loads(line)
+        except ValueError as exc:
+            problem = exc.msg if isinstance(exc, json.JSONDecodeError) else str(exc)
+            raise DataError(
+                f"{where} is not JSON ({problem}): {_short(line)}. Each line should be one JSON object, "
+                "or the whole file one JSON list of objects."
+            ) from exc
+        records.append(_record(where, value))
+    return tuple(records)
+
+
+def _parse_list(text: str, source: str) -> tuple[Record, ...]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as exc:
+        raise DataError(
+            f"{source} line {exc.lineno} is not JSON ({exc.msg}, column {exc.colno}). "
+            "The file starts with [, so it should be one JSON list of objects."
+        ) from exc
+    if not values:
+        raise DataError(f"{source} is an empty list. It should hold at least one object.")
+    return tuple(_record(f"{source} item {number}", value) for number, value in enumerate(values, start=1))
+
+
+def _record(where: str, value: Any) -> Record:
+    if not isinstance(value, dict):
+        raise DataError(f"{where} is {_short(value)}, but a JSON object ({{...}}) is wanted. Correct or remove it.")
+    return Record(where, value)
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

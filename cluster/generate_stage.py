@@ -1,0 +1,232 @@
+"""The generation stage on a node: numbered requests to the teacher, results consumed in number order, rows committed.
+
+Actors ask in parallel and answers arrive in any order, yet the rows do not depend on timing: request n's prompt
+depends on (seed, n) alone, and the pipeline sees answer n only after answers 1 to n - 1. A part of rows is committed
+every `data.part_requests` requests; an attempt starts after the newest part that counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from alpaca_jobs.errors import TeacherGarbage
+from alpaca_jobs.generation.completer import TeacherAnswer, TeacherRequest
+from alpaca_jobs.generation.pipeline import Pipeline
+from alpaca_jobs.generation.seeds import load_seed_tasks
+from alpaca_jobs.rows import Row, parse_rows, render_rows
+from alpaca_jobs.spec import TeacherSpec
+from checkpoints.keys import CommitRef
+from checkpoints.reader import CommitReader
+from checkpoints.writer import CommitWriter
+from cluster.attempt_context import AttemptContext
+from cluster.inputs import frozen_seed_tasks
+from cluster.ledger import Ledger
+from cluster.offline_server import teacher_endpoint
+from cluster.phase import Phase
+from cluster.ray_runtime import RayRuntime
+from cluster.teacher_actor import TeacherActor
+
+logger = logging.getLogger(__name__)
+
+ROWS_OBJECT = "rows.jsonl"
+FRUITLESS_REQUESTS = 40  # consecutive answers without one kept row before the teacher is given up
+_REPORT_EVERY_S = 0.5
+_NOTICE_RESERVE_S = 3.0  # of a notice's window, kept for the commit of the rows at hand
+
+
+@dataclass
+class GeneratedRows:
+    """Rows so far and where the next part begins; parts and requests count from 1."""
+
+    rows: list[Row] = field(default_factory=list)
+    part: int = 0
+    request: int = 0
+    complete: bool = False
+    drops: Counter[str] = field(default_factory=Counter)
+
+
+def read_generated(ctx: AttemptContext, parts: Sequence[CommitRef]) -> GeneratedRows:
+    """Read the rows of the parts that count (newest first, as lineage gives them), every byte verified.
+
+    Raises:
+        Damaged: a part is damaged. Nothing falls back here: rows that later state was made from cannot be replaced.
+    """
+    state = GeneratedRows()
+    for ref in reversed(parts):
+        reader = CommitReader.open(ctx.store, ctx.layout, ref)
+        state.rows += parse_rows(
+            reader.read(ROWS_OBJECT), f"{ctx.store.uri}/{ctx.layout.commit_prefix(ref)}{ROWS_OBJECT}"
+        )
+        state.part, state.request = ref.position, int(reader.manifest.meta["last_request"])
+        state.complete = bool(reader.manifest.meta["complete"])
+        state.drops.update(reader.manifest.meta["drops"])
+    return state
+
+
+class GenerateStage:
+    """Brings `state` to `data.num_rows` rows; one object per attempt."""
+
+    def __init__(self, ctx: AttemptContext, runtime: RayRuntime, state: GeneratedRows) -> None:
+        self._ctx = ctx
+        self._runtime = runtime
+        self._state = state
+        self._data = ctx.job.data
+        self._part_rows: list[Row] = []
+        self._part_drops: Counter[str] = Counter()
+        self._part_first = state.request + 1
+        self._next_number = state.request + 1
+        self._arrived: dict[int, TeacherAnswer] = {}
+        self._flying: dict[Any, TeacherRequest] = {}
+        self._fruitless = 0
+        self._reported = 0.0
+
+    def run(self) -> None:
+        """Generate until there are enough rows, or a notice ends the attempt (what was consumed is committed).
+
+        Raises:
+            BudgetExceeded, TeacherError, StoreError, Superseded: the attempt ends; all paid answers are stored.
+        """
+        ctx = self._ctx
+        ctx.marker.enter(Phase.GENERATION)
+        seeds = load_seed_tasks(frozen_seed_tasks(ctx.store))
+        self._pipeline = Pipeline(self._data, seeds, self._state.rows)
+        with teacher_endpoint(self._data.teacher, ctx.scratch) as teacher:
+            self._ledger = self._open_ledger(teacher)
+            actors = self._runtime.actors(
+                TeacherActor, self._data.num_actors, teacher.model_dump(), ctx.store_uri, ctx.run_id, ctx.attempt,
+                concurrency=self._data.concurrency,
+            )  # fmt: skip
+            try:
+                while not self._state.complete and ctx.interruption.notice is None:
+                    self._send(actors)
+                    self._collect(timeout_s=0.2)
+                if ctx.interruption.notice is not None:
+                    self._leave()
+            finally:
+                self._runtime.end_actors(actors)
+
+    def _open_ledger(self, teacher: TeacherSpec) -> Ledger:
+        ctx = self._ctx
+        ledger = Ledger(
+            ctx.store, attempt=ctx.attempt, fence=ctx.fence, teacher=teacher,
+            budget_usd=ctx.job.limits.teacher_max_usd,
+        )  # fmt: skip
+        ledger.load()
+        return ledger
+
+    def _send(self, actors: Sequence[Any]) -> None:
+        """Fill the free places: stored answers are taken as they are, the rest is reserved as one batch and sent."""
+        capacity = self._data.num_actors * self._data.concurrency
+        free = min(capacity, self._wanted()) - len(self._flying) - len(self._arrived)
+        if free < max(1, min(capacity // 4, self._wanted() // 4)):
+            return
+        batch: list[TeacherRequest] = []
+        while len(batch) < free and not self._out_of_requests():
+            request = self._pipeline.request(self._next_number)
+            self._next_number += 1
+            if (stored := self._ledger.find(request)) is not None:
+                self._arrived[stored.number] = stored
+                free -= 1
+            else:
+                batch.append(request)
+        if batch:
+            self._ledger.reserve(batch)
+            for request in batch:
+                call = actors[request.number % len(actors)].ask.remote(request)
+                self._flying[call] = request
+
+    def _wanted(self) -> int:
+        """Requests worth having under way or waiting: what the missing rows need at the yield so far, and no more."""
+        consumed = self._state.request
+        produced = len(self._state.rows) + len(self._part_rows)
+        per_request = produced / consumed if consumed and produced else 1.0
+        missing = self._data.num_rows - produced
+        return max(1, round(missing / per_request))
+
+    def _out_of_requests(self) -> bool:
+        return self._data.max_requests is not None and self._next_number > self._data.max_requests
+
+    def _collect(self, *, timeout_s: float) -> None:
+        """Take what arrived, consume what is next in order, commit whole parts."""
+        self._ctx.interruption.check()
+        if self._flying:
+            done, _ = self._runtime.wait(list(self._flying), timeout_s=timeout_s)
+            for call in done:
+                answer = self._runtime.result(call)
+                del self._flying[call]
+                self._ledger.settle(answer)
+                self._arrived[answer.number] = answer
+        while self._state.request + 1 in self._arrived and not self._state.complete:
+            self._consume(self._arrived.pop(self._state.request + 1))
+        if self._out_of_requests() and not self._flying and not self._arrived:
+            self._finish_short()
+        self._report()
+
+    def _consume(self, answer: TeacherAnswer) -> None:
+        result = self._pipeline.consume(answer)
+        missing = self._data.num_rows - len(self._state.rows) - len(self._part_rows)
+        self._part_rows += result.rows[:missing]
+        self._part_drops.update(result.drops)
+        self._state.request = answer.number
+        self._fruitless = 0 if result.rows else self._fruitless + 1
+        if self._fruitless >= FRUITLESS_REQUESTS:
+            raise TeacherGarbage(self._fruitless_words(answer))
+        enough = len(self._state.rows) + len(self._part_rows) >= self._data.num_rows
+        if enough or answer.number - self._part_first + 1 >= self._data.part_requests:
+            self._commit(complete=enough)
+
+    def _fruitless_words(self, answer: TeacherAnswer) -> str:
+        reasons = ", ".join(f"{name} {count}" for name, count in self._part_drops.most_common(4)) or "nothing to parse"
+        return (
+            f"The teacher's last {self._fruitless} answers gave no row that could be kept ({reasons}); the last one "
+            f"begins with {answer.text[:80]!r}. {len(self._state.rows)} of {self._data.num_rows} rows are kept. "
+            "Try a more capable model, other seed tasks, or a higher data.similarity_threshold."
+        )
+
+    def _finish_short(self) -> None:
+        have = len(self._state.rows) + len(self._part_rows)
+        logger.warning("data.max_requests reached with %d of %d rows; going on with those", have, self._data.num_rows)
+        self._commit(complete=True)
+
+    def _commit(self, *, complete: bool) -> None:
+        """Commit the rows at hand as the next part."""
+        ctx, state = self._ctx, self._state
+        ref = CommitRef("generate", state.part + 1, ctx.attempt)
+        writer = CommitWriter(ctx.store, ctx.layout, ref, fence=ctx.fence)
+        writer.put(ROWS_OBJECT, render_rows(self._part_rows))
+        state.rows += self._part_rows
+        meta = {
+            "first_request": self._part_first, "last_request": state.request, "num_rows": len(self._part_rows),
+            "rows_total": len(state.rows), "drops": dict(self._part_drops), "complete": complete,
+            "teacher_usd": self._ledger.spent_usd,
+        }  # fmt: skip
+        writer.publish(meta=meta)
+        state.part, state.complete = ref.position, complete
+        state.drops.update(self._part_drops)
+        self._part_rows, self._part_drops, self._part_first = [], Counter(), state.request + 1
+        ctx.marker.reached("generate", ref.position)
+
+    def _leave(self) -> None:
+        """A notice came: send nothing more, take what still arrives in the window, commit it."""
+        while self._flying and (self._ctx.interruption.seconds_left or 0.0) > _NOTICE_RESERVE_S:
+            self._collect(timeout_s=0.1)
+        if self._part_first <= self._state.request:
+            self._commit(complete=self._state.complete)
+
+    def _report(self) -> None:
+        if time.monotonic() - self._reported < _REPORT_EVERY_S and not self._state.complete:
+            return
+        self._reported = time.monotonic()
+        kept = len(self._state.rows) + len(self._part_rows)
+        drops = self._state.drops + self._part_drops
+        candidates = kept + sum(drops.values())
+        self._ctx.events.emit(
+            "generation", rows=kept, target=self._data.num_rows, requests=self._state.request,
+            accept_rate=round(kept / candidates, 4) if candidates else None, drops=dict(drops),
+            usd=self._ledger.spent_usd, in_flight=len(self._flying),
+        )  # fmt: skip

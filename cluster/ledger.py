@@ -1,0 +1,172 @@
+"""What the teacher was asked, what it answered, and what that cost: every request is reserved before it is sent.
+
+    ledger/attempt-000001/batch-000004.json    requests about to be sent, each at its worst-case price; put once
+    answers/request-000123/attempt-000001.json one paid answer, put once before anything is made of it
+
+Money spent is the sum over stored answers; a reservation without an answer counts at its worst case, because the
+attempt that made it may have died after the teacher had started to bill. An answer is found again by request number
+and digest, whichever attempt asked: it is a fact about the teacher, not state of an attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from alpaca_jobs.errors import BudgetExceeded
+from alpaca_jobs.generation.completer import TeacherAnswer, TeacherRequest
+from alpaca_jobs.spec import TeacherSpec
+from checkpoints.fence import Fence
+from checkpoints.store import Store
+
+_ANSWER = re.compile(r"answers/request-(\d{6})/attempt-(\d{6})\.json")
+_BATCH = re.compile(r"ledger/attempt-(\d{6})/batch-(\d{6})\.json")
+
+
+def answer_key(request: int, attempt: int) -> str:
+    """Where one answer lies, relative to the run."""
+    return f"answers/request-{request:06d}/attempt-{attempt:06d}.json"
+
+
+def batch_key(attempt: int, batch: int) -> str:
+    """Where one batch of reservations lies, relative to the run."""
+    return f"ledger/attempt-{attempt:06d}/batch-{batch:06d}.json"
+
+
+def worst_case_usd(request: TeacherRequest, teacher: TeacherSpec) -> float | None:
+    """Most dollars a request can cost, None while a price is unknown.
+
+    A token is at least one byte of UTF-8 in every byte-level vocabulary, so the prompt's bytes bound its tokens.
+    """
+    if teacher.price_per_million_input_usd is None or teacher.price_per_million_output_usd is None:
+        return None
+    prompt = len(request.prompt.encode()) * teacher.price_per_million_input_usd
+    return (prompt + request.max_tokens * teacher.price_per_million_output_usd) / 1e6
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How often requests were asked: the sum over attempts, and how many different ones."""
+
+    sent: int
+    different: int
+
+    @property
+    def repeated(self) -> int:
+        """Requests asked once more than needed; a reservation counts as asked, so this is an upper bound."""
+        return self.sent - self.different
+
+
+class Ledger:
+    """One attempt's view of the ledger; one driver per attempt uses it, from one thread.
+
+    Args:
+        store: the run's folder.
+        teacher: for its prices.
+        budget_usd: hard limit for the teacher over all attempts, or None.
+    """
+
+    def __init__(
+        self, store: Store, *, attempt: int, fence: Fence, teacher: TeacherSpec, budget_usd: float | None
+    ) -> None:
+        self._store = store
+        self._attempt = attempt
+        self._fence = fence
+        self._teacher = teacher
+        self._budget_usd = budget_usd
+        self._batches = 0
+        self._answers: dict[int, list[int]] = {}
+        self._spent_usd = 0.0
+        self._open: dict[int, float] = {}
+
+    def load(self) -> None:
+        """Read what earlier attempts asked and got; call once, before anything is reserved."""
+        answered: set[tuple[int, int]] = set()
+        for key in self._store.list("answers/"):
+            if match := _ANSWER.fullmatch(key):
+                request, attempt = int(match[1]), int(match[2])
+                answered.add((request, attempt))
+                self._answers.setdefault(request, []).append(attempt)
+        if self._budget_usd is None:
+            return
+        for request, attempt in sorted(answered):
+            self._spent_usd += self._read(request, attempt).cost_usd or 0.0
+        for attempt, body in _batches(self._store):
+            for entry in body["requests"]:
+                if (entry["number"], attempt) not in answered:
+                    self._spent_usd += entry["worst_case_usd"] or 0.0
+
+    def find(self, request: TeacherRequest) -> TeacherAnswer | None:
+        """The stored answer to exactly this request, from the newest attempt that has one."""
+        for attempt in sorted(self._answers.get(request.number, ()), reverse=True):
+            answer = self._read(request.number, attempt)
+            if answer.digest == request.digest:
+                return answer
+        return None
+
+    def reserve(self, requests: Sequence[TeacherRequest]) -> None:
+        """Put the batch's reservation; after this the requests may be sent.
+
+        Raises:
+            BudgetExceeded: the batch could cross the limit; nothing was reserved.
+            Superseded: a newer attempt exists; nothing was reserved.
+        """
+        prices = {request.number: worst_case_usd(request, self._teacher) for request in requests}
+        self._check_budget(sum(price or 0.0 for price in prices.values()), unknown=None in prices.values())
+        self._fence.check()
+        self._batches += 1
+        entries = [{"number": number, "worst_case_usd": price} for number, price in prices.items()]
+        self._store.put_once(batch_key(self._attempt, self._batches), {"requests": entries})
+        self._open.update({number: price or 0.0 for number, price in prices.items()})
+
+    def settle(self, answer: TeacherAnswer) -> None:
+        """Replace a reservation of this attempt by what the stored answer cost."""
+        worst = self._open.pop(answer.number, 0.0)
+        self._spent_usd += worst if answer.cost_usd is None else answer.cost_usd
+
+    @property
+    def spent_usd(self) -> float | None:
+        """Dollars spent over all attempts, open reservations at their worst case; None while the price is unknown."""
+        if self._teacher.price_per_million_input_usd is None or self._teacher.price_per_million_output_usd is None:
+            return None
+        return self._spent_usd + sum(self._open.values())
+
+    def _check_budget(self, batch_usd: float, *, unknown: bool) -> None:
+        if self._budget_usd is None:
+            return
+        if unknown:
+            raise BudgetExceeded(
+                f"limits.teacher_max_usd is {self._budget_usd}, but the price of {self._teacher.model} is unknown, so "
+                "the limit cannot be kept. Set data.teacher.price_per_million_input_usd and _output_usd."
+            )
+        committed = self._spent_usd + sum(self._open.values())
+        if committed + batch_usd > self._budget_usd:
+            raise BudgetExceeded(
+                f"The teacher's budget is used up: {committed:.4f} USD spent or reserved, the next requests could cost "
+                f"{batch_usd:.4f}, limits.teacher_max_usd is {self._budget_usd}. Raise it and resume, or train on the "
+                "rows there are (data.from)."
+            )
+
+    def _read(self, request: int, attempt: int) -> TeacherAnswer:
+        return TeacherAnswer.from_json(json.loads(self._store.get(answer_key(request, attempt)))["answer"])
+
+
+def store_answer(store: Store, attempt: int, answer: TeacherAnswer) -> None:
+    """Store a paid answer before anything is made of it."""
+    store.put_once(answer_key(answer.number, attempt), {"answer": answer.to_json()})
+
+
+def count_asked(store: Store) -> Asked:
+    """Count over all attempts what was asked."""
+    numbers = [entry["number"] for _, body in _batches(store) for entry in body["requests"]]
+    return Asked(sent=len(numbers), different=len(set(numbers)))
+
+
+def _batches(store: Store) -> list[tuple[int, Mapping[str, list[dict[str, int | float | None]]]]]:
+    found = []
+    for key in store.list("ledger/"):
+        if match := _BATCH.fullmatch(key):
+            found.append((int(match[1]), json.loads(store.get(key))))
+    return found

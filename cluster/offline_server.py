@@ -1,0 +1,56 @@
+"""The offline teacher as a process of a node: started when the job says so, ended with the node."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alpaca_jobs.errors import TeacherUnreachable
+from alpaca_jobs.spec import TeacherSpec
+
+OFFLINE_MODEL = "offline-demo"
+OFFLINE_LATENCY_S = (
+    0.2  # a real teacher takes seconds; with none at all there would be nothing to watch or to interrupt
+)
+_START_LIMIT_S = 30.0
+
+
+@contextmanager
+def teacher_endpoint(teacher: TeacherSpec | str | None, scratch: Path) -> Iterator[TeacherSpec]:
+    """Give the endpoint a job's teacher stands for; `offline` starts a server on this machine for as long as needed."""
+    if isinstance(teacher, TeacherSpec):
+        yield teacher
+        return
+    ready = scratch / "offline-teacher.url"
+    ready.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "alpaca_jobs.generation.offline_teacher", "--port", "0"]
+    command += ["--ready-file", str(ready), "--parent-pid", str(os.getpid())]
+    command += ["--latency", str(OFFLINE_LATENCY_S)]
+    if log := os.environ.get("ALPACA_JOBS_OFFLINE_LOG"):
+        command += ["--log", log]  # tests count there what was really asked, outside the store
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        yield TeacherSpec(
+            model=OFFLINE_MODEL, base_url=_wait_for(ready, server), api="completions", api_key_env=None,
+            price_per_million_input_usd=0.0, price_per_million_output_usd=0.0,
+        )  # fmt: skip
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _wait_for(ready: Path, server: subprocess.Popen[bytes]) -> str:
+    until = time.monotonic() + _START_LIMIT_S
+    while time.monotonic() < until and server.poll() is None:
+        if ready.exists() and (url := ready.read_text().strip()):
+            return url
+        time.sleep(0.02)
+    raise TeacherUnreachable(
+        f"The offline teacher's server did not start within {_START_LIMIT_S:.0f} s (exit code {server.poll()}). "
+        "Its own message stands above in the node's log."
+    )

@@ -1,0 +1,199 @@
+"""Ray on a node: started privately, stopped completely; actors for teacher requests, workers for training.
+
+The one file that imports ray. Ray runs on its own ports, with a token minted for this node's run and handed over by
+environment alone, so neither a stranger on the network nor another user of the machine can submit work to it.
+Ray never restarts anything of ours: every start of the training workers is a new attempt (DESIGN.md), because Ray's
+own registry of checkpoints lags behind what was committed.
+
+The training workers are plain actors in a placement group, not Ray Train: benchmarks/ray_workers.py measures both
+from the kill of a worker to the next first step, and docs/BENCHMARKS.md holds the figures.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import RayFailure
+
+logger = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 256 * 2**20  # rows and token ids are tens of MB; Ray's own default takes 30 % of the memory
+_START_TIMEOUT_S = 120.0
+
+
+class RayRuntime:
+    """One Ray, owned by this process, for the length of one attempt.
+
+    Args:
+        num_cpus: logical CPUs Ray may hand out; actors here reserve one each, whatever they really use.
+        num_gpus: GPUs on this node.
+        name: short and unique on this machine; names the folder of Ray's sockets and logs.
+        env: environment of every Ray process, secrets included, never logged.
+    """
+
+    def __init__(self, *, num_cpus: int, num_gpus: int = 0, name: str, env: Mapping[str, str]) -> None:
+        self._num_cpus = num_cpus
+        self._num_gpus = num_gpus
+        self._env = dict(env)
+        self.folder = ray_folder(name)
+        self._group: Any = None
+
+    def start(self) -> float:
+        """Start Ray on this machine's loopback interface and connect to it; returns the seconds that took.
+
+        Raises:
+            RayFailure: Ray did not come up.
+        """
+        began = time.monotonic()
+        os.environ.update(_private_environment(), **self._env)
+        import ray
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            ray.init(
+                num_cpus=self._num_cpus,
+                num_gpus=self._num_gpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(self.folder),
+                configure_logging=False,
+                log_to_driver=False,
+            )
+        except Exception as exc:  # Ray raises a dozen unrelated types here
+            raise RayFailure(f"Ray did not start in {self.folder}: {exc}. Its logs are there.") from exc
+        return time.monotonic() - began
+
+    def actors(self, factory: type, count: int, *args: Any, concurrency: int, **kwargs: Any) -> list[Any]:
+        """Start `count` independent actors of a class; each runs up to `concurrency` calls at once."""
+        import ray
+
+        remote = ray.remote(factory)
+        return [
+            remote.options(num_cpus=1, max_restarts=0, max_task_retries=0, max_concurrency=concurrency).remote(
+                *args, **kwargs
+            )
+            for _ in range(count)
+        ]
+
+    def worker_group(self, factory: type, count: int, *, gpus_each: int = 0, concurrency: int = 4) -> list[Any]:
+        """Start `count` workers together or not at all (a placement group), in rank order."""
+        import ray
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        bundle: dict[str, float] = {"CPU": 1.0, **({"GPU": float(gpus_each)} if gpus_each else {})}
+        self._group = placement_group([bundle] * count, strategy="PACK")
+        ready, _ = ray.wait([self._group.ready()], timeout=_START_TIMEOUT_S)
+        if not ready:
+            raise RayFailure(f"Ray could not place {count} workers of {bundle} within {_START_TIMEOUT_S:.0f} s.")
+        remote = ray.remote(factory)
+        return [
+            remote.options(
+                num_cpus=1,
+                num_gpus=gpus_each,
+                max_restarts=0,
+                max_task_retries=0,
+                max_concurrency=concurrency,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank),
+            ).remote(rank)
+            for rank in range(count)
+        ]
+
+    def share(self, value: object) -> Any:
+        """Put a value into Ray's object store once, to be read by many workers without copies."""
+        import ray
+
+        return ray.put(value)
+
+    def wait(self, calls: Sequence[Any], *, timeout_s: float) -> tuple[list[Any], list[Any]]:
+        """The calls that are finished, and the rest; returns as soon as one is finished or the time is up."""
+        import ray
+
+        if not calls:
+            time.sleep(timeout_s)
+            return [], []
+        done, rest = ray.wait(list(calls), num_returns=1, timeout=timeout_s)
+        if done and rest:
+            more, rest = ray.wait(rest, num_returns=len(rest), timeout=0)
+            done = [*done, *more]
+        return done, rest
+
+    def result(self, call: Any) -> Any:
+        """The value of one call.
+
+        Raises:
+            RayFailure: the process behind it died. An error raised inside the call is raised as itself.
+        """
+        import ray
+
+        try:
+            return ray.get(call)
+        except ray.exceptions.RayTaskError as exc:
+            cause = exc.cause
+            if isinstance(cause, BaseException):
+                raise cause from exc
+            raise
+        except ray.exceptions.RayError as exc:
+            raise RayFailure(f"A Ray process died: {exc}") from exc
+
+    def results(self, calls: Iterable[Any]) -> list[Any]:
+        """The values of several calls, in order; the first failure is raised, whichever call it is."""
+        pending = list(calls)
+        order = list(pending)
+        while pending:
+            done, pending = self.wait(pending, timeout_s=1.0)
+            for call in done:
+                self.result(call)
+        return [self.result(call) for call in order]
+
+    def end_actors(self, actors: Iterable[Any]) -> None:
+        """Kill actors at once; used when their stage is over."""
+        import ray
+
+        for actor in actors:
+            ray.kill(actor)
+        if self._group is not None:
+            ray.util.remove_placement_group(self._group)
+            self._group = None
+
+    def stop(self) -> None:
+        """End every process of this Ray and remove its folder. Idempotent."""
+        import ray
+
+        if ray.is_initialized():
+            ray.shutdown()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def ray_folder(name: str) -> Path:
+    """Where a node's Ray keeps its sockets and logs: short, because a socket's path may have 107 bytes at most."""
+    return Path(tempfile.gettempdir()) / f"aj-ray-{name[:12]}"
+
+
+def _private_environment() -> dict[str, str]:
+    """What makes Ray listen on loopback only, refuse callers without our token, and report to nobody.
+
+    With the "cluster" switch off, Ray takes 127.0.0.1 as the node's address and binds every server to it; with it on,
+    even `_node_ip_address="127.0.0.1"` is replaced by the machine's outward address (ray/_private/services.py,
+    2.60.0). The switch's name speaks of other systems; its effect on Linux was measured with `ss -ltnp`.
+    """
+    return {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(24),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_metrics_collection": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+
+
+Progress = Callable[[Mapping[str, Any]], None]
