@@ -87,7 +87,7 @@ class JobSpec(SpecPart):
     checkpoints: CheckpointSpec = CheckpointSpec()
     """How often state is saved, and what is kept."""
     export: ExportSpec = ExportSpec()
-    """Where the finished model goes."""
+    """What is done with the finished model."""
     secrets: Annotated[tuple[SecretName, ...], BeforeValidator(_check_secrets)] = ()
     """NAMES of environment variables handed to the nodes; their values are in no file of ours."""
 
