@@ -1,0 +1,326 @@
+"""Asks the teacher: one numbered request in, one answer out, over any OpenAI-compatible server. The LLM seam.
+
+    completer = Completer(teacher, api_key=os.environ["OPENAI_API_KEY"])
+    answer = await completer.complete(pipeline.request(1))
+    await completer.close()
+
+openai's own retries are off: ours are bounded, counted, jittered, and never ask earlier than the server said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+from urllib.parse import urlsplit
+
+from alpaca_jobs.errors import TeacherAuth, TeacherError, TeacherGarbage, TeacherRateLimited, TeacherUnreachable
+from alpaca_jobs.generation.teacher_reply import (
+    CONTENT_FILTER,
+    NOTHING,
+    Complaint,
+    Reply,
+    Unusable,
+    Usage,
+    read_complaint,
+    read_reply,
+    read_retry_after,
+)
+from alpaca_jobs.spec import TeacherSpec
+
+logger = logging.getLogger(__name__)
+
+FIRST_DELAY_S = 0.5
+MAX_DELAY_S = 30.0
+MAX_RETRY_AFTER_S = 300.0
+"""A server that wants a longer pause is not waited for here; the caller decides."""
+SHRINK = 0.8
+"""What is left of the allowed completion when prompt and completion do not fit. Source: Stanford Alpaca, utils.py."""
+END_OF_TEXT_BIAS = {"50256": -100}
+"""Keeps a completions model from ending early with <|endoftext|>. Source: Stanford Alpaca, generate_instruction.py."""
+_DISPENSABLE = ("logit_bias", "stop")  # they save tokens; an answer without them is the same rows or more
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherRequest:
+    """One numbered request (numbers from 1). `digest` is the sha256, in hex, of all that changes the answer."""
+
+    number: int
+    prompt: str
+    max_tokens: int
+    temperature: float
+    top_p: float
+    stop: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherAnswer:
+    """What the teacher answered to request `number`.
+
+    Attributes:
+        finish_reason: "stop", "length" (cut at the token limit), "content_filter" (refused; the text is empty), ...
+        prompt_tokens, completion_tokens: billed for this request, unusable answers before this one included; None if
+            the server does not say.
+        cost_usd: those tokens at the job's prices; None if tokens or a price are unknown.
+        retries: how often the request was asked again before this answer.
+    """
+
+    number: int
+    digest: str
+    text: str
+    finish_reason: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cost_usd: float | None
+    retries: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the answer as JSON fields."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> TeacherAnswer:
+        """Return the answer that `to_json` wrote; other fields (a store's nonce) are left out."""
+        return cls(**{item.name: body[item.name] for item in fields(cls)})
+
+
+def cost_usd(teacher: TeacherSpec, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
+    """Return what tokens cost at the job's prices, in dollars; None if a count or a price is unknown."""
+    prices = (teacher.price_per_million_input_usd, teacher.price_per_million_output_usd)
+    if prices == (0.0, 0.0):
+        return 0.0
+    if prompt_tokens is None or completion_tokens is None or prices[0] is None or prices[1] is None:
+        return None
+    return (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6
+
+
+def worst_case_usd(teacher: TeacherSpec, request: TeacherRequest) -> float | None:
+    """Return the most one asking of a request can cost; None if a price is unknown.
+
+    A token stands for at least one byte of text, so the prompt's bytes bound its tokens; 16 more cover what a chat
+    format adds around them.
+    """
+    return cost_usd(teacher, len(request.prompt.encode()) + 16, request.max_tokens)
+
+
+@dataclass(eq=False)
+class _Fault(Exception):
+    """One failed try: the error it ends in if it stays, whether asking again can help, and what it cost."""
+
+    error: type[TeacherError]
+    words: str
+    is_temporary: bool
+    retry_after_s: float | None = None
+    usage: Usage = NOTHING
+
+
+class Completer:
+    """One teacher. Safe for many requests at a time on one event loop, and still usable after an error."""
+
+    def __init__(
+        self,
+        teacher: TeacherSpec,
+        *,
+        api_key: str | None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            teacher: where and how to ask.
+            api_key: the key itself; None for a server that asks for none. It appears in no message.
+            sleep, jitter: the clock and the dice (0 to 1), for tests.
+
+        Raises:
+            TeacherError: the openai package is not installed.
+        """
+        self._teacher = teacher
+        self._api_key = api_key
+        self._sleep, self._jitter = sleep, jitter
+        self._unsupported: set[str] = set()
+        self._where = f"teacher {teacher.model} at {_address(teacher)}"
+        self._client = _make_client(teacher, api_key)
+
+    async def complete(self, request: TeacherRequest) -> TeacherAnswer:
+        """Ask until there is an answer, at most `max_retries` times more than once.
+
+        Raises:
+            TeacherAuth: the key was refused (401, 403), or its account has no credit left; at once.
+            TeacherRateLimited: 429 to the last, or with a longer Retry-After than MAX_RETRY_AFTER_S.
+            TeacherUnreachable: no connection, no answer in time, or 5xx, to the last.
+            TeacherGarbage: answers that are none, to the last.
+            TeacherError: anything else the server refuses (unknown model, prompt alone too long); at once.
+        """
+        max_tokens, retries, spent = request.max_tokens, 0, NOTHING
+        while True:
+            try:
+                reply = await self._ask(request, max_tokens)
+            except _ContextExceeded as exc:
+                max_tokens = int(max_tokens * SHRINK)
+                if max_tokens < 1:
+                    raise TeacherError(
+                        f"{self._where}: the prompt of request {request.number} alone does not fit the model "
+                        f"({exc}). Use shorter seed tasks, fewer of them (data.num_prompt_seeds), or a larger model."
+                    ) from None
+                continue
+            except _Fault as fault:
+                spent = _add(spent, fault.usage)
+                self._raise_if_final(fault, retries, request.number)
+                await self._sleep(self._delay(retries, fault.retry_after_s))
+                retries += 1
+                continue
+            spent = _add(spent, reply.usage)
+            return TeacherAnswer(
+                number=request.number,
+                digest=request.digest,
+                text=reply.text,
+                finish_reason=reply.finish_reason,
+                prompt_tokens=spent.prompt_tokens,
+                completion_tokens=spent.completion_tokens,
+                cost_usd=cost_usd(self._teacher, spent.prompt_tokens, spent.completion_tokens),
+                retries=retries,
+            )
+
+    async def close(self) -> None:
+        """Close the connections; the completer cannot be used afterwards."""
+        await self._client.close()
+
+    async def _ask(self, request: TeacherRequest, max_tokens: int) -> Reply:
+        """Send one HTTP request; raises _Fault or _ContextExceeded."""
+        import openai
+
+        is_chat = self._teacher.api == "chat"
+        endpoint = self._client.chat.completions if is_chat else self._client.completions
+        try:
+            async with asyncio.timeout(self._teacher.timeout_s):  # httpx's own timeout is per read, not per answer
+                raw = await endpoint.with_raw_response.create(**self._arguments(request, max_tokens))
+            return read_reply(raw.content, is_chat=is_chat)
+        except openai.APIStatusError as exc:
+            return self._read_refusal(exc.status_code, read_complaint(exc.body), exc.response.headers)
+        except openai.APIConnectionError as exc:
+            words = f"no connection ({exc.__cause__ or exc})"
+            raise _Fault(TeacherUnreachable, self._scrub(words), is_temporary=True) from None
+        except TimeoutError:
+            words = f"no answer within {self._teacher.timeout_s:g} s"
+            # The server may have worked, and billed, all the same: what it cost is unknown, not nothing.
+            raise _Fault(TeacherUnreachable, words, is_temporary=True, usage=Usage()) from None
+        except Unusable as exc:
+            raise _Fault(TeacherGarbage, self._scrub(str(exc)), is_temporary=True, usage=exc.usage) from None
+
+    def _arguments(self, request: TeacherRequest, max_tokens: int) -> dict[str, Any]:
+        is_chat = self._teacher.api == "chat"
+        arguments: dict[str, Any] = {
+            "model": self._teacher.model,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "stop": list(request.stop),
+        }
+        if is_chat:
+            arguments["messages"] = [{"role": "user", "content": request.prompt}]
+        else:
+            arguments["prompt"] = request.prompt
+            arguments["logit_bias"] = END_OF_TEXT_BIAS  # a chat model numbers its tokens otherwise
+        # OpenAI's reasoning models take the limit under another name only, and say so with a 400.
+        arguments["max_completion_tokens" if "max_tokens" in self._unsupported else "max_tokens"] = max_tokens
+        return {name: value for name, value in arguments.items() if name not in self._unsupported}
+
+    def _read_refusal(self, status: int, complaint: Complaint, headers: Mapping[str, str]) -> Reply:
+        """Turn an error response into a refusal answer, a fault, or another try with fewer parameters."""
+        if complaint.is_content_filter:
+            return Reply("", CONTENT_FILTER, NOTHING)
+        if status in (400, 413, 422) and complaint.is_context_exceeded:
+            raise _ContextExceeded(self._scrub(complaint.message))
+        said = f"HTTP {status}" + (f": {self._scrub(complaint.message)}" if complaint.message else "")
+        if status in (400, 422) and self._can_do_without(complaint.unsupported):
+            self._unsupported.add(complaint.unsupported)
+            raise _Fault(TeacherError, said, is_temporary=True, retry_after_s=0.0)
+        if status in (401, 403):
+            # The server's own words may repeat the key, so they are left out.
+            raise _Fault(TeacherAuth, f"HTTP {status}, the key was refused", is_temporary=False)
+        if status == 429 and complaint.is_quota_used_up:
+            raise _Fault(TeacherAuth, "HTTP 429, the key's account has no credit left", is_temporary=False)
+        wait_s = read_retry_after(headers, now_s=time.time())
+        if status == 429:
+            raise _Fault(TeacherRateLimited, "HTTP 429, too many requests", is_temporary=True, retry_after_s=wait_s)
+        if status in (408, 409) or status >= 500:
+            raise _Fault(TeacherUnreachable, said, is_temporary=True, retry_after_s=wait_s)
+        raise _Fault(TeacherError, said, is_temporary=False)
+
+    def _can_do_without(self, name: str) -> bool:
+        return name not in self._unsupported and (name == "max_tokens" or name in _DISPENSABLE)
+
+    def _raise_if_final(self, fault: _Fault, retries: int, number: int) -> None:
+        """Raise the error in words unless the request may be asked again."""
+        too_long = fault.retry_after_s is not None and fault.retry_after_s > MAX_RETRY_AFTER_S
+        if fault.is_temporary and retries < self._teacher.max_retries and not too_long:
+            logger.info("%s, request %d: %s; asking again (%d)", self._where, number, fault.words, retries + 1)
+            return
+        tries = f" after {retries + 1} tries" if retries else ""
+        text = f"{self._where}, request {number}{tries}: {fault.words}. {self._advice(fault.error)}"
+        if fault.error is TeacherRateLimited:
+            raise TeacherRateLimited(text, retry_after_s=fault.retry_after_s) from None
+        raise fault.error(text) from None
+
+    def _advice(self, error: type[TeacherError]) -> str:
+        name = self._teacher.api_key_env
+        if error is TeacherAuth:
+            return f"Check the key in {name}." if name else "The server wants a key: set teacher.api_key_env."
+        if error is TeacherRateLimited:
+            return "Resume later, lower data.concurrency or data.num_actors, or raise teacher.max_retries."
+        if error is TeacherUnreachable:
+            return "Check teacher.base_url and that the server runs; then resume."
+        if error is TeacherGarbage:
+            return f"An OpenAI-compatible {self._teacher.api} answer is wanted: check teacher.base_url and teacher.api."
+        return "Check teacher.model, teacher.api and teacher.base_url."
+
+    def _delay(self, retries: int, retry_after_s: float | None) -> float:
+        """Return the seconds to the next try: what the server asked for and a little more, or a doubling pause."""
+        if retry_after_s is not None:
+            return retry_after_s * (1 + 0.25 * self._jitter())
+        return min(MAX_DELAY_S, FIRST_DELAY_S * 2.0**retries) * (0.5 + 0.5 * self._jitter())
+
+    def _scrub(self, text: str) -> str:
+        return text.replace(self._api_key, "***") if self._api_key else text
+
+
+class _ContextExceeded(Exception):
+    """Prompt and allowed completion do not fit the model together."""
+
+
+def _add(left: Usage, right: Usage) -> Usage:
+    """Sum two usages; unknown stays unknown."""
+    sums = [
+        None if mine is None or other is None else mine + other
+        for mine, other in (
+            (left.prompt_tokens, right.prompt_tokens),
+            (left.completion_tokens, right.completion_tokens),
+        )
+    ]
+    return Usage(sums[0], sums[1])
+
+
+def _address(teacher: TeacherSpec) -> str:
+    parts = urlsplit(teacher.base_url or "https://api.openai.com/v1")
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"  # no query: it may hold a key
+
+
+def _make_client(teacher: TeacherSpec, api_key: str | None) -> Any:
+    try:
+        import openai
+    except ImportError as exc:
+        raise TeacherError("asking a teacher needs the openai package: pip install 'alpaca-jobs[data]'") from exc
+    # Without a key openai would take OPENAI_API_KEY from the environment and show it to a server that asked for none.
+    return openai.AsyncOpenAI(
+        api_key=api_key or "none",
+        base_url=teacher.base_url,
+        max_retries=0,
+        timeout=teacher.timeout_s,
+        # A proxy from the environment cannot reach a server on this machine.
+        http_client=openai.DefaultAsyncHttpxClient(trust_env=False) if teacher.is_local else None,
+    )

@@ -1,0 +1,283 @@
+"""The offline demo teacher: a small OpenAI-compatible server on this machine that composes tasks by rule.
+
+    python -m alpaca_jobs.generation.offline_teacher --port 0 --ready-file F     # writes its URL to F when it answers
+
+It exists so that the whole path (HTTP, retries, parsing, filters, dedupe) works without a key. It answers by the hash
+of the request, refuses some requests the first time (429, 500), and marks everything as demo data: model
+"offline-demo", a field `"demo": true`, a header `x-demo-data: true`. It ends with the process that started it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from alpaca_jobs.generation.offline_composer import compose_answer
+from alpaca_jobs.generation.offline_spec import OFFLINE_MODEL
+
+logger = logging.getLogger(__name__)
+
+CHARACTERS_PER_TOKEN = 4
+CONTEXT_TOKENS = 4097
+"""Prompt and completion together; small on purpose, so that the 80 % rule is at work. Source: text-davinci-003."""
+RETRY_AFTER_S = 0.05
+_BODY_LIMIT = 4 * 2**20
+
+
+class OfflineTeacher(ThreadingHTTPServer):
+    """The server. Requests run in threads of their own; the only state is which refused requests were seen before."""
+
+    daemon_threads = True
+    allow_reuse_address = False
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        latency_s: float = 0.0,
+        log: Path | None = None,
+        refuses_some: bool = True,
+        context_tokens: int = CONTEXT_TOKENS,
+    ) -> None:
+        """Listen at once; answer once `serve_forever` runs.
+
+        Args:
+            host, port: where to listen; port 0 takes a free one.
+            latency_s: how long each answer is held back.
+            log: file that gets one JSON line per request: time, digest of the request, hash of its prompt, status.
+            refuses_some: whether some requests get a 429 or a 500 when first asked.
+            context_tokens: prompt and completion together.
+        """
+        super().__init__((host, port), _Handler)
+        self.latency_s = latency_s
+        self.log_path = log
+        self.refuses_some = refuses_some
+        self.context_tokens = context_tokens
+        self._refused: set[str] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def base_url(self) -> str:
+        """Address for an OpenAI client."""
+        return f"http://{self.server_address[0]!s}:{self.server_address[1]}/v1"
+
+    def answer(self, body: dict[str, Any], *, is_chat: bool) -> tuple[int, dict[str, Any], dict[str, str]]:
+        """Return status, JSON and extra headers for one request body."""
+        problem = _find_problem(body, is_chat=is_chat)
+        if problem:
+            return problem[0], _error(*problem[1:]), {}
+        canonical = json.dumps(body, sort_keys=True).encode()
+        digest = hashlib.sha256(canonical).digest()
+        prompt = _read_prompt(body, is_chat=is_chat)
+        max_tokens = body.get("max_tokens") or body.get("max_completion_tokens") or 16
+        wanted = _count_tokens(prompt) + max_tokens
+        if wanted > self.context_tokens:
+            words = (
+                f"This model's maximum context length is {self.context_tokens} tokens, however you requested {wanted}"
+            )
+            return (
+                400,
+                _error(f"{words}. Please reduce your prompt; or completion length.", "context_length_exceeded"),
+                {},
+            )
+        if self.refuses_some and (refusal := self._refuse_once(digest)):
+            return refusal
+        text, finish_reason = compose_answer(prompt, digest)
+        text, finish_reason = _cut(text, finish_reason, body.get("stop"), max_tokens)
+        return 200, _render_answer(digest, prompt, text, finish_reason, is_chat=is_chat), {}
+
+    def _refuse_once(self, digest: bytes) -> tuple[int, dict[str, Any], dict[str, str]] | None:
+        key, kind = digest.hex(), digest[0] % 16
+        with self._lock:
+            if kind > 1 or key in self._refused:
+                return None
+            self._refused.add(key)
+        if kind == 0:
+            return 429, _error("Rate limit reached (demo).", "rate_limit_exceeded"), {"retry-after": str(RETRY_AFTER_S)}
+        return 500, _error("The server had an error while processing your request (demo).", "server_error"), {}
+
+    def write_log(self, body: dict[str, Any], status: int, *, is_chat: bool) -> None:
+        """Append one line about a request to the log file, if there is one."""
+        if self.log_path is None:
+            return
+        entry = {
+            "t": time.time(),
+            "digest": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest(),
+            "prompt": hashlib.sha256(_read_prompt(body, is_chat=is_chat).encode()).hexdigest(),
+            "status": status,
+        }
+        with self._lock, self.log_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes; with it on, each answer waits 40 ms
+    server: OfflineTeacher
+
+    def do_GET(self) -> None:
+        if self.path.rstrip("/") == "/v1/models":
+            model = {"id": OFFLINE_MODEL, "object": "model", "owned_by": "alpaca-jobs", "demo": True}
+            self._send(200, {"object": "list", "data": [model], "demo": True}, {})
+        else:
+            self._send(404, _error(f"nothing at {self.path}", "not_found"), {})
+
+    def do_POST(self) -> None:
+        raw = self.rfile.read(min(int(self.headers.get("content-length") or 0), _BODY_LIMIT))
+        is_chat = self.path.rstrip("/") == "/v1/chat/completions"
+        if not is_chat and self.path.rstrip("/") != "/v1/completions":
+            return self._send(404, _error(f"nothing at {self.path}", "not_found"), {})
+        try:
+            body = json.loads(raw)
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            return self._send(400, _error("the body is not a JSON object", "invalid_request"), {})
+        time.sleep(self.server.latency_s)
+        status, reply, headers = self.server.answer(body, is_chat=is_chat)
+        self.server.write_log(body, status, is_chat=is_chat)
+        self._send(status, reply, headers)
+
+    def _send(self, status: int, reply: dict[str, Any], headers: dict[str, str]) -> None:
+        data = json.dumps(reply).encode()
+        with contextlib.suppress(ConnectionError):  # the client may be gone: killed, or tired of waiting
+            self.send_response(status)
+            for name, value in {"content-type": "application/json", "x-demo-data": "true", **headers}.items():
+                self.send_header(name, value)
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        logger.debug(format, *args)
+
+
+def _find_problem(body: dict[str, Any], *, is_chat: bool) -> tuple[int, str, str] | None:
+    """Return (status, message, code) of what is wrong with a request, or None."""
+    if body.get("model") != OFFLINE_MODEL:
+        return (
+            404,
+            f"The model {body.get('model')!r} does not exist; this server has {OFFLINE_MODEL}.",
+            "model_not_found",
+        )
+    if body.get("stream"):
+        return 400, "This demo server does not stream.", "unsupported_value"
+    if not _read_prompt(body, is_chat=is_chat):
+        return 400, f"{'messages' if is_chat else 'prompt'} is missing or no text.", "invalid_request"
+    return None
+
+
+def _read_prompt(body: dict[str, Any], *, is_chat: bool) -> str:
+    if not is_chat:
+        prompt = body.get("prompt")
+        return prompt if isinstance(prompt, str) else ""
+    messages = body.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    content = last.get("content") if isinstance(last, dict) else None
+    return content if isinstance(content, str) else ""
+
+
+def _cut(text: str, finish_reason: str, stop: Any, max_tokens: int) -> tuple[str, str]:
+    """Apply stop sequences and the token limit, as a model server does."""
+    for sequence in [stop] if isinstance(stop, str) else stop or []:
+        if sequence in text:
+            text, finish_reason = text[: text.index(sequence)], "stop"
+    if _count_tokens(text) > max_tokens:
+        return text[: max_tokens * CHARACTERS_PER_TOKEN], "length"
+    return text, finish_reason
+
+
+def _count_tokens(text: str) -> int:
+    return -(-len(text) // CHARACTERS_PER_TOKEN)
+
+
+def _render_answer(digest: bytes, prompt: str, text: str, finish_reason: str, *, is_chat: bool) -> dict[str, Any]:
+    usage = {"prompt_tokens": _count_tokens(prompt), "completion_tokens": _count_tokens(text)}
+    said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
+    return {
+        "id": f"demo-{digest.hex()[:16]}",
+        "object": "chat.completion" if is_chat else "text_completion",
+        "created": 0,
+        "model": OFFLINE_MODEL,
+        "demo": True,
+        "choices": [{"index": 0, "logprobs": None, "finish_reason": finish_reason, **said}],
+        "usage": {**usage, "total_tokens": sum(usage.values())},
+    }
+
+
+def _error(message: str, code: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "demo_error", "param": None, "code": code}}
+
+
+@contextlib.contextmanager
+def serve(host: str = "127.0.0.1", port: int = 0, **options: Any) -> Iterator[OfflineTeacher]:
+    """Run the server in a thread of this process; options as for OfflineTeacher."""
+    with OfflineTeacher(host=host, port=port, **options) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="offline-teacher", daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _end_with(parent: Any) -> None:
+    """End this process when `parent` has ended; a server that nobody knows of must not stay."""
+    import psutil
+
+    while True:
+        try:
+            if not parent.is_running() or parent.status() == psutil.STATUS_ZOMBIE:
+                break
+        except psutil.NoSuchProcess:
+            break
+        time.sleep(0.5)
+    logger.info("the process that started this server is gone; ending")
+    os._exit(0)
+
+
+def main() -> None:
+    """Serve until told to stop, or until the parent process is gone."""
+    import psutil
+
+    parser = argparse.ArgumentParser(
+        description="Demo teacher: an OpenAI-compatible server that composes tasks by rule."
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--ready-file", type=Path, help="gets the server's URL once it answers")
+    parser.add_argument("--log", type=Path, help="gets one JSON line per request")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds each answer is held back")
+    parser.add_argument("--no-refusals", action="store_true", help="no 429 and no 500")
+    parser.add_argument("--parent-pid", type=int, default=os.getppid(), help="end when this process ends")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="offline teacher: %(message)s")  # to stderr
+    try:
+        parent = psutil.Process(arguments.parent_pid)
+    except psutil.NoSuchProcess:
+        parser.exit(1, f"offline teacher: the parent process {arguments.parent_pid} is gone already\n")
+    options = {"latency_s": arguments.latency, "log": arguments.log, "refuses_some": not arguments.no_refusals}
+    with serve(arguments.host, arguments.port, **options) as server, contextlib.suppress(KeyboardInterrupt):
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        logger.info("answering at %s (demo data)", server.base_url)
+        if arguments.ready_file:
+            half = arguments.ready_file.with_name(f"{arguments.ready_file.name}.{os.getpid()}.half")
+            half.write_text(server.base_url, encoding="utf-8")
+            os.replace(half, arguments.ready_file)  # whoever waits for the file never sees half a URL
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Counts what generation kept and dropped, and notices a teacher whose answers never become rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from alpaca_jobs.errors import TeacherGarbage
+from alpaca_jobs.generation.pipeline import SURPLUS, Consumed
+
+MAX_BARREN_REQUESTS = 20
+"""Answers in a row without a single row before the teacher is given up."""
+
+
+@dataclass
+class GenerationStatistics:
+    """Sums over the answers consumed so far; `drops` counts pieces by reason."""
+
+    num_requests: int = 0
+    num_rows: int = 0
+    num_barren_in_a_row: int = 0
+    drops: Counter[str] = field(default_factory=Counter)
+
+    def add(self, consumed: Consumed) -> None:
+        """Count one answer."""
+        self.num_requests += 1
+        self.num_rows += len(consumed.rows)
+        self.drops.update(consumed.drops)
+        is_fruitful = bool(consumed.rows) or SURPLUS in consumed.drops
+        self.num_barren_in_a_row = 0 if is_fruitful else self.num_barren_in_a_row + 1
+
+    @property
+    def accept_rate(self) -> float | None:
+        """Rows kept over pieces seen, 0 to 1; None before the first piece. Surplus rows count as neither."""
+        seen = self.num_rows + self.drops.total() - self.drops[SURPLUS]
+        return self.num_rows / seen if seen else None
+
+    def check_progress(self, *, limit: int = MAX_BARREN_REQUESTS) -> None:
+        """Stop paying a teacher whose answers cannot be used.
+
+        Raises:
+            TeacherGarbage: the last `limit` answers gave no row; says what was dropped and why.
+        """
+        if self.num_barren_in_a_row < limit:
+            return
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.drops.most_common()) or "nothing was in them"
+        raise TeacherGarbage(
+            f"The last {self.num_barren_in_a_row} answers of the teacher gave not one row (dropped so far: {reasons}). "
+            "It should continue the numbered list it is shown. Look at a stored answer, then try another "
+            "teacher.model, the other teacher.api, or more seed tasks if most were similar."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as JSON fields, reasons in alphabetical order."""
+        return {
+            "num_requests": self.num_requests,
+            "num_rows": self.num_rows,
+            "drops": dict(sorted(self.drops.items())),
+            "accept_rate": self.accept_rate,
+        }
+
+
+def add_drops(*parts: Mapping[str, int]) -> dict[str, int]:
+    """Return the sum of several drop counts, reasons in alphabetical order."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return dict(sorted(total.items()))

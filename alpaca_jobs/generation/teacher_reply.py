@@ -1,0 +1,159 @@
+"""Reads what came back from an OpenAI-compatible server: pure functions on bytes, headers and error bodies."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+CONTENT_FILTER = "content_filter"
+
+_CONTEXT_WORDS = (  # OpenAI today, OpenAI's older models, vLLM, llama.cpp
+    "maximum context length",
+    "reduce your prompt",
+    "reduce the length",
+    "max_tokens is too large",
+    "exceeds the available context size",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens the server says it used; None where it does not say."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+NOTHING = Usage(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A usable answer: its text, why it ended ("stop", "length", "content_filter", ...), its usage."""
+
+    text: str
+    finish_reason: str
+    usage: Usage
+
+
+class Unusable(Exception):
+    """A 200 whose body is no answer. `usage` is what it cost all the same."""
+
+    def __init__(self, problem: str, usage: Usage = Usage()) -> None:
+        super().__init__(problem)
+        self.usage = usage
+
+
+def read_reply(body: bytes, *, is_chat: bool) -> Reply:
+    """Return the answer in a response body.
+
+    A refusal (finish_reason content_filter, or a chat message with `refusal`) is an answer without text.
+
+    Raises:
+        Unusable: not JSON, no choices, a text that is null, empty or not a string.
+    """
+    try:
+        data = json.loads(body)
+    except ValueError as exc:
+        raise Unusable(f"not JSON: {body[:80]!r}") from exc
+    if not isinstance(data, dict):
+        raise Unusable(f"JSON, but not an object: {str(data)[:80]!r}")
+    usage = _read_usage(data.get("usage"))
+    choices = data.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise Unusable(f"no choices; its fields are {', '.join(sorted(map(str, data))) or 'none'}", usage)
+    choice = choices[0]
+    finish_reason = choice.get("finish_reason") or "stop"
+    message = choice.get("message") if is_chat else None
+    refusal = message.get("refusal") if isinstance(message, dict) else None
+    if finish_reason == CONTENT_FILTER or refusal:
+        return Reply("", CONTENT_FILTER, usage)
+    text = message.get("content") if isinstance(message, dict) else choice.get("text")
+    if not isinstance(text, str) or not text.strip():
+        where = "choices[0].message.content" if is_chat else "choices[0].text"
+        raise Unusable(f"{where} is {str(text)[:60]!r}, finish_reason {finish_reason!r}", usage)
+    # A lone surrogate is legal in JSON, but cannot be written as UTF-8 later.
+    return Reply(text.encode("utf-8", "replace").decode("utf-8"), str(finish_reason), usage)
+
+
+def _read_usage(value: Any) -> Usage:
+    if not isinstance(value, dict):
+        return Usage()
+    counts = [value.get(key) for key in ("prompt_tokens", "completion_tokens")]
+    known = [
+        count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None for count in counts
+    ]
+    return Usage(known[0], known[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """The error object of a response: the server's words, its code and the parameter it names; "" where absent."""
+
+    message: str
+    code: str
+    param: str
+
+    @property
+    def is_context_exceeded(self) -> bool:
+        """Prompt and allowed completion together do not fit the model; a shorter completion may."""
+        text = self.message.lower()
+        return self.code == "context_length_exceeded" or any(words in text for words in _CONTEXT_WORDS)
+
+    @property
+    def is_content_filter(self) -> bool:
+        """The prompt itself was refused (Azure answers 400 with this code)."""
+        return self.code == CONTENT_FILTER
+
+    @property
+    def is_quota_used_up(self) -> bool:
+        """A 429 that no waiting cures: the account has no credit left."""
+        return self.code == "insufficient_quota"
+
+    @property
+    def unsupported(self) -> str:
+        """Name of the parameter this model or server does not take, or ""."""
+        if self.code in ("unsupported_parameter", "unsupported_value"):
+            return self.param
+        return "logit_bias" if "logit_bias" in self.message else ""
+
+
+def read_complaint(body: Any) -> Complaint:
+    """Return the error object of a response; `body` is parsed JSON (the outer "error" or not), text or None."""
+    if isinstance(body, Mapping) and isinstance(body.get("error"), Mapping):
+        body = body["error"]
+    if not isinstance(body, Mapping):
+        return Complaint(str(body or "")[:300], "", "")
+    return Complaint(*(str(body.get(key) or "")[:300] for key in ("message", "code", "param")))
+
+
+def read_retry_after(headers: Mapping[str, str], *, now_s: float) -> float | None:
+    """Return the seconds a server asks to wait, from `retry-after-ms` or `retry-after` (seconds or a date), or None.
+
+    Args:
+        headers: case-insensitive response headers.
+        now_s: seconds since the epoch, for dates.
+    """
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    if seconds is not None or not value:
+        return seconds
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - now_s)
+    except (ValueError, TypeError):
+        return None
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value) if value else -1.0
+    except ValueError:
+        return None
+    return number if number >= 0 and math.isfinite(number) else None
