@@ -1,8 +1,9 @@
-"""Rows, generated or from a file, to what every training rank gets: tokens and the tokenizer's files. Made once a run."""
+"""Dataset: rows of a run as one value that all ranks share: tokens, tokenizer and the number of steps that follow."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alpaca_jobs.spec import TrainSpec
@@ -11,33 +12,43 @@ from alpaca_jobs.training.data import TokenizedRows
 from alpaca_jobs.training.recipes import TrainingRow, build_tokenizer, load_training_rows, tokenize_rows
 from alpaca_jobs.training.tokenizer import load_tokenizer
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """What training runs on.
+    """What a training run trains on.
 
     Attributes:
-        rows: all rows as tokens.
-        tokenizer_files: the tokenizer's folder as {file name: bytes}.
-        num_steps: optimizer steps the whole training has.
+        tokenizer_files: {file name: bytes} of the tokenizer's folder.
+        num_steps: optimizer updates of the whole training.
     """
 
     rows: TokenizedRows
-    tokenizer_files: Mapping[str, bytes]
+    tokenizer_files: dict[str, bytes]
     num_steps: int
 
 
 def prepare_dataset(train: TrainSpec, rows: Sequence[TrainingRow] | str) -> Dataset:
-    """Tokenize rows, or the rows of the file at a URI; the same input gives the same bytes in any process.
+    """Tokenize rows, or those in the file at a path or URI. The same input gives the same bytes in any process.
 
     Raises:
-        DataError: rows that cannot be read, or leave nothing to learn from.
-        ModelError: the model or its tokenizer does not exist.
+        DataError: no rows, unreadable rows, or nothing to learn from.
+        ModelError: the base model or its tokenizer does not exist or cannot be used.
     """
-    examples = load_training_rows(rows, train) if isinstance(rows, str) else rows
-    files = build_tokenizer(train, examples)
-    tokens = tokenize_rows(examples, load_tokenizer(files), train)
-    steps = total_steps(
-        len(tokens), global_batch_size=train.global_batch_size, epochs=train.epochs, max_steps=train.max_steps
-    )
-    return Dataset(rows=tokens, tokenizer_files=files, num_steps=steps)
+    made = load_training_rows(rows, train) if isinstance(rows, str) else rows
+    files = build_tokenizer(train, made)
+    tokenized = tokenize_rows(made, load_tokenizer(files), train)
+    if tokenized.num_truncated:
+        logger.warning(
+            "%d of %d rows are longer than train.max_length %d and were cut; %d of them lost their whole answer",
+            tokenized.num_truncated, len(tokenized), train.max_length, tokenized.num_without_target,
+        )  # fmt: skip
+    return Dataset(rows=tokenized, tokenizer_files=files, num_steps=count_steps(len(tokenized), train))
+
+
+def count_steps(num_rows: int, train: TrainSpec) -> int:
+    """Optimizer updates of a whole training."""
+    return total_steps(
+        num_rows, global_batch_size=train.global_batch_size, epochs=train.epochs, max_steps=train.max_steps
+    )  # fmt: skip

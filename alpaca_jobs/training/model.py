@@ -20,8 +20,12 @@ from alpaca_jobs.training.tokenizer import RowTokenizer
 _TINY_HIDDEN, _TINY_LAYERS, _TINY_HEADS, _TINY_FEED_FORWARD = 128, 4, 4, 352
 
 
-def build_model(train: TrainSpec, tokenizer: RowTokenizer, *, device: torch.device) -> nn.Module:
+def build_model(
+    train: TrainSpec, tokenizer: RowTokenizer, *, device: torch.device, with_weights: bool = True
+) -> nn.Module:  # fmt: skip
     """Make or load the base model, float32, on a device, in training mode.
+
+    `with_weights=False` leaves a base model's weights unread, for a caller that fills them in from a checkpoint.
 
     Random weights depend on `train.seed` alone, so all ranks of any world size start from the same ones. A vocabulary
     larger than the model's is given new rows, each the mean of the old ones, as in Stanford Alpaca.
@@ -31,7 +35,9 @@ def build_model(train: TrainSpec, tokenizer: RowTokenizer, *, device: torch.devi
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train.seed)
-        model = _tiny_llama(train, tokenizer) if train.model == TINY_LLAMA else _pretrained(train, tokenizer)
+        model = (
+            _tiny_llama(train, tokenizer) if train.model == TINY_LLAMA else _pretrained(train, tokenizer, with_weights)
+        )
     if train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.config.use_cache = False
@@ -85,12 +91,15 @@ def _tiny_llama(train: TrainSpec, tokenizer: RowTokenizer) -> Any:
     return LlamaForCausalLM(config)
 
 
-def _pretrained(train: TrainSpec, tokenizer: RowTokenizer) -> Any:
+def _pretrained(train: TrainSpec, tokenizer: RowTokenizer, with_weights: bool) -> Any:
     folder = resolve_model(train.model)
     with foreign_model_errors(train.model, "model"):
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        if with_weights:
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        else:
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
     context = getattr(model.config, "max_position_embeddings", None)
     if isinstance(context, int) and train.max_length > context:
         raise ModelError(

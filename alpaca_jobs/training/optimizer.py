@@ -6,6 +6,8 @@ dispatch of sharded tensors costs more than the arithmetic, and on large ones th
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -79,5 +81,4 @@ def clip_scale(squared_norm: float, max_norm: float) -> float:
 
     Source: torch.nn.utils.clip_grad_norm_, which adds 1e-6 to the norm.
     """
-    norm = float(squared_norm) ** 0.5
-    return min(1.0, max_norm / (norm + 1e-6))
+    return min(1.0, max_norm / (math.sqrt(squared_norm) + 1e-6))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from alpaca_jobs.errors import TrainingError
-from alpaca_jobs.training.batching import rows_seen, total_steps
+from alpaca_jobs.training.batching import rows_seen
 from alpaca_jobs.training.collate import Layout, choose_layout
 from alpaca_jobs.training.control import TrainContext
+from alpaca_jobs.training.dataset import count_steps
 from alpaca_jobs.training.fingerprint import train_fingerprint
 from alpaca_jobs.training.model import build_model, shard_model
 from alpaca_jobs.training.optimizer import ShardedAdamW
@@ -74,17 +75,9 @@ def build_state(ctx: TrainContext) -> TrainState:
         optimizer=ShardedAdamW(model, ctx.train),
         layout=layout,
         pad_id=tokenizer.pad_id,
-        num_steps=num_steps(len(ctx.rows), ctx),
+        num_steps=count_steps(len(ctx.rows), ctx.train),
         fingerprint=train_fingerprint(ctx.train, data_digest=ctx.rows.digest, tokenizer_files=ctx.tokenizer_files),
     )
-
-
-def num_steps(num_rows: int, ctx: TrainContext) -> int:
-    """Updates of the whole training."""
-    train = ctx.train
-    return total_steps(
-        num_rows, global_batch_size=train.global_batch_size, epochs=train.epochs, max_steps=train.max_steps
-    )  # fmt: skip
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,62 @@
+"""What the training tests share: a tiny OPT with dropout as a folder, and a process group of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_opt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random OPT (two layers, dropout 0.1) with a tokenizer that lacks a padding token, as from_pretrained wants it.
+
+    OPT, because transformers never keeps its packed rows apart by itself, and because the published recipe fits it,
+    too.
+    """
+    import json
+
+    import torch
+    from transformers import OPTConfig, OPTForCausalLM
+
+    from alpaca_jobs.prompts import render_prompt
+    from alpaca_jobs.training.tokenizer import build_tokenizer, write_folder
+
+    folder = tmp_path_factory.mktemp("tiny-opt")
+    prompts = [
+        render_prompt("Write the words red and blue in reverse order, please.", given) for given in ("", "red, blue")
+    ]
+    files = build_tokenizer("tiny-llama", [f"{prompt}They are blue and red." for prompt in prompts] * 2)
+    config = json.loads(files["tokenizer_config.json"])
+    del config["pad_token"]
+    write_folder({**files, "tokenizer_config.json": json.dumps(config).encode()}, folder)
+    torch.manual_seed(0)
+    model = OPTForCausalLM(
+        OPTConfig(
+            vocab_size=len(json.loads(files["tokenizer.json"])["model"]["vocab"]),
+            hidden_size=32,
+            ffn_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            word_embed_proj_dim=32,
+            max_position_embeddings=256,
+            dropout=0.1,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=None,
+        )
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A gloo process group with this process as its only rank."""
+    import torch.distributed as dist
+
+    meeting_point = tmp_path_factory.mktemp("one-rank") / "meeting-point"
+    dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -1,0 +1,201 @@
+"""Two ranks: what is preempted and resumed ends with the bits of what was not, and a damaged checkpoint is passed over.
+
+One start of two processes carries all trainings of this file (rank_worker.py); each test looks at its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoints.keys import CommitRef, Layout, Stage
+from checkpoints.reader import CommitReader
+from checkpoints.store import Store
+
+WORKER = Path(__file__).with_name("rank_worker.py")
+LAYOUT = Layout((Stage("train", "checkpoints", "step-", 8),))
+NUM_STEPS = 12  # 40 rows in batches of 7: six steps an epoch, the last one of five rows
+TINY = {
+    "model": "tiny-llama",
+    "global_batch_size": 7,
+    "micro_batch_size": 2,
+    "learning_rate": 2e-3,
+    "epochs": 2,
+    "max_length": 128,
+    "dtype": "float32",
+    "exactness": "bits",
+}
+
+Answers = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the stores of all trainings here."""
+    return tmp_path_factory.mktemp("stores")
+
+
+def _runs(stores: Path, tiny_opt: Path) -> list[dict[str, Any]]:
+    def run(name: str, store: str, attempt: int, **more: Any) -> dict[str, Any]:
+        return {"name": name, "store": f"file://{stores / store}", "attempt": attempt, "train": TINY, **more}
+
+    opt = {**TINY, "model": str(tiny_opt), "dtype": "bfloat16"}
+    return [
+        run("undisturbed", "undisturbed", 1),
+        run("stopped", "resumed", 1, stop_at=8, stop_on_rank=1),
+        run("resumed", "resumed", 2),
+        run("from step 5", "again", 1, stop_at=10),
+        run("past damage", "again", 2, damage=str(stores / "again/checkpoints/step-00000010")),
+        run(
+            "all damaged",
+            "again",
+            3,
+            damage=str(stores / "again/checkpoints/step-00000010/attempt-000002"),
+            from_step=10,
+        ),
+        run("other job", "resumed", 3, train={**TINY, "learning_rate": 1e-3}),
+        run("noticed", "noticed", 1, notice={"rank": 1, "step": 7, "seconds": 30.0}),
+        run("late notice", "late", 1, notice={"rank": 1, "step": 7, "seconds": 0.0}),
+        run("OPT undisturbed", "opt-undisturbed", 1, train=opt),
+        run("OPT stopped", "opt-resumed", 1, train=opt, stop_at=3),
+        run("OPT resumed", "opt-resumed", 2, train=opt),
+    ]
+
+
+@pytest.fixture(scope="module")
+def answers(stores: Path, tiny_opt: Path, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    """What every training of this file said, by name; one answer per rank."""
+    scratch = tmp_path_factory.mktemp("two-ranks")
+    runs = _runs(stores, tiny_opt)
+    plan = {"world_size": 2, "meeting_point": str(scratch / "meet"), "runs": runs, "answers": str(scratch / "answers")}
+    (scratch / "plan.json").write_text(json.dumps(plan))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(scratch / "plan.json"), str(rank)],
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=110)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(said)
+    told = [json.loads((scratch / f"answers-{rank}.json").read_text()) for rank in range(2)]
+    return {name: [answer[name] for answer in told] for name in told[0]}
+
+
+def _state_digests(stores: Path, store: str, step: int, attempt: int) -> list[str]:
+    """Digests of every block of model and optimizer in a commit."""
+    manifest = CommitReader.open(
+        Store.open(f"file://{stores / store}"), LAYOUT, CommitRef("train", step, attempt)
+    ).manifest
+    return [block.digest for entry in manifest.objects for block in entry.blocks]
+
+
+def _meta(stores: Path, store: str, step: int, attempt: int) -> dict[str, Any]:
+    reader = CommitReader.open(Store.open(f"file://{stores / store}"), LAYOUT, CommitRef("train", step, attempt))
+    return dict(reader.manifest.meta)
+
+
+def test_an_undisturbed_run_commits_at_its_interval_and_at_the_end(answers: Answers) -> None:
+    first, second = answers["undisturbed"]
+    assert first["stopped_by"] == second["stopped_by"] == "done"
+    assert first["saved"] == [5, 10, 12]
+    assert first["saved_step"] == second["saved_step"] == NUM_STEPS
+    assert first["losses"] == second["losses"]
+    assert first["was_loaded"]
+    assert first["loaded"] is None
+    assert not second["was_loaded"]  # only rank 0 tells the node
+
+
+def test_resume_at_the_same_world_size_gives_the_same_bits(answers: Answers, stores: Path) -> None:
+    undisturbed, stopped, resumed = (answers[name][0] for name in ("undisturbed", "stopped", "resumed"))
+    assert stopped["stopped_by"] == "stop"
+    assert stopped["saved_step"] == 8  # asked on rank 1, saved on both
+    assert resumed["loaded"] == 8
+    assert stopped["losses"] + resumed["losses"] == undisturbed["losses"]
+    assert _state_digests(stores, "resumed", 12, 2) == _state_digests(stores, "undisturbed", 12, 1)
+
+
+def test_resume_with_dropout_in_bfloat16_gives_the_same_bits(answers: Answers, stores: Path) -> None:
+    undisturbed, stopped, resumed = (answers[f"OPT {name}"][0] for name in ("undisturbed", "stopped", "resumed"))
+    assert stopped["losses"] + resumed["losses"] == undisturbed["losses"]
+    assert _state_digests(stores, "opt-resumed", 12, 2) == _state_digests(stores, "opt-undisturbed", 12, 1)
+
+
+def test_every_checkpoint_holds_the_losses_of_all_steps_and_counts_rows(answers: Answers, stores: Path) -> None:
+    metas = [_meta(stores, "resumed", *commit) for commit in ((5, 1), (8, 1), (10, 2), (12, 2))]
+    for meta in metas:
+        assert meta["losses"] == {"first_step": 1, "hex": answers["undisturbed"][0]["losses"][: meta["step"]]}
+    assert [meta["rows_seen"] for meta in metas] == [35, 54, 68, 80]
+    assert metas[-1]["tokens_seen"] == _meta(stores, "undisturbed", 12, 1)["tokens_seen"]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_on_every_rank(answers: Answers, stores: Path) -> None:
+    first, second = answers["past damage"]
+    assert first["loaded"] == 5
+    assert len(first["fallbacks"]) == 1
+    assert "is damaged" in first["fallbacks"][0]
+    assert "step-00000010" in first["fallbacks"][0]
+    assert first["losses"] == second["losses"] == answers["undisturbed"][0]["losses"][5:]
+    assert _state_digests(stores, "again", 12, 2) == _state_digests(stores, "undisturbed", 12, 1)
+
+
+def test_when_every_checkpoint_is_damaged_no_rank_starts_over(answers: Answers) -> None:
+    for answer in answers["all damaged"]:
+        assert answer["error"] == "NoGoodCommit"
+        assert "starting over silently would hide it" in answer["text"]
+
+
+def test_a_checkpoint_of_another_training_is_refused_in_words(answers: Answers) -> None:
+    for answer in answers["other job"]:
+        assert answer["error"] == "TrainingError"
+        assert "belongs to another training" in answer["text"]
+
+
+def test_a_notice_on_one_rank_makes_all_save_at_that_step(answers: Answers) -> None:
+    first, second = answers["noticed"]
+    assert first["stopped_by"] == second["stopped_by"] == "notice"
+    assert first["saved_step"] == second["saved_step"] == first["final_step"] == 7
+    assert "step 7 was saved" in first["words"]
+
+
+def test_a_notice_that_a_save_does_not_fit_starts_none_and_says_so(answers: Answers) -> None:
+    first = answers["late notice"][0]
+    assert first["stopped_by"] == "notice"
+    assert (first["final_step"], first["saved_step"]) == (7, 5)
+    assert "none was begun: step 5 is the newest committed, 2 steps will be repeated" in first["words"]
+
+
+def test_another_world_size_trains_on_the_same_batches(
+    answers: Answers, stores: Path, one_rank: None, tmp_path: Path
+) -> None:
+    """One rank continues what two began, from the very checkpoint, and agrees with them to rounding."""
+    import shutil
+
+    worker = _load_worker()
+    shutil.copytree(stores / "resumed", tmp_path / "resumed")
+    run = {"store": f"file://{tmp_path / 'resumed'}", "attempt": 9, "train": TINY, "from_step": 8}
+    alone = worker.train_once(run, rank=0, world_size=1)
+    assert alone["loaded"] == 8
+    theirs = [float.fromhex(loss) for loss in answers["undisturbed"][0]["losses"][8:]]
+    assert [float.fromhex(loss) for loss in alone["losses"]] == pytest.approx(theirs, abs=1e-5)
+    assert alone["grad_norms"] == pytest.approx(answers["undisturbed"][0]["grad_norms"][8:], rel=1e-4)
+
+
+def _load_worker() -> Any:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("rank_worker", WORKER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
