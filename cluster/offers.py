@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from cluster.errors import CatalogError
 from cluster.plan import Pricing
@@ -113,7 +114,11 @@ class PriceList:
 
 
 def load_offers(
-    infra: Sequence[str] = CLOUDS, *, local_regions: Iterable[str] = (), catalogs: Path | None = None
+    infra: Sequence[str] = CLOUDS,
+    *,
+    local_regions: Iterable[str] = (),
+    catalogs: Path | None = None,
+    machines: Literal["all", "gpu", "cpu"] = "all",
 ) -> PriceList:
     """Read the offers of some clouds.
 
@@ -121,6 +126,7 @@ def load_offers(
         infra: which clouds; "local" gives this machine's pretend regions, at 0 USD.
         local_regions: the pretend regions.
         catalogs: folder with <cloud>/vms.csv; None for SkyPilot's cache where it has the cloud, else the snapshot.
+        machines: only those with GPUs, or only those without; SkyPilot's full catalogs have 60,000 rows, most without.
 
     Raises:
         CatalogError: a catalog that cannot be read or misses columns.
@@ -132,7 +138,7 @@ def load_offers(
             offers.extend(local_offers(local_regions))
             continue
         source = _source(cloud, catalogs)
-        offers.extend(_read_catalog(cloud, source.path))
+        offers.extend(_read_catalog(cloud, source.path, machines))
         sources.append(source)
     return PriceList(tuple(offers), tuple(sources))
 
@@ -152,9 +158,8 @@ def _source(cloud: str, catalogs: Path | None) -> PriceSource:
     return PriceSource(cloud, SNAPSHOT / cloud / "vms.csv", None)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One catalog row, typed; prices are None where the field is empty."""
+class _Row(NamedTuple):
+    """One catalog row, typed; prices are None where the field is empty. (A tuple: there are many.)"""
 
     instance_type: str
     gpu_name: str
@@ -167,11 +172,11 @@ class _Row:
     zone: str | None
 
 
-def _read_catalog(cloud: str, path: Path) -> Iterator[Offer]:
-    rows = list(_read_rows(path))
-    machines = _gcp_machines(rows) if cloud == "gcp" else rows
-    for row in machines:
-        yield from _offers_of(cloud, row)
+def _read_catalog(cloud: str, path: Path, machines: str) -> Iterator[Offer]:
+    rows = _read_rows(path)
+    for row in _gcp_machines(list(rows)) if cloud == "gcp" else rows:
+        if machines == "all" or bool(row.gpu_name) == (machines == "gpu"):
+            yield from _offers_of(cloud, row)
 
 
 def _read_rows(path: Path) -> Iterator[_Row]:

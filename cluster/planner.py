@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from alpaca_jobs.known_models import KNOWN_MODELS
 from alpaca_jobs.spec import LOCAL_REGIONS, JobSpec
@@ -23,7 +24,8 @@ _MAX_NAMED = 6
 
 def offers_for(job: JobSpec) -> PriceList:
     """Load the offers that a plan for this job looks at (reads files; see cluster/offers.py)."""
-    return load_offers(job.compute.infra, local_regions=job.compute.regions or LOCAL_REGIONS)
+    machines: Literal["gpu", "cpu"] = "cpu" if job.compute.gpus is None else "gpu"
+    return load_offers(job.compute.infra, local_regions=job.compute.regions or LOCAL_REGIONS, machines=machines)
 
 
 def plan_launch(

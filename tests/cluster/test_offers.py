@@ -164,3 +164,10 @@ def _timed() -> float:
     start = time.perf_counter()
     load_offers()
     return time.perf_counter() - start
+
+
+def test_machines_with_and_without_gpus_together_are_all() -> None:
+    with_gpus, without = load_offers(machines="gpu"), load_offers(machines="cpu")
+    assert {offer.gpu_count > 0 for offer in with_gpus} == {True}
+    assert {offer.gpus for offer in without} == {None}
+    assert len(with_gpus) + len(without) == len(load_offers())
