@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import init, render, validate
+from cli import cancel, drill, export, init, launch, logs, render, resume, rm, runs, status, validate
 from cli.exits import DEBUG_VARIABLE, guarded
 
 START, WATCH, STEER, PROVE, STAGES = "Start", "Watch", "Steer", "Prove", "One stage by itself, on this machine"
@@ -20,6 +20,15 @@ START, WATCH, STEER, PROVE, STAGES = "Start", "Watch", "Steer", "Prove", "One st
 COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("init", init.init, START),
     ("validate", validate.validate, START),
+    ("launch", launch.launch, START),
+    ("runs", runs.runs, WATCH),
+    ("status", status.status, WATCH),
+    ("logs", logs.logs, WATCH),
+    ("cancel", cancel.cancel, STEER),
+    ("resume", resume.resume, STEER),
+    ("rm", rm.rm, STEER),
+    ("drill", drill.drill, PROVE),
+    ("export", export.export, STAGES),
 )
 
 app = typer.Typer(

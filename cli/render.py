@@ -82,6 +82,32 @@ def progress_is_live() -> bool:
     return sys.stderr.isatty()
 
 
+class LivePanel:
+    """A small table on stderr that redraws itself, with lines of talk scrolling by above it. Use as a context."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(stderr=True, highlight=False)
+        self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> LivePanel:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, grid: Grid) -> None:
+        """Replace the table."""
+        self._live.update(draw(grid))
+
+    def say(self, text: str) -> None:
+        """A line above the table, which stays."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+
 def _draw(grid: Grid, stream: Any) -> None:
     from rich.console import Console
 
@@ -98,7 +124,8 @@ def draw(grid: Grid) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_header=bool(grid.columns), pad_edge=False, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD if grid.columns else None, show_header=bool(grid.columns), pad_edge=False)
+    table.title_justify = "left"
     if grid.title:
         table.title = Text(grid.title, style="bold")
     if not grid.columns:

@@ -1,0 +1,75 @@
+"""`alpaca-jobs export`: a finished run's model as a folder that transformers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import options, render, words
+from cli.exits import Refused
+
+if TYPE_CHECKING:
+    from checkpoints.store import Store
+
+
+def export(
+    run: options.RunName = None,
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="The folder to write; new or empty.")] = Path(
+        "model"
+    ),
+    store: options.Store = None,
+    as_json: options.Json = False,
+) -> None:
+    """Copy a run's model out of its store, every byte verified.
+
+    Example: alpaca-jobs export demo-x3fkd --to ./my-model
+    """
+    from cli.finding import find_run
+
+    found = find_run(run, store)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise Refused(f"{to} exists and is not empty; nothing was written. Name another folder: --to FOLDER")
+    files = copy_model(found.root.child(found.run_id), found.run_id, to)
+    if as_json:
+        render.out_json({"run_id": found.run_id, "folder": str(to), "files": files})
+    else:
+        render.out(str(to))
+        render.say(
+            f"{words.plural(len(files), 'file')}, {sum(files.values()) / 2**20:,.1f} MiB. Load it with transformers:"
+        )
+        render.say(f"  AutoModelForCausalLM.from_pretrained('{to}'), AutoTokenizer.from_pretrained('{to}')")
+
+
+def copy_model(store: Store, run_id: str, folder: Path) -> dict[str, int]:
+    """Copy the newest exported model that counts; returns file name -> bytes.
+
+    Raises:
+        Refused: the run has exported none yet.
+        Damaged: the bytes in the store are not those that were committed.
+    """
+    from alpaca_jobs.run_layout import LAYOUT
+    from checkpoints.attempts import AttemptLog
+    from checkpoints.lineage import counting_commits
+    from checkpoints.reader import CommitReader, list_commits
+
+    counting = counting_commits(AttemptLog(store, LAYOUT).records(), list_commits(store, LAYOUT), LAYOUT)
+    exported = [ref for ref in counting if ref.stage == "export"]
+    if not exported:
+        newest = counting[0] if counting else "nothing"
+        raise Refused(f"{run_id} has no model yet; committed is {newest}. Go on with: alpaca-jobs resume {run_id}")
+    reader = CommitReader.open(store, LAYOUT, exported[0])
+    partial = folder.with_name(f"{folder.name}.partial")
+    files = {}
+    for entry in reader.manifest.objects:
+        target = partial / entry.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            for placed in reader.blocks(entry.name):  # a model is larger than memory; a block is 16 MiB
+                file.write(reader.read_block(placed))
+        files[entry.name] = entry.size
+    if folder.exists():
+        folder.rmdir()
+    partial.rename(folder)  # an interrupted copy leaves FOLDER.partial, never half a model under the name asked for
+    return files

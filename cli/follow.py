@@ -1,0 +1,74 @@
+"""Following a run on stderr: a panel that redraws itself on a terminal, lines elsewhere. Shared by several verbs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cli import progress, render
+from cli.exits import ExitCode
+
+if TYPE_CHECKING:
+    from cli.finding import FoundRun
+    from cluster.events import Event
+
+REPORT_PATIENCE_S = 15.0
+"""Where the supervisor is on another machine, the report comes a moment after the end."""
+
+
+def follow(events: Iterable[Event], title: str) -> progress.Progress:
+    """Show events as they come until there are no more; returns how the run stands then."""
+    now, thinning = progress.Progress(), progress.Thinning()
+    panel = render.LivePanel() if render.progress_is_live() else None
+    with panel or nullcontext():
+        for event in events:
+            now = progress.after(now, event)
+            line = progress.line_of(event)
+            if panel is not None:
+                if line and event.kind in ("decision", "log", "attempt"):
+                    panel.say(line)
+                panel.show(render.pairs(title, progress.panel_rows(now)))
+            elif line and thinning.lets_through(event):
+                render.say(line)
+    return now
+
+
+def follow_to_the_end(found: FoundRun, *, since: str = "") -> tuple[int, dict[str, Any] | None]:
+    """Follow a run until it is over; returns its exit code and its report.
+
+    Ctrl-C leaves the run alone, says how to come back to it, and exits with 130.
+    """
+    from cluster.launching import follow_run
+
+    try:
+        end = follow(follow_run(found.root, found.run_id, found.home, since=since), found.run_id).end
+        report = _report(found) if end is not None else None
+    except KeyboardInterrupt:
+        render.say(how_to_come_back(found))
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    return int((end or {}).get("exit_code", ExitCode.SURROUNDINGS_FAILED)), report
+
+
+def how_to_come_back(found: FoundRun) -> str:
+    """What a user is told who leaves a run that goes on."""
+    return (
+        f"{found.run_id} goes on without this terminal.\n"
+        f"  watch it again: alpaca-jobs logs -f {found.run_id}\n"
+        f"  how it stands:  alpaca-jobs status {found.run_id}\n"
+        f"  stop it:        alpaca-jobs cancel {found.run_id}"
+    )
+
+
+def _report(found: FoundRun) -> dict[str, Any] | None:
+    from cluster.report import read_report
+
+    give_up_at = time.monotonic() + REPORT_PATIENCE_S
+    while True:
+        report = read_report(found.root.child(found.run_id))
+        if report is not None or time.monotonic() >= give_up_at:
+            return None if report is None else dict(report)
+        time.sleep(0.5)

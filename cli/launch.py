@@ -1,0 +1,42 @@
+"""`alpaca-jobs launch`: show the plan and its price, ask, run, follow, report."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli import options, plan_view, render, starting
+
+
+def launch(
+    job_file: options.JobFile,
+    infra: options.Infra = None,
+    budget: options.Budget = None,
+    deadline: options.Deadline = None,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="URI", help="Where its state lives, instead of the job's store.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and start nothing.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Start it, print its id, and leave.")] = False,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
+) -> None:
+    """Run a job: rows, training, export, over as many attempts as it takes.
+
+    Example: alpaca-jobs launch job.yaml --budget 40
+
+    The plan is shown with its hourly price before anything starts. Ctrl-C leaves the run going and says how to return.
+    """
+    changes = starting.changes_from(infra=infra, budget=budget, deadline=deadline, store=store)
+    plan = starting.make_plan(job_file, changes)
+    if dry_run:
+        if as_json:
+            render.out_json(plan.to_json())
+        else:
+            for grid in plan_view.plan_grids(plan):
+                render.out_grid(grid)
+        return
+    starting.check_installed(plan.job)
+    starting.agree(plan_view.question(plan), yes=yes, grids=plan_view.plan_grids(plan))
+    starting.leave_or_follow(starting.start(plan), detach=detach, as_json=as_json)

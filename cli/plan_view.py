@@ -1,0 +1,54 @@
+"""A launch plan as tables: what would run, where, and what it costs by the hour. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cli import render, words
+from cli.validate import job_rows
+
+if TYPE_CHECKING:
+    from cluster.plan import LaunchPlan, Placement
+
+MAX_CANDIDATES = 10
+
+
+def plan_grids(plan: LaunchPlan) -> list[render.Grid]:
+    """The job, then the places it may run, best first."""
+    rows = [row for row in job_rows(plan.job) if row[0] != "store"]
+    rows += [("ranks", f"{plan.world_size} for training"), ("store", f"{plan.store_uri}/{plan.run_id}")]
+    rows.append(("recovery", f"{plan.job.compute.recover}, saved {_interval(plan)}"))
+    hidden = len(plan.candidates) - MAX_CANDIDATES
+    notes = ([f"... and {hidden} more"] if hidden > 0 else []) + list(plan.notes)
+    places = render.Grid(
+        ("try", "where", "machine", "pricing", ">nodes", ">price each", ">price of all"),
+        tuple(_place_row(number, place) for number, place in enumerate(plan.candidates[:MAX_CANDIDATES], start=1)),
+        notes=tuple(notes),
+    )
+    return [render.pairs(f"Plan for {plan.run_id}", rows), places]
+
+
+def question(plan: LaunchPlan) -> str:
+    """What is asked before money is spent."""
+    return (
+        f"Launch {plan.run_id} in {plan.candidates[0].name} at {words.rate(plan.candidates[0].job_price_per_hour_usd)}?"
+    )
+
+
+def _place_row(number: int, place: Placement) -> tuple[str, ...]:
+    return (
+        str(number),
+        place.name if place.zone is None else f"{place.infra}/{place.zone}",
+        place.instance_type if place.gpus is None else f"{place.instance_type} ({place.gpus})",
+        place.pricing.value,
+        str(place.num_nodes),
+        words.rate(place.price_per_hour_usd),
+        words.rate(place.job_price_per_hour_usd),
+    )
+
+
+def _interval(plan: LaunchPlan) -> str:
+    interval = plan.job.checkpoints.interval_steps
+    if isinstance(interval, int):
+        return f"every {words.plural(interval, 'step')}"
+    return f"as often as {words.share(plan.job.checkpoints.max_overhead)} of the time allows"

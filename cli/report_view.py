@@ -1,0 +1,109 @@
+"""A run's report, its attempts and how it stands, as tables. Pure; reads the JSON that `--json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cli import render, words
+
+
+def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
+    """The attempts, then what they came to."""
+    goodput = report["goodput"]
+    wall_s = goodput["wall_s"]
+    rows = [
+        ("outcome", f"{report['outcome']}: {report['words']}"),
+        ("attempts", f"{len(report['attempts'])}, in {', '.join(report['regions'])}"),
+        ("rows kept", words.number(report["rows"])),
+        ("steps", words.number(report["step"])),
+        ("lost steps", f"{sum(report['lost_steps'])} in all, {report['lost_steps_max']} at most at once"),
+        ("requests", f"{words.number(report['requests'])}, {words.number(report['requests_repeated'])} asked again"),
+        ("time", words.duration(wall_s)),
+    ]
+    for name in ("useful", "lost", "waiting", "saving"):
+        seconds = goodput[f"{name}_s"]
+        rows.append((f"  {name}", f"{words.duration(seconds)} ({words.share(seconds, wall_s)})"))
+    rows.append(
+        (
+            "cost",
+            f"{words.money(report['cost_usd'])} (machines {words.money(report['compute_usd'])}, "
+            f"teacher {words.money(report['teacher_usd'])})",
+        )
+    )
+    return [attempts_grid(report["attempts"]), render.pairs(f"Report of {report['run_id']}", rows)]
+
+
+def attempts_grid(attempts: Sequence[Mapping[str, Any]]) -> render.Grid:
+    """One line per attempt: where, from what to what, how it ended."""
+    return render.Grid(
+        (">attempt", "where", "started from", "came to", "ended by", ">after", ">cost"),
+        tuple(
+            (
+                str(one["number"]),
+                one["place"] or words.MISSING,
+                _position(one["base"]),
+                _reached(one["reached"]),
+                one["stop_reason"] or "still running",
+                words.duration(one["seconds"] or None),
+                words.money(one["cost_usd"]),
+            )
+            for one in attempts
+        ),
+    )
+
+
+def status_grids(view: Mapping[str, Any]) -> list[render.Grid]:
+    """How a run stands now."""
+    rows = [
+        ("state", view["state"]),
+        ("launched", view["launched_at"]),
+        ("last word", view["updated_at"] or words.MISSING),
+    ]
+    if view["words"]:
+        rows.append(("says", view["words"]))
+    if view["place"]:
+        rows.append(("in", view["place"]))
+    if view["rows"] is not None:
+        target = f" of {view['target_rows']:,}" if view["target_rows"] else ""
+        rows.append(("rows kept", f"{view['rows']:,}{target}, {words.share(view['accept_rate'])} accepted"))
+    if view["step"] is not None:
+        total = f" of {view['total_steps']:,}" if view["total_steps"] else ""
+        rows.append(("step", f"{view['step']:,}{total}, loss {words.number(view['loss'], 4)}"))
+        rows.append(("speed", f"{words.number(view['tokens_per_second'])} tokens/s"))
+        rows.append(("unsaved", words.plural(view["lag_steps"] or 0, "step")))
+    rows.append(("committed", _position(view["newest_commit"])))
+    rows.append(("store", f"{view['store_uri']}/{view['run_id']}"))
+    grids = [render.pairs(view["run_id"], rows)]
+    return [*grids, attempts_grid(view["attempts"])] if view["attempts"] else grids
+
+
+def runs_grid(views: Sequence[Mapping[str, Any]]) -> render.Grid:
+    """One line per run."""
+    return render.Grid(
+        ("run", "state", "launched", ">attempts", "where", ">rows", ">step", "store"),
+        tuple(
+            (
+                view["run_id"],
+                view["state"],
+                view["launched_at"][:16].replace("T", " "),
+                str(len(view["attempts"])),
+                view["place"] or words.MISSING,
+                words.number(view["rows"]),
+                words.number(view["step"]),
+                view["store_uri"],
+            )
+            for view in views
+        ),
+    )
+
+
+def _position(commit: Mapping[str, Any] | None) -> str:
+    if commit is None:
+        return "nothing"
+    unit = {"train": "step", "generate": "part"}.get(commit["stage"])
+    return f"{unit} {commit['position']}" if unit else str(commit["stage"])
+
+
+def _reached(reached: Sequence[Any] | None) -> str:
+    return words.MISSING if not reached else _position({"stage": reached[0], "position": reached[1]})

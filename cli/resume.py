@@ -1,0 +1,56 @@
+"""`alpaca-jobs resume`: go on with a run that stopped, from its newest commit, elsewhere if asked."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli import options, render, starting, words
+
+
+def resume(
+    run: options.RunName = None,
+    exclude_region: Annotated[
+        list[str] | None,
+        typer.Option("--exclude-region", metavar="REGION", help="Where it may not go this time. Repeatable."),
+    ] = None,
+    budget: options.Budget = None,
+    deadline: options.Deadline = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Start it, print its id, and leave.")] = False,
+    store: options.Store = None,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
+) -> None:
+    """Go on with a run that was given up, cancelled or lost.
+
+    Example: alpaca-jobs resume demo-x3fkd --exclude-region a
+
+    Only the stages that are left are run. --budget counts what was spent before, --deadline counts from now.
+    """
+    from cli.finding import find_run
+    from cluster.events import utc_now
+    from cluster.launching import resume_run
+    from cluster.run_view import read_plan, view_run
+
+    found = find_run(run, store)
+    plan, _ = read_plan(found.root, found.run_id)
+    view = view_run(found.root, found.run_id, is_alive=found.is_alive_here)
+    starting.check_installed(plan.job)
+    rows = [
+        ("stopped", view.words or view.state.value),
+        ("goes on from", str(view.newest_commit or "the start: nothing is committed yet")),
+        ("price", words.rate(plan.candidates[0].job_price_per_hour_usd)),
+    ]
+    if not view.state.is_over or view.exit_code != 0:  # a run that is done is refused below, without a question
+        starting.agree(f"Resume {found.run_id}?", yes=yes, grids=[render.pairs(f"Resume {found.run_id}", rows)])
+    since = utc_now()
+    resume_run(
+        found.root,
+        found.run_id,
+        found.home,
+        exclude_regions=exclude_region or (),
+        max_usd=budget,
+        deadline_h=deadline,
+    )
+    starting.leave_or_follow(found, detach=detach, as_json=as_json, since=since)

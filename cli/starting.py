@@ -1,0 +1,118 @@
+"""What launch, train, generate and resume share: from a job file to a plan that was agreed to, and to a run's end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cli import follow, render, report_view
+from cli.exits import ExitCode, Refused, require_modules
+from cli.finding import FoundRun
+
+if TYPE_CHECKING:
+    from alpaca_jobs.spec import JobSpec
+    from cluster.plan import LaunchPlan
+
+
+def changes_from(
+    *,
+    infra: Sequence[str] | None = None,
+    budget: float | None = None,
+    deadline: float | None = None,
+    store: str | None = None,
+) -> dict[str, Any]:
+    """What the options change in a job: dotted key -> value."""
+    given = {
+        "compute.infra": list(infra) if infra else None,
+        "limits.max_usd": budget,
+        "limits.deadline_h": deadline,
+        "store": store,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def make_plan(job_file: Path, changes: Mapping[str, Any]) -> LaunchPlan:
+    """Read a job, change it as the options say, and decide where it may run.
+
+    Raises:
+        SpecError, PlanError: a job that cannot be, or that nothing fits.
+    """
+    from alpaca_jobs.spec_io import change_job, load_job
+
+    job = load_job(job_file)
+    return plan_of(change_job(job, changes) if changes else job)
+
+
+def plan_of(job: JobSpec) -> LaunchPlan:
+    """Plan a job under a new run id."""
+    from cluster.planner import offers_for, plan_launch
+    from cluster.run_ids import new_run_id
+
+    return plan_launch(job, run_id=new_run_id(job.name), offers=offers_for(job))
+
+
+def agree(question: str, *, yes: bool, grids: Sequence[render.Grid]) -> None:
+    """Show what is about to happen on stderr and ask.
+
+    Raises:
+        Refused: nobody is there to ask, and --yes was not given.
+        typer.Exit: the answer was no; 130.
+    """
+    for grid in grids:
+        render.say_grid(grid)
+    if yes:
+        return
+    if not render.can_ask():
+        raise Refused("Nobody is here to agree to this (no terminal). Add --yes to go ahead without being asked.")
+    if not render.ask(question):
+        render.say("Nothing was started.")
+        raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def check_installed(job: JobSpec) -> None:
+    """Stop before anything starts when this machine lacks what its own nodes would need.
+
+    Raises:
+        MissingExtra: with the pip line.
+    """
+    if job.compute.is_local:
+        generates = ("openai", "rapidfuzz", "rouge_score") if "generate" in job.stages else ()
+        require_modules("ray", "torch", "transformers", *generates)
+
+
+def start(plan: LaunchPlan) -> FoundRun:
+    """Start the planned run; Ctrl-C until then leaves nothing behind."""
+    from checkpoints.store import Store
+    from cluster.home import Home
+    from cluster.launching import start_run
+
+    home = Home.default()
+    try:
+        start_run(plan, home)
+    except KeyboardInterrupt:
+        render.say("Interrupted before the run had started; nothing of it is left.")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    return FoundRun(Store.open(plan.store_uri), plan.run_id, home)
+
+
+def leave_or_follow(found: FoundRun, *, detach: bool, as_json: bool, since: str = "") -> None:
+    """Hand the run over, or follow it to its end and print its report; exits with the run's own code."""
+    if detach:
+        if as_json:
+            render.out_json({"run_id": found.run_id, "store": found.root.uri})
+        else:
+            render.out(found.run_id)
+            render.say(follow.how_to_come_back(found))
+        return
+    exit_code, report = follow.follow_to_the_end(found, since=since)
+    if report is not None and as_json:
+        render.out_json(report)
+    elif report is not None:
+        for grid in report_view.report_grids(report):
+            render.out_grid(grid)
+    if exit_code == ExitCode.DONE and not as_json:
+        render.say(f"The model: alpaca-jobs export {found.run_id} --to FOLDER")
+    raise typer.Exit(exit_code)
