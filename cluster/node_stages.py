@@ -68,7 +68,7 @@ def _stages(ctx: AttemptContext) -> tuple[str, ...]:
 
 
 def _rows(ctx: AttemptContext, runtime: RayRuntime, *, base_is_open: bool) -> Sequence[Row] | str:
-    """The rows to train on: the user's own file, or generated up to the full number (here, as far as they are missing)."""
+    """The rows to train on: the user's own file, or generated, here as far as they are missing."""
     if ctx.job.data.from_ is not None:
         if base_is_open:
             ctx.log.put_base(ctx.attempt, None)

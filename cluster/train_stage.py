@@ -1,4 +1,4 @@
-"""The training stage on a node: workers placed together, watched until the last step, their facts passed on as events."""
+"""The training stage on a node: workers placed together and watched; what they tell is passed on as events."""
 
 from __future__ import annotations
 

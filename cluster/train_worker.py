@@ -89,7 +89,8 @@ class WorkerControl:
 
     def loaded(self, ref: CommitRef | None, fallbacks: Sequence[str]) -> None:
         """Rank 0: the state is loaded and verified, so this attempt's base is known from now on."""
-        assert self._assignment is not None and self._log is not None
+        assert self._assignment is not None
+        assert self._log is not None
         if self._assignment.base_is_open:
             self._log.put_base(self._assignment.attempt, ref)
         self.tell({"kind": "loaded", "position": None if ref is None else ref.position, "fallbacks": list(fallbacks)})
@@ -194,7 +195,7 @@ class TrainWorker:
                     candidates=assignment.candidates,
                     control=self._control,
                     threads=job.compute.threads_per_worker,
-                )  # fmt: skip
+                )
             )
         finally:
             checkpointer.close()
