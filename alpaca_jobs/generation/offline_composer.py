@@ -124,6 +124,8 @@ def _popular(rng: random.Random, shown: list[str]) -> Task:
 
 def _repeat(rng: random.Random, shown: list[str]) -> Task:
     """Nearly what the list already holds, one word more or less."""
+    if not shown:
+        return _popular(rng, shown)
     words = rng.choice(shown).split()
     if rng.random() < 0.5 and len(words) > 8:
         del words[rng.randrange(1, len(words) - 1)]

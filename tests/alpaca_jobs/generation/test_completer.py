@@ -1,0 +1,414 @@
+"""The completer with openai's real client against real servers on this machine, good, bad and absent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from alpaca_jobs.errors import TeacherAuth, TeacherError, TeacherGarbage, TeacherRateLimited, TeacherUnreachable
+from alpaca_jobs.generation.completer import Completer, TeacherAnswer, TeacherRequest, cost_usd, worst_case_usd
+from alpaca_jobs.generation.teacher_reply import read_retry_after
+from alpaca_jobs.spec import TeacherSpec
+
+KEY = "sk-very-secret-0123456789"
+REQUEST = TeacherRequest(7, "Continue:", 1000, 0.9, 0.8, ("\n21.",), "d1gest")
+
+Reply = tuple[int, dict[str, str], bytes]
+Script = Callable[[int, dict[str, Any]], Reply]
+"""(number of the ask, from 0; the request's body) -> status, headers, body."""
+
+
+class ScriptedTeacher(ThreadingHTTPServer):
+    """A server that says whatever a test wants it to say, and remembers what it was asked."""
+
+    daemon_threads = True
+
+    def __init__(self, script: Script) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.script = script
+        self.asked: list[dict[str, Any]] = []
+        self.headers_seen: list[dict[str, str]] = []
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer waits 40 ms for the acknowledgement of its headers
+    server: ScriptedTeacher
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.asked.append({"path": self.path, **body})
+        self.server.headers_seen.append({name.lower(): value for name, value in self.headers.items()})
+        status, headers, data = self.server.script(len(self.server.asked) - 1, body)
+        self.send_response(status)
+        for name, value in {"content-type": "application/json", "content-length": str(len(data)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+@contextlib.contextmanager
+def _serving(script: Script) -> Iterator[ScriptedTeacher]:
+    with ScriptedTeacher(script) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _json(body: Any, status: int = 200, **headers: str) -> Reply:
+    return status, {name.replace("_", "-"): value for name, value in headers.items()}, json.dumps(body).encode()
+
+
+def _error(status: int, message: str = "no", code: str = "", param: str = "", **headers: str) -> Reply:
+    return _json({"error": {"message": message, "code": code, "param": param}}, status, **headers)
+
+
+def _text(text: Any = " Do it", finish_reason: str | None = "stop", **more: Any) -> Reply:
+    return _json({"choices": [{"text": text, "finish_reason": finish_reason}], **more})
+
+
+def _chat(finish_reason: str = "stop", **message: Any) -> Reply:
+    return _json({"choices": [{"message": message, "finish_reason": finish_reason}]})
+
+
+USAGE = {"usage": {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30}}
+
+
+class Asked:
+    """What one `complete` led to: the answer or error, the waits between tries, the requests the server saw."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+        self.answer: TeacherAnswer | None = None
+        self.error: TeacherError | None = None
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+
+
+def _ask(script: Script, *, request: TeacherRequest = REQUEST, api_key: str | None = KEY, **spec: Any) -> Asked:
+    with _serving(script) as server:
+        teacher = TeacherSpec(
+            **{"model": "m1", "base_url": server.base_url, "api": "completions", "max_retries": 3, **spec}
+        )
+        result = asyncio.run(_ask_once(teacher, request, api_key))
+        result.asked, result.headers = server.asked, server.headers_seen
+    return result
+
+
+async def _ask_once(teacher: TeacherSpec, request: TeacherRequest, api_key: str | None) -> Asked:
+    result = Asked()
+
+    async def sleep(seconds: float) -> None:
+        result.waits.append(seconds)  # the clock is turned, not waited for
+
+    completer = Completer(teacher, api_key=api_key, sleep=sleep, jitter=lambda: 0.5)
+    try:
+        result.answer = await completer.complete(request)
+    except TeacherError as exc:
+        result.error = exc
+    finally:
+        await completer.close()
+    if result.error is not None:
+        assert KEY not in _everything(result.error), "a key in a message ends up in logs"
+    return result
+
+
+def _everything(exc: BaseException) -> str:
+    import traceback
+
+    return "".join(traceback.format_exception(exc))
+
+
+def test_a_completions_answer_arrives_with_its_usage_and_cost() -> None:
+    asked = _ask(lambda n, body: _text(**USAGE), price_per_million_input_usd=2, price_per_million_output_usd=8)
+    assert asked.answer == TeacherAnswer(7, "d1gest", " Do it", "stop", 10, 20, (10 * 2 + 20 * 8) / 1e6, 0)
+    assert asked.asked == [
+        {
+            "path": "/v1/completions",
+            "model": "m1",
+            "prompt": "Continue:",
+            "max_tokens": 1000,
+            "temperature": 0.9,
+            "top_p": 0.8,
+            "stop": ["\n21."],
+            "logit_bias": {"50256": -100},
+        }
+    ]
+    assert asked.headers[0]["authorization"] == f"Bearer {KEY}"
+
+
+def test_a_chat_answer_is_asked_for_without_logit_bias() -> None:
+    asked = _ask(lambda n, body: _chat(content="4. Instruction: x"), api="chat")
+    assert asked.answer is not None
+    assert asked.answer.text == "4. Instruction: x"
+    assert asked.asked[0]["path"] == "/v1/chat/completions"
+    assert asked.asked[0]["messages"] == [{"role": "user", "content": "Continue:"}]
+    assert "logit_bias" not in asked.asked[0]
+
+
+def test_without_usage_or_prices_the_cost_is_unknown_not_zero() -> None:
+    priced = {"price_per_million_input_usd": 2, "price_per_million_output_usd": 8}
+    without_usage = _ask(lambda n, body: _text(), **priced).answer
+    assert without_usage is not None
+    assert (without_usage.prompt_tokens, without_usage.cost_usd) == (None, None)
+    without_prices = _ask(lambda n, body: _text(**USAGE)).answer
+    assert without_prices is not None
+    assert (without_prices.prompt_tokens, without_prices.cost_usd) == (10, None)
+
+
+def test_answers_survive_json() -> None:
+    answer = TeacherAnswer(1, "d", "täxt\n", "stop", None, 3, None, 2)
+    assert TeacherAnswer.from_json({**json.loads(json.dumps(answer.to_json())), "nonce": "n"}) == answer
+
+
+def test_the_worst_case_is_never_below_the_real_cost() -> None:
+    teacher = TeacherSpec(model="m", price_per_million_input_usd=1, price_per_million_output_usd=10)
+    request = replace(REQUEST, prompt="héé " * 10)
+    assert worst_case_usd(teacher, request) == pytest.approx((60 + 16 + 10 * 1000) / 1e6)
+    assert worst_case_usd(TeacherSpec(model="m"), request) is None
+    free = TeacherSpec(model="m", price_per_million_input_usd=0, price_per_million_output_usd=0)
+    assert cost_usd(free, None, None) == 0.0
+
+
+def test_a_short_rate_limit_is_waited_for_as_long_as_asked() -> None:
+    asked = _ask(lambda n, body: _text() if n == 2 else _error(429, retry_after=["2", "0.5"][n]))
+    assert asked.answer is not None
+    assert asked.answer.retries == 2
+    assert asked.waits == [2 * 1.125, 0.5 * 1.125], "never earlier than the server said, and not all at once"
+
+
+def test_a_rate_limit_for_ever_ends_after_the_retries() -> None:
+    asked = _ask(lambda n, body: _error(429, "slow down", retry_after="1"))
+    assert isinstance(asked.error, TeacherRateLimited)
+    assert asked.error.retry_after_s == 1.0
+    assert len(asked.asked) == 4, "once and three retries"
+    assert "request 7 after 4 tries: HTTP 429, too many requests" in str(asked.error)
+    assert "data.concurrency" in str(asked.error)
+
+
+def test_a_very_long_retry_after_is_handed_to_the_caller() -> None:
+    asked = _ask(lambda n, body: _error(429, retry_after="3600"))
+    assert isinstance(asked.error, TeacherRateLimited)
+    assert asked.error.retry_after_s == 3600
+    assert asked.waits == []
+
+
+def test_an_account_without_credit_is_not_a_rate_limit() -> None:
+    asked = _ask(lambda n, body: _error(429, f"quota of {KEY}", code="insufficient_quota"))
+    assert isinstance(asked.error, TeacherAuth)
+    assert len(asked.asked) == 1
+    assert "no credit left" in str(asked.error)
+
+
+def test_pauses_double_with_jitter_when_the_server_names_none() -> None:
+    asked = _ask(lambda n, body: _text() if n == 3 else _error(500))
+    assert asked.answer is not None
+    assert asked.waits == [0.375, 0.75, 1.5]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_stops_at_once_and_is_not_repeated(status: int) -> None:
+    asked = _ask(lambda n, body: _error(status, f"Incorrect API key provided: {KEY}"), api_key_env="MY_KEY")
+    assert isinstance(asked.error, TeacherAuth)
+    assert len(asked.asked) == 1
+    assert f"HTTP {status}, the key was refused. Check the key in MY_KEY." in str(asked.error)
+
+
+def test_a_server_that_wants_a_key_where_none_is_named_says_what_to_set() -> None:
+    asked = _ask(lambda n, body: _error(401), api_key_env=None, api_key=None)
+    assert "set teacher.api_key_env" in str(asked.error)
+
+
+def test_without_a_key_the_one_in_the_environment_stays_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    asked = _ask(lambda n, body: _text(), api_key=None)
+    assert KEY not in asked.headers[0]["authorization"]
+
+
+def test_a_refused_connection_is_unreachable_after_the_retries() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+    result = asyncio.run(_ask_once(TeacherSpec(model="m", base_url=url, max_retries=2), REQUEST, KEY))
+    assert isinstance(result.error, TeacherUnreachable)
+    assert len(result.waits) == 2
+    assert f"teacher m at {url}, request 7 after 3 tries: no connection" in str(result.error)
+    assert "Check teacher.base_url" in str(result.error)
+
+
+def test_a_server_that_hangs_up_is_unreachable() -> None:
+    asked = _ask(lambda n, body: (200, {"content-length": "500"}, b"{"), timeout_s=0.3, max_retries=1)
+    assert isinstance(asked.error, TeacherUnreachable)
+    assert "no answer within 0.3 s" in str(asked.error)
+
+
+def test_a_broken_server_is_unreachable_and_its_words_are_passed_on_without_the_key() -> None:
+    asked = _ask(lambda n, body: _error(503, f"overloaded, dear {KEY}"))
+    assert isinstance(asked.error, TeacherUnreachable)
+    assert "HTTP 503: overloaded, dear ***" in str(asked.error)
+
+
+GARBAGE = {
+    "not JSON": (200, {}, b"<html>hello</html>"),
+    "not JSON and not said to be": (200, {"content-type": "text/html"}, b"<html>hello</html>"),
+    "empty body": (200, {}, b""),
+    "cut JSON": (200, {}, b'{"choices": [{"text": "a'),
+    "a list": _json([]),
+    "null": _json(None),
+    "no choices": _json({"error": {"message": "hidden"}}),
+    "empty choices": _json({"choices": []}),
+    "choices of text": _json({"choices": ["x"]}),
+    "null text": _text(None),
+    "number text": _text(5),
+    "empty text": _text("  \n"),
+    "an event stream": (200, {"content-type": "text/event-stream"}, b'data: {"error": "x"}\n\ndata: [DONE]\n\n'),
+}
+
+
+@pytest.mark.parametrize("reply", GARBAGE.values(), ids=GARBAGE.keys())
+def test_garbage_is_asked_again_and_named_in_the_end(reply: Reply) -> None:
+    asked = _ask(lambda n, body: reply)
+    assert isinstance(asked.error, TeacherGarbage)
+    assert len(asked.asked) == 4
+    assert "An OpenAI-compatible completions answer is wanted" in str(asked.error)
+    recovered = _ask(lambda n, body: reply if n == 0 else _text())
+    assert recovered.answer is not None
+    assert recovered.answer.retries == 1
+
+
+@pytest.mark.parametrize("message", [None, {}, {"content": None}, {"content": ["x"]}, "text"])
+def test_chat_garbage_is_garbage_too(message: Any) -> None:
+    asked = _ask(lambda n, body: _json({"choices": [{"message": message}]}), api="chat")
+    assert isinstance(asked.error, TeacherGarbage)
+
+
+def test_garbage_that_was_billed_is_part_of_the_cost() -> None:
+    asked = _ask(
+        lambda n, body: _text(**USAGE) if n else _text(None, **USAGE),
+        price_per_million_input_usd=1,
+        price_per_million_output_usd=1,
+    )
+    assert asked.answer is not None
+    assert (asked.answer.prompt_tokens, asked.answer.completion_tokens) == (20, 40)
+    assert asked.answer.cost_usd == pytest.approx(60e-6)
+
+
+@pytest.mark.parametrize(
+    ("api", "reply"),
+    [
+        ("completions", _text("half of", "content_filter")),
+        ("chat", _chat("content_filter", content=None)),
+        ("chat", _chat(content=None, refusal="I can't help with that.")),
+        ("chat", _error(400, "The prompt was filtered", code="content_filter")),
+    ],
+)
+def test_a_refusal_is_an_answer_without_rows(api: str, reply: Reply) -> None:
+    answer = _ask(lambda n, body: reply, api=api).answer
+    assert answer is not None
+    assert (answer.text, answer.finish_reason, answer.retries) == ("", "content_filter", 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        _error(400, "too long", code="context_length_exceeded"),
+        _error(400, "This model's maximum context length is 4097 tokens, however you requested 5000 tokens"),
+        _error(400, "max_tokens is too large: 1000. This model supports at most 512 completion tokens"),
+    ],
+)
+def test_a_completion_that_does_not_fit_is_cut_to_80_percent_until_it_does(error: Reply) -> None:
+    asked = _ask(lambda n, body: error if body["max_tokens"] > 600 else _text())
+    assert asked.answer is not None
+    assert [body["max_tokens"] for body in asked.asked] == [1000, 800, 640, 512]
+    assert asked.waits == []
+
+
+def test_a_prompt_that_alone_does_not_fit_is_an_error_in_words() -> None:
+    asked = _ask(lambda n, body: _error(400, "maximum context length is 5 tokens"))
+    assert type(asked.error) is TeacherError
+    assert "the prompt of request 7 alone does not fit the model" in str(asked.error)
+    assert asked.asked[-1]["max_tokens"] == 1
+
+
+def test_a_model_that_does_not_exist_stops_at_once() -> None:
+    asked = _ask(lambda n, body: _error(404, "The model m1 does not exist"))
+    assert type(asked.error) is TeacherError
+    assert "HTTP 404: The model m1 does not exist. Check teacher.model" in str(asked.error)
+    assert len(asked.asked) == 1
+
+
+def test_a_model_that_calls_the_limit_otherwise_is_asked_its_way() -> None:
+    def script(n: int, body: dict[str, Any]) -> Reply:
+        if "max_tokens" in body:
+            return _error(400, "use the other name", code="unsupported_parameter", param="max_tokens")
+        if "stop" in body:
+            return _error(400, "not with this model", code="unsupported_parameter", param="stop")
+        return _chat(content="yes")
+
+    asked = _ask(script, api="chat")
+    assert asked.answer is not None
+    assert asked.asked[-1]["max_completion_tokens"] == 1000
+    assert "stop" not in asked.asked[-1]
+
+
+def test_a_temperature_that_is_not_supported_is_never_dropped_silently() -> None:
+    asked = _ask(lambda n, body: _error(400, "only 1", code="unsupported_value", param="temperature"))
+    assert type(asked.error) is TeacherError
+    assert "HTTP 400: only 1" in str(asked.error)
+
+
+def test_a_lone_surrogate_in_an_answer_can_be_stored() -> None:
+    answer = _ask(lambda n, body: (200, {}, b'{"choices": [{"text": "a\\ud800b"}]}')).answer
+    assert answer is not None
+    assert answer.text.encode("utf-8") == b"a?b"
+
+
+def test_many_requests_run_at_the_same_time() -> None:
+    together = threading.Barrier(8)
+
+    def script(n: int, body: dict[str, Any]) -> Reply:
+        together.wait(timeout=10)  # no request is answered until eight are there
+        return _text()
+
+    async def ask_all(base_url: str) -> list[TeacherAnswer]:
+        completer = Completer(TeacherSpec(model="m", base_url=base_url, api="completions"), api_key=None)
+        answers = await asyncio.gather(*(completer.complete(replace(REQUEST, number=n)) for n in range(1, 9)))
+        await completer.close()
+        return answers
+
+    with _serving(script) as server:
+        answers = asyncio.run(ask_all(server.base_url))
+    assert [answer.number for answer in answers] == list(range(1, 9))
+
+
+def test_retry_after_is_read_in_all_its_forms() -> None:
+    now_s = 1_700_000_000.0
+    assert read_retry_after({"retry-after": "7"}, now_s=now_s) == 7
+    assert read_retry_after({"retry-after-ms": "250", "retry-after": "1"}, now_s=now_s) == 0.25
+    assert read_retry_after({"retry-after": formatdate(now_s + 90, usegmt=True)}, now_s=now_s) == pytest.approx(90)
+    assert read_retry_after({"retry-after": formatdate(now_s - 90, usegmt=True)}, now_s=now_s) == 0
+    for nonsense in ("", "soon", "-5", "nan", "inf"):
+        assert read_retry_after({"retry-after": nonsense}, now_s=now_s) is None
+    assert read_retry_after({}, now_s=now_s) is None

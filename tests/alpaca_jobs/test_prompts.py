@@ -1,0 +1,49 @@
+"""The prompt formats, written out again by hand: a changed character would change every trained model."""
+
+from __future__ import annotations
+
+from alpaca_jobs.prompts import IGNORE_INDEX, render_prompt, render_vicuna_prompt
+
+
+def test_the_template_with_an_input_is_alpacas_to_the_letter() -> None:
+    assert render_prompt("Add them.", "1 and 2") == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+        "response that appropriately completes the request.\n"
+        "\n"
+        "### Instruction:\n"
+        "Add them.\n"
+        "\n"
+        "### Input:\n"
+        "1 and 2\n"
+        "\n"
+        "### Response:"
+    )
+
+
+def test_the_template_without_an_input_is_alpacas_to_the_letter() -> None:
+    assert render_prompt("Say hello.") == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n"
+        "\n"
+        "### Instruction:\n"
+        "Say hello.\n"
+        "\n"
+        "### Response:"
+    )
+
+
+def test_braces_in_a_row_are_only_text() -> None:
+    prompt = render_prompt("Explain {input} and {instruction} and {}.", '{"a": {instruction}}')
+    assert "Explain {input} and {instruction} and {}.\n" in prompt
+    assert '### Input:\n{"a": {instruction}}\n' in prompt
+
+
+def test_the_vicuna_prompt_is_version_1_1_to_the_letter() -> None:
+    assert render_vicuna_prompt([("q1", "a1"), ("q2", "a2")], "q3") == (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. "
+        "USER: q1 ASSISTANT: a1</s>USER: q2 ASSISTANT: a2</s>USER: q3 ASSISTANT:"
+    )
+
+
+def test_the_ignored_label_is_the_one_torch_ignores() -> None:
+    assert IGNORE_INDEX == -100
