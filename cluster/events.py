@@ -124,7 +124,8 @@ class EventWriter:
         failures = 0
         while True:
             with self._wake:
-                pause_s = self._flush_s * min(2.0**failures, 30.0)
+                # A long run's batches get fewer and larger, so that its listing stays short: 3,300 after 6 hours.
+                pause_s = self._flush_s * min(max(2.0**failures, 1 + (self._number or 0) / 300), 10.0)
                 self._wake.wait_for(lambda: self._closing or self._flushing, pause_s)
                 closing, self._flushing = self._closing, False
             failures = 0 if self._write_all() else failures + 1
@@ -194,34 +195,51 @@ class EventReader:
         self._read: dict[tuple[int, str], int] = {}
         self._listed_at: float | None = None
 
-    def poll(self) -> list[Event]:
-        """Return the events that came since the last call, oldest first."""
+    def poll(self, *, relist: bool = False) -> list[Event]:
+        """Return the events that came since the last call, oldest first; `relist` looks for new writers right now."""
         now = self._clock()
         events: list[Event] = []
-        if self._listed_at is None or now - self._listed_at >= self._relist_s:
+        if relist or not self._read or self._listed_at is None or now - self._listed_at >= self._relist_s:
             self._listed_at = now
             for name, last in sorted(_last_numbers(self._store).items()):
                 self._read.setdefault(name, 0)
                 while self._read[name] < last and self._next(name, events):
                     pass
         newest = max((attempt for attempt, _ in self._read), default=0)
-        for name in self._read:
+        for name in list(self._read):
             # An older attempt's node has nothing more to say; if a zombie has, the next listing finds it.
             if name[0] == newest or name[1] != "node":
                 while self._next(name, events):
                     pass
+        for event in events:
+            if event.kind == "attempt" and event.fields.get("state") == "started":
+                self._read.setdefault((int(event.fields["number"]), "node"), 0)
         return sorted(events, key=lambda event: event.t)
 
-    def follow(self, since: str = "", *, poll_s: float = 1.0, until: Callable[[], bool]) -> Iterator[Event]:
-        """Yield events later than `since` as they come, until `until()` is true and nothing more is there."""
+    def follow(self, *, poll_s: float = 1.0, until: Callable[[bool], bool]) -> Iterator[Event]:
+        """Yield events as they come, the old ones first, until `until` is true and nothing more is there.
+
+        `until` is told whether an `end` is the newest word of the run so far. That `end` is held back until nothing
+        else is left: batches of other writers may be read after it.
+        """
+        end: Event | None = None
         while True:
-            over = until()  # asked before the poll, so that nothing written before it is missed
-            events = self.poll()
-            yield from (event for event in events if event.t > since)
+            over = until(end is not None)  # asked before the poll, so that nothing written before it is missed
+            events = self.poll(relist=over)
+            for event in events:
+                if end is not None and event.t > end.t:
+                    yield end
+                    end = None
+                if event.kind == "end":
+                    end = event
+                else:
+                    yield event
             if over and not events:
-                return
+                break
             if not over:
                 time.sleep(poll_s)
+        if end is not None:
+            yield end
 
     def _next(self, name: tuple[int, str], events: list[Event]) -> bool:
         number = self._read[name] + 1

@@ -20,15 +20,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import psutil
 
 from cluster.errors import RunActive, WrongInput
-from cluster.process_tree import MarkedNode, find_nodes, is_alive
+from cluster.process_tree import HOME_VARIABLE, MarkedNode, find_nodes, is_alive
 from cluster.run_ids import check_run_id
-
-HOME_VARIABLE: Final = "ALPACA_JOBS_HOME"
 
 
 @dataclass(frozen=True)
@@ -80,11 +78,13 @@ class Home:
             raise WrongInput(f'{path}: {place} is {count!r}, but a count of nodes is wanted, such as {{"{place}": 0}}')
         return count
 
+    def nodes(self) -> list[MarkedNode]:
+        """Nodes that were started from here and have live processes."""
+        return [node for node in find_nodes() if node.home == str(self.root)]
+
     def leftovers(self) -> list[MarkedNode]:
-        """Nodes on this machine that no supervisor watches: their supervisor was killed, or they are another home's."""
-        return [
-            node for node in find_nodes() if not (node.run_id and self.run(node.run_id).supervisor_pid() is not None)
-        ]
+        """Nodes started from here that no supervisor watches any more: theirs was killed."""
+        return [node for node in self.nodes() if self.run(node.run_id).supervisor_pid() is None]
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from cluster.session import Session, Timing
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_TIMING = Timing()
 _SUPERVISOR_START_S = 60.0
 # Forks once more and leads a session of its own, so that the supervisor is nobody's child and no terminal's.
 _DETACH = """
@@ -53,7 +54,7 @@ def start_run(
     plan: LaunchPlan,
     home: Home,
     *,
-    timing: Timing | None = None,
+    timing: Timing = DEFAULT_TIMING,
     node_command: Sequence[str] = NODE_COMMAND,
     environ: Mapping[str, str] = os.environ,
 ) -> str:
@@ -81,8 +82,8 @@ def start_run(
     try:
         freeze_inputs(plan.job, store)
         root.put_once(index_key(plan.run_id), {"job_name": plan.job.name, "launched_at": launched_at})
-        policy = policy_for(plan.job, launched_at_s=seconds_of(launched_at))
-        _start_supervisor(folder, Session(plan, policy, timing or Timing(), tuple(node_command)), home, environ)
+        policy = policy_for(plan.job, timing, launched_at_s=seconds_of(launched_at))
+        _start_supervisor(folder, Session(plan, policy, timing, tuple(node_command)), home, environ)
     except BaseException:  # Ctrl-C included: a launch either stands or never was
         _erase(root, folder)
         raise
@@ -98,7 +99,7 @@ def resume_run(
     exclude_regions: Collection[str] = (),
     max_usd: float | None = None,
     deadline_h: float | None = None,
-    timing: Timing | None = None,
+    timing: Timing = DEFAULT_TIMING,
     node_command: Sequence[str] = NODE_COMMAND,
     environ: Mapping[str, str] = os.environ,
 ) -> str:
@@ -124,12 +125,12 @@ def resume_run(
     _refuse_active(log, run_id, home, what="resume it")
     store.probe_put_once()
     answer_cancels(store)
-    policy = policy_for(plan.job, launched_at_s=seconds_of(launched_at))
+    policy = policy_for(plan.job, timing, launched_at_s=seconds_of(launched_at))
     if max_usd is not None:
         policy = replace(policy, max_usd=max_usd)
     if deadline_h is not None:
         policy = replace(policy, deadline_at_s=time.time() + 3600 * deadline_h)
-    session = Session(plan, policy, timing or Timing(), tuple(node_command))
+    session = Session(plan, policy, timing, tuple(node_command))
     _start_supervisor(home.run(run_id), session, home, environ)
     home.remember_store(root.uri)
     return run_id
@@ -185,16 +186,15 @@ def follow_run(root: Store, run_id: str, home: Home, *, since: str = "", poll_s:
     is_ours = folder.session.exists()
     last_word: Event | None = None
 
-    def is_over() -> bool:
-        if is_ours:
-            return folder.supervisor_pid() is None
-        return last_word is not None and last_word.kind == "end"
+    def is_over(has_ended: bool) -> bool:
+        return folder.supervisor_pid() is None if is_ours else has_ended
 
-    for event in EventReader(root.child(run_id)).follow(since, poll_s=poll_s, until=is_over):
+    for event in EventReader(root.child(run_id)).follow(poll_s=poll_s, until=is_over):
         if event.writer == "supervisor" and event.kind in ("attempt", "decision", "end"):
             last_word = event
-        yield event
-    if is_ours and last_word is not None and last_word.kind != "end":
+        if event.t > since:
+            yield event
+    if is_ours and (last_word is None or last_word.kind != "end"):
         left = LocalBackend(home).find(run_id)
         node = f"Its node is still running (attempt {left[-1].attempt}). " if left else "Nothing of it is running. "
         raise ClusterError(
@@ -203,7 +203,7 @@ def follow_run(root: Store, run_id: str, home: Home, *, since: str = "", poll_s:
         )
 
 
-def policy_for(job: JobSpec, *, launched_at_s: float) -> RecoveryPolicy:
+def policy_for(job: JobSpec, timing: Timing, *, launched_at_s: float) -> RecoveryPolicy:
     """Turn a job's limits into the policy of its recoveries; the deadline is in seconds since 1970."""
     hours = job.limits.deadline_h
     return RecoveryPolicy(
@@ -212,9 +212,8 @@ def policy_for(job: JobSpec, *, launched_at_s: float) -> RecoveryPolicy:
         max_wait_s=job.compute.max_wait_s,
         max_usd=job.limits.max_usd,
         deadline_at_s=None if hours is None else launched_at_s + 3600 * hours,
-        # From a launch to the first step: here about 10 s; on a cloud minutes (docs of the SkyPilot backend).
-        restart_s=10.0 if job.compute.is_local else 300.0,
-        first_backoff_s=1.0 if job.compute.is_local else 30.0,
+        restart_s=timing.restart_s,
+        first_backoff_s=timing.first_backoff_s,
     )
 
 

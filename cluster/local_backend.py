@@ -22,18 +22,18 @@ import psutil
 
 from cluster.backend import Handle, NodeStatus
 from cluster.errors import LaunchFailed, NoCapacity
-from cluster.home import HOME_VARIABLE, Home, read_json, write_json
+from cluster.home import Home, read_json, write_json
 from cluster.node_environ import node_environ
 from cluster.node_exits import Notice, write_notice
 from cluster.phase import Marks, read_marks
 from cluster.plan import LaunchPlan, Placement
 from cluster.process_tree import (
     ATTEMPT_MARK,
+    HOME_VARIABLE,
     NODE_MARK,
     REGION_MARK,
     RUN_MARK,
     find_marked,
-    find_nodes,
     is_alive,
     kill_marked,
     new_nonce,
@@ -172,7 +172,7 @@ class LocalBackend:
         limit = self._home.capacity(place)
         if limit is None:
             return
-        running = sum(node.region == place for node in find_nodes())
+        running = sum(node.region == place for node in self._home.nodes())
         if running >= limit:
             raise NoCapacity(
                 f"{place} has {limit} node(s) ({self._home.root / 'capacity.json'}), and {running} are running. Raise "

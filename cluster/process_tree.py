@@ -17,20 +17,23 @@ import psutil
 
 from cluster.errors import ClusterError
 
+HOME_VARIABLE: Final = "ALPACA_JOBS_HOME"
 NODE_MARK: Final = "ALPACA_JOBS_NODE"
 RUN_MARK: Final = "ALPACA_JOBS_RUN"
 ATTEMPT_MARK: Final = "ALPACA_JOBS_ATTEMPT"
 REGION_MARK: Final = "ALPACA_JOBS_REGION"
+_LOOK_AGAIN_S: Final = 0.02
 
 
 @dataclass(frozen=True)
 class MarkedNode:
-    """The processes of one node that are alive on this machine."""
+    """The processes of one node that are alive on this machine; `home` is the $ALPACA_JOBS_HOME that started it."""
 
     nonce: str
     run_id: str
     attempt: int
     region: str
+    home: str
     pids: tuple[int, ...]
 
 
@@ -55,6 +58,7 @@ def find_nodes() -> list[MarkedNode]:
             run_id=environ.get(RUN_MARK, ""),
             attempt=int(environ.get(ATTEMPT_MARK, "0")),
             region=environ.get(REGION_MARK, ""),
+            home=environ.get(HOME_VARIABLE, ""),
             pids=tuple(sorted(pids)),
         )
         for nonce, (environ, pids) in sorted(nodes.items())
@@ -90,7 +94,7 @@ def kill_marked(nonce: str, *, timeout_s: float = 30.0) -> int:
                 killed.add((process.pid, process.create_time()))
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-        psutil.wait_procs(processes, timeout=0.1)
+        time.sleep(_LOOK_AGAIN_S)  # psutil's own wait would reap children behind their Popen's back
     return len(killed)
 
 

@@ -280,11 +280,11 @@ def _launch_or_refuse(
 def _is_payable(place: Placement, policy: RecoveryPolicy, spent_usd: float) -> bool:
     if policy.max_usd is None:
         return True
-    if place.job_price_per_hour_usd is None:  # an unknown price keeps no budget
+    price = place.job_price_per_hour_usd
+    if price is None:  # an unknown price keeps no budget
         return False
-    needed_usd = place.job_price_per_hour_usd * policy.restart_s / 3600
     # A free place stays payable on the last cent; a paid one needs a rest to spend.
-    return spent_usd + needed_usd < policy.max_usd or (needed_usd == 0 and spent_usd <= policy.max_usd)
+    return spent_usd <= policy.max_usd if price == 0 else spent_usd + price * policy.restart_s / 3600 < policy.max_usd
 
 
 def _wait(pause_s: float, words: str, policy: RecoveryPolicy, now: float) -> Decision:

@@ -23,6 +23,8 @@ class Timing:
         claim_s: time a node has from its start to its first lease.
         notice_s: time a node has to leave when it is asked to.
         store_patience_s: how long the supervisor itself tries a store that does not answer.
+        restart_s: from a launch to the first new work; a relaunch is refused where less is left.
+        first_backoff_s: first wait when no region has capacity; it doubles from round to round.
     """
 
     poll_s: float = 0.2
@@ -31,6 +33,8 @@ class Timing:
     claim_s: float = 180.0
     notice_s: float = 30.0
     store_patience_s: float = 120.0
+    restart_s: float = 10.0
+    first_backoff_s: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ class Supervisor:
         return self._watch(handle)
 
     def _watch(self, handle: Handle) -> Stop:
-        self._place = handle.placement
+        self._place = handle.placement  # what runs is what is paid for
         self._started_at = time.monotonic()
         ending = AttemptWatch(handle, self._backend, self._log, self._timing, ask=self._ask).run()
         seconds, self._started_at = time.monotonic() - self._started_at, None
@@ -161,6 +161,7 @@ class Supervisor:
 
     def _after(self, handle: Handle, ending: Ending, seconds: float) -> Stop:
         """Record an attempt's end where it could not do so itself."""
+        self._place = handle.placement
         if ending.reason is not StopReason.SUPERSEDED and not ending.is_recorded:
             self._put_end(handle.attempt, ending, seconds, handle.placement)
         self._recorded_usd = recorded_compute_usd(patiently(self._log.records, self._timing.store_patience_s))
@@ -272,7 +273,7 @@ def supervise(home: Home, run_id: str) -> int:
         session = Session.from_json(body)
         store = Store.open(session.plan.store_uri).child(run_id)
         first = patiently(AttemptLog(store, LAYOUT).newest, session.timing.store_patience_s) + 1
-        events = EventWriter(store, first, "supervisor")
+        events = EventWriter(store, first, "supervisor", flush_s=0.2)
         handler = EventLogHandler(events, logging.WARNING)
         logging.getLogger().addHandler(handler)
         backend = LocalBackend(home, command=session.node_command)
