@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+WORKER = Path(__file__).with_name("rank_worker.py")
+
+
+@pytest.fixture(scope="session")
+def worker() -> Any:
+    """The module rank_worker, which lies beside the tests and in no package."""
+    spec = importlib.util.spec_from_file_location("rank_worker", WORKER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
@@ -15,8 +31,6 @@ def tiny_opt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     OPT, because transformers never keeps its packed rows apart by itself, and because the published recipe fits it,
     too.
     """
-    import json
-
     import torch
     from transformers import OPTConfig, OPTForCausalLM
 

@@ -175,12 +175,11 @@ def test_a_notice_that_a_save_does_not_fit_starts_none_and_says_so(answers: Answ
 
 
 def test_another_world_size_trains_on_the_same_batches(
-    answers: Answers, stores: Path, one_rank: None, tmp_path: Path
+    answers: Answers, stores: Path, worker: Any, one_rank: None, tmp_path: Path
 ) -> None:
     """One rank continues what two began, from the very checkpoint, and agrees with them to rounding."""
     import shutil
 
-    worker = _load_worker()
     shutil.copytree(stores / "resumed", tmp_path / "resumed")
     run = {"store": f"file://{tmp_path / 'resumed'}", "attempt": 9, "train": TINY, "from_step": 8}
     alone = worker.train_once(run, rank=0, world_size=1)
@@ -188,14 +187,3 @@ def test_another_world_size_trains_on_the_same_batches(
     theirs = [float.fromhex(loss) for loss in answers["undisturbed"][0]["losses"][8:]]
     assert [float.fromhex(loss) for loss in alone["losses"]] == pytest.approx(theirs, abs=1e-5)
     assert alone["grad_norms"] == pytest.approx(answers["undisturbed"][0]["grad_norms"][8:], rel=1e-4)
-
-
-def _load_worker() -> Any:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("rank_worker", WORKER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

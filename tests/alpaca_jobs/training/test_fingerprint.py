@@ -1,0 +1,39 @@
+"""The fingerprint changes with the mathematics and with nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from alpaca_jobs.spec import TrainSpec
+from alpaca_jobs.training.fingerprint import train_fingerprint
+
+
+def _of(*, data: str = "d", tokenizer: bytes = b"t", **train: Any) -> str:
+    spec = TrainSpec(**{"model": "tiny-llama", **train})
+    return train_fingerprint(spec, data_digest=data, tokenizer_files={"tokenizer.json": tokenizer})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 1e-4},
+        {"global_batch_size": 64},
+        {"epochs": 2},
+        {"seed": 1},
+        {"dtype": "float32"},
+        {"model": "facebook/opt-125m"},
+        {"data": "other"},
+        {"tokenizer": b"other"},
+    ],
+)
+def test_what_changes_the_result_changes_the_fingerprint(change: dict[str, Any]) -> None:
+    assert _of(**change) != _of()
+
+
+@pytest.mark.parametrize(
+    "change", [{"micro_batch_size": 2}, {"exactness": "bits"}, {"engine": "fsdp"}, {"gradient_checkpointing": True}]
+)
+def test_speed_and_memory_do_not(change: dict[str, Any]) -> None:
+    assert _of(**change) == _of()

@@ -1,0 +1,140 @@
+"""Against the reference: the losses of every step equal those of a plain Hugging Face Trainer; and the model learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alpaca_jobs.spec import CheckpointSpec, TrainSpec
+from alpaca_jobs.training.batching import global_batch
+from alpaca_jobs.training.data import unigram_entropy
+from alpaca_jobs.training.dataset import prepare_dataset
+from checkpoints.store import Store
+
+TRAIN = TrainSpec(
+    model="tiny-llama",
+    global_batch_size=8,
+    micro_batch_size=3,
+    learning_rate=2e-3,
+    weight_decay=0.1,
+    warmup_ratio=0.2,
+    epochs=4,
+    max_length=128,
+    dtype="float32",
+)
+
+
+def _train(worker: Any, train: TrainSpec, dataset: Any, folder: Path) -> list[Any]:
+    """Our loop, alone; returns the metrics of every step."""
+    from alpaca_jobs.training.control import TrainContext
+    from alpaca_jobs.training.loop import run_training
+
+    control = worker.Control({}, 0)
+    checkpointer = worker.Checkpointer(
+        Store.open(f"file://{folder}"), worker.LAYOUT, stage="train", attempt=1, fence=None, keep=None
+    )
+    run_training(
+        TrainContext(
+            train=train,
+            checkpoints=CheckpointSpec(interval_steps=1000),
+            rank=0,
+            world_size=1,
+            rows=dataset.rows,
+            tokenizer_files=dataset.tokenizer_files,
+            checkpointer=checkpointer,
+            candidates=[],
+            control=control,
+            threads=2,
+        )
+    )
+    checkpointer.close()
+    metrics: list[Any] = control.metrics
+    return metrics
+
+
+def test_losses_of_twenty_steps_equal_those_of_a_plain_hugging_face_trainer(
+    worker: Any, one_rank: None, tmp_path: Path
+) -> None:
+    """The published recipe: padded batches, labels masked with -100, accumulation, AdamW, cosine with warm-up,
+    clipping.
+    """
+    rows = worker.rows(40)
+    dataset = prepare_dataset(TRAIN, rows)
+    ours = _train(worker, TRAIN, dataset, tmp_path / "store")
+    theirs = _train_with_hugging_face(dataset, tmp_path / "reference")
+    assert len(ours) == len(theirs) == 20
+    for mine, log in zip(ours, theirs, strict=True):
+        assert mine.loss == pytest.approx(log["loss"], abs=1e-5), mine.step
+        assert mine.learning_rate == pytest.approx(log["learning_rate"], rel=1e-9), mine.step
+        assert mine.grad_norm == pytest.approx(log["grad_norm"], rel=1e-3), mine.step
+
+
+def _train_with_hugging_face(dataset: Any, folder: Path) -> list[dict[str, float]]:
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    from alpaca_jobs.training.model import build_model
+    from alpaca_jobs.training.tokenizer import load_tokenizer
+
+    tokenizer, data = load_tokenizer(dataset.tokenizer_files), dataset.rows
+    order = [
+        row
+        for step in range(1, 21)
+        for row in global_batch(step, seed=TRAIN.seed, num_rows=len(data), global_batch_size=8)[1]
+    ]
+
+    def example(row: int) -> dict[str, torch.Tensor]:
+        span = slice(int(data.offsets[row]), int(data.offsets[row + 1]))
+        ids = torch.from_numpy(data.tokens[span]).long()
+        return {"input_ids": ids, "labels": torch.where(torch.from_numpy(data.is_target[span]), ids, -100)}
+
+    def pad(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        from torch.nn.utils.rnn import pad_sequence
+
+        ids = pad_sequence([e["input_ids"] for e in examples], batch_first=True, padding_value=tokenizer.pad_id)
+        labels = pad_sequence([e["labels"] for e in examples], batch_first=True, padding_value=-100)
+        mask = pad_sequence([torch.ones_like(e["input_ids"]) for e in examples], batch_first=True)
+        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+    class InOurOrder(Trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, *args: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        learning_rate=TRAIN.learning_rate,
+        weight_decay=TRAIN.weight_decay,
+        warmup_steps=TRAIN.warmup_ratio,
+        lr_scheduler_type="cosine",
+        num_train_epochs=1,
+        max_grad_norm=1.0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    trainer = InOurOrder(
+        model=build_model(TRAIN, tokenizer, device=torch.device("cpu")),
+        args=arguments,
+        train_dataset=[example(row) for row in order],
+        data_collator=pad,
+    )
+    trainer.train()
+    return [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+
+
+@pytest.mark.slow
+def test_tiny_llama_learns_far_beyond_the_unigram_entropy(worker: Any, one_rank: None, tmp_path: Path) -> None:
+    train = TRAIN.model_copy(update={"epochs": 3.0, "micro_batch_size": 8, "weight_decay": 0.0})
+    dataset = prepare_dataset(train, worker.rows(160))
+    metrics = _train(worker, train, dataset, tmp_path / "store")
+    entropy = unigram_entropy(dataset.rows)
+    assert metrics[0].loss > entropy  # it knows nothing yet, not even the frequencies
+    assert sum(m.loss for m in metrics[-5:]) / 5 < 0.5 * entropy
