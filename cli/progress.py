@@ -96,7 +96,9 @@ def panel_rows(progress: Progress) -> list[tuple[str, str]]:
         kept = words.number(progress.rows)
         if progress.target_rows:
             kept += f" of {words.number(progress.target_rows)}"
-        rows.append(("rows kept", f"{kept}, {words.share(progress.accept_rate)} of what the teacher wrote"))
+        if progress.accept_rate is not None:
+            kept += f", {words.share(progress.accept_rate)} of what the teacher wrote"
+        rows.append(("rows kept", kept))
     if progress.usd:
         rows.append(("teacher", words.money(progress.usd)))
     if progress.step is not None:
@@ -117,7 +119,8 @@ def line_of(event: Event) -> str | None:
             return f"attempt {fields.get('number')} still runs in {fields.get('place')}"
         case "generation":
             target = f" of {fields['target']:,}" if fields.get("target") else ""
-            return f"{fields.get('rows', 0):,}{target} rows kept, {words.share(fields.get('accept_rate'))} accepted"
+            accepted = f", {words.share(rate)} accepted" if (rate := fields.get("accept_rate")) is not None else ""
+            return f"{fields.get('rows', 0):,}{target} rows kept{accepted}"
         case "step":
             now = after(Progress(), event)
             speed = f"{words.number(now.tokens_per_second)} tokens/s"
@@ -156,13 +159,19 @@ class Thinning:
         """Whether this event's line is shown."""
         from cluster.events import seconds_of
 
-        if event.kind not in self._STEADY:
+        if event.kind not in self._STEADY or _is_last(event.fields):
             return True
         now = seconds_of(event.t)
         if now - self._last.get(event.kind, float("-inf")) < self._gap_s:
             return False
         self._last[event.kind] = now
         return True
+
+
+def _is_last(fields: Mapping[str, Any]) -> bool:
+    """Whether this completes what it counts: all rows, or the last step."""
+    pairs = (("rows", "target"), ("step", "total_steps"))
+    return any(fields.get(count) is not None and fields.get(count) == fields.get(total) for count, total in pairs)
 
 
 def _step_of(progress: Progress) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 PIPE_WIDTH = 200
 """Columns of a table that goes into a pipe or a file, where no terminal says how wide it is."""
@@ -118,16 +118,14 @@ def _draw(grid: Grid, stream: Any) -> None:
     stream.flush()
 
 
-def draw(grid: Grid) -> Table:
-    """The rich table of a grid. Cells are text, never markup: a region called [red] stays one."""
+def draw(grid: Grid) -> Group:
+    """A grid's title and table for rich. Cells are text, never markup: a region called [red] stays one."""
     from rich import box
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD if grid.columns else None, show_header=bool(grid.columns), pad_edge=False)
-    table.title_justify = "left"
-    if grid.title:
-        table.title = Text(grid.title, style="bold")
     if not grid.columns:
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
@@ -135,4 +133,4 @@ def draw(grid: Grid) -> Table:
         table.add_column(Text(column.lstrip(">")), justify="right" if column.startswith(">") else "left")
     for row in grid.rows:
         table.add_row(*(Text(cell) for cell in row))
-    return table
+    return Group(Text(grid.title, style="bold"), table) if grid.title else Group(table)

@@ -66,7 +66,8 @@ def status_grids(view: Mapping[str, Any]) -> list[render.Grid]:
         rows.append(("in", view["place"]))
     if view["rows"] is not None:
         target = f" of {view['target_rows']:,}" if view["target_rows"] else ""
-        rows.append(("rows kept", f"{view['rows']:,}{target}, {words.share(view['accept_rate'])} accepted"))
+        accepted = "" if view["accept_rate"] is None else f", {words.share(view['accept_rate'])} accepted"
+        rows.append(("rows kept", f"{view['rows']:,}{target}{accepted}"))
     if view["step"] is not None:
         total = f" of {view['total_steps']:,}" if view["total_steps"] else ""
         rows.append(("step", f"{view['step']:,}{total}, loss {words.number(view['loss'], 4)}"))
