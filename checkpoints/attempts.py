@@ -119,6 +119,6 @@ class AttemptLog:
         if key not in self._seen:
             body = self._store.get_json(key)
             if body is None:
-                raise Damaged(key, "it is no JSON object", self._store.uri)
+                raise Damaged(key, "it is no JSON object, or its own digest does not fit it", self._store.uri)
             self._seen[key] = body
         return self._seen[key]

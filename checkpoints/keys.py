@@ -17,7 +17,7 @@ MANIFEST = "manifest.json"
 ATTEMPTS = "attempts/"
 ATTEMPT_KINDS = ("claim", "base", "lease", "end")
 _ATTEMPT_KEY = re.compile(r"attempts/(\d{6,})\.(claim|base|lease|end)\.json")
-_FOLDER = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
+_FOLDER = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 
 
 @dataclass(frozen=True)

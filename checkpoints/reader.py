@@ -61,7 +61,7 @@ class CommitReader:
         except ObjectMissing as exc:
             raise _not_committed(store, layout, ref) from exc
         if body is None:
-            raise Damaged(key, "it is no JSON object", store.uri)
+            raise Damaged(key, "it is no JSON object, or its own digest does not fit it", store.uri)
         try:
             manifest = Manifest.from_json(body)
         except ValueError as exc:

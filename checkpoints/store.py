@@ -9,6 +9,7 @@ Everything foreign is left behind here: libraries' errors become CheckpointError
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import random
@@ -27,7 +28,9 @@ from checkpoints.store_open import open_driver
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+BODY_DIGEST = "body_sha256"
 _PROBE_RACERS = 8
+_OUR_MISTAKES = (AssertionError, AttributeError, NameError, TypeError)  # no store's answer: passed on as they are
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class Store:
         Raises:
             StoreFull, StorePermission, StoreUnreachable, StoreError
         """
-        self._retrying("putting", key, lambda: self._driver.write(self._full(key), data))
+        full = self._full(key)
+        self._retrying("putting", key, lambda: self._driver.write(full, data))
 
     def get(self, key: str) -> bytes:
         """The whole object.
@@ -88,7 +92,8 @@ class Store:
         Raises:
             ObjectMissing: nothing is there.
         """
-        return self._retrying("reading", key, lambda: self._driver.read(self._full(key), 0, None))
+        full = self._full(key)
+        return self._retrying("reading", key, lambda: self._driver.read(full, 0, None))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """`length` bytes from `start` on, fewer where the object ends earlier: compare the length.
@@ -96,12 +101,13 @@ class Store:
         Raises:
             ObjectMissing: nothing is there.
         """
+        full = self._full(key)
         if length == 0:
             return b""
-        return self._retrying("reading", key, lambda: self._driver.read(self._full(key), start, length))
+        return self._retrying("reading", key, lambda: self._driver.read(full, start, length))
 
     def get_json(self, key: str) -> dict[str, Any] | None:
-        """The object as a JSON object; None when it is no such thing (torn or foreign).
+        """The object as a JSON object; None when it is no such thing: torn, foreign, or not what `put_once` put.
 
         Raises:
             ObjectMissing: nothing is there.
@@ -112,21 +118,25 @@ class Store:
         """Put the JSON `body` under `key`, unless something is there already.
 
         A "nonce" is added, so that a refusal or a lost answer can be settled by reading back: our nonce there means we
-        won, whatever the store answered. Always one single-part request.
+        won, whatever the store answered. "body_sha256" is added, so that a flipped bit in a record is found. Always one
+        single-part request.
 
         Returns:
-            The body as stored, with its nonce.
+            The body as stored.
 
         Raises:
             AlreadyExists: somebody else's object is there; carries its body.
             PutOnceUnsupported: the store has no conditional write.
         """
-        stored = {**body, "nonce": uuid.uuid4().hex}
+        # Through JSON and back first: tuples and number keys change on the way, and the digest is of what readers see.
+        stored: dict[str, Any] = json.loads(json.dumps({**body, "nonce": uuid.uuid4().hex}))
+        stored[BODY_DIGEST] = _body_digest(stored)
         data = json.dumps(stored, separators=(",", ":")).encode()
+        full = self._full(key)
         for failures in range(1, self._retries.tries + 1):
             problem: CheckpointError | None = None
             try:
-                if self._driver.create(self._full(key), data):
+                if self._driver.create(full, data):
                     return stored
             except Exception as exc:  # noqa: BLE001 - whatever it was, the put may have arrived: look, then decide
                 problem = translate(exc, uri=self.uri, key=key, doing="putting once")
@@ -146,7 +156,8 @@ class Store:
 
     def size(self, key: str) -> int | None:
         """Bytes under `key`, None when nothing is there."""
-        return self._retrying("looking at", key, lambda: self._driver.size(self._full(key)))
+        full = self._full(key)
+        return self._retrying("looking at", key, lambda: self._driver.size(full))
 
     def exists(self, key: str) -> bool:
         return self.size(key) is not None
@@ -227,6 +238,8 @@ class Store:
         for failures in range(1, self._retries.tries + 1):
             try:
                 return act()
+            except _OUR_MISTAKES:
+                raise
             except Exception as exc:  # noqa: BLE001 - the seam: every foreign error becomes ours here
                 problem = translate(exc, uri=self.uri, key=key, doing=doing)
                 if not problem.retryable or failures == self._retries.tries:
@@ -248,11 +261,19 @@ class Store:
 
 
 def _parse_object(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in `data`; None when there is none, or it carries a digest that does not fit it."""
     try:
         value = json.loads(data)
     except ValueError:
         return None
-    return value if isinstance(value, dict) else None
+    if not isinstance(value, dict) or (BODY_DIGEST in value and value[BODY_DIGEST] != _body_digest(value)):
+        return None
+    return value
+
+
+def _body_digest(body: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in body.items() if name != BODY_DIGEST}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _already_words(place: str) -> str:

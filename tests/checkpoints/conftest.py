@@ -1,0 +1,167 @@
+"""Stores of every kind, and a driver that breaks on order."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from checkpoints.attempts import AttemptLog
+from checkpoints.keys import TRAIN_ONLY
+from checkpoints.store import Retries, Store
+from checkpoints.store_driver import Driver
+
+NO_WAITS = Retries(tries=4, sleep=lambda seconds: None)
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def s3_options() -> Iterator[dict[str, str]]:
+    """storage_options of a moto server in this process, with the bucket `bucket`."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {"endpoint_url": f"http://{host}:{port}", "key": "test-key", "secret": "test-secret"}
+    client = boto3.client(
+        "s3",
+        endpoint_url=options["endpoint_url"],
+        aws_access_key_id=options["key"],
+        aws_secret_access_key=options["secret"],
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket="bucket")
+    client.close()
+    yield options
+    server.stop()
+
+
+@pytest.fixture
+def make_store(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], Store]:
+    """`make_store("file" | "memory" | "s3")`: a fresh, empty store that never sleeps between tries."""
+
+    def make(kind: str) -> Store:
+        number = next(_NUMBERS)
+        if kind == "file":
+            return Store.open(str(tmp_path / f"store-{number}"), retries=NO_WAITS)
+        if kind == "memory":
+            return Store.open(f"memory://tests-{number}", retries=NO_WAITS)
+        options = request.getfixturevalue("s3_options")
+        return Store.open(f"s3://bucket/tests-{number}", storage_options=options, retries=NO_WAITS)
+
+    return make
+
+
+@pytest.fixture(params=["file", "memory", "s3"])
+def store(request: pytest.FixtureRequest, make_store: Callable[[str], Store]) -> Store:
+    """An empty store of each kind: one contract, many stores."""
+    return make_store(request.param)
+
+
+@pytest.fixture
+def memory_store(make_store: Callable[[str], Store]) -> Store:
+    return make_store("memory")
+
+
+@pytest.fixture
+def file_store(make_store: Callable[[str], Store]) -> Store:
+    return make_store("file")
+
+
+@pytest.fixture
+def log(memory_store: Store) -> AttemptLog:
+    return AttemptLog(memory_store, TRAIN_ONLY)
+
+
+class Died(BaseException):
+    """The process is gone: nothing catches this, and nothing works after it."""
+
+
+@dataclass
+class FaultyDriver:
+    """Passes everything on, and breaks the `at`-th change (write, create, delete; from 1) in the given way.
+
+    how: "before" / "after" / "torn": the process dies before the change, after it, or in the middle of it (half of a
+    non-atomic write arrives, half of the keys are deleted; a put of this package is never torn on a store that keeps
+    its promise, so a torn create does nothing). "refused once" / "answer lost": a transient failure, before or after
+    the change, once. "answer lost always": every answer from there on is lost.
+    """
+
+    inner: Driver
+    at: int = 0
+    how: str = "before"
+    changes: int = 0
+    dead: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def uri(self) -> str:
+        return self.inner.uri
+
+    def write(self, key: str, data: bytes | memoryview) -> None:
+        half = memoryview(data)[: len(data) // 2]
+        self._change(lambda: self.inner.write(key, data), lambda: self.inner.write(key, half))
+
+    def create(self, key: str, data: bytes) -> bool:
+        return bool(self._change(lambda: self.inner.create(key, data), lambda: None))
+
+    def delete(self, keys: Sequence[str]) -> None:
+        half = keys[: len(keys) // 2]
+        self._change(lambda: self.inner.delete(keys), lambda: self.inner.delete(half))
+
+    def read(self, key: str, start: int, length: int | None) -> bytes:
+        self._check_alive()
+        return self.inner.read(key, start, length)
+
+    def size(self, key: str) -> int | None:
+        self._check_alive()
+        return self.inner.size(key)
+
+    def list(self, prefix: str) -> list[str]:
+        self._check_alive()
+        return self.inner.list(prefix)
+
+    def abort_unfinished(self, prefix: str, wanted: Callable[[str], bool]) -> int:
+        self._check_alive()
+        return self.inner.abort_unfinished(prefix, wanted)
+
+    def _change(self, act: Callable[[], Any], act_half: Callable[[], Any]) -> Any:
+        self._check_alive()
+        with self.lock:
+            self.changes += 1
+            hit = self.changes == self.at or (self.how == "answer lost always" and 0 < self.at <= self.changes)
+        if not hit:
+            return act()
+        if self.how in ("after", "answer lost", "answer lost always"):
+            act()
+        if self.how == "torn":
+            act_half()
+        if self.how in ("before", "after", "torn"):
+            self.dead = True
+            raise Died
+        raise ConnectionResetError("the connection broke")
+
+    def _check_alive(self) -> None:
+        if self.dead:
+            raise Died
+
+
+@pytest.fixture
+def faults() -> SimpleNamespace:
+    """`faults.break_store(store, at=3, how="torn")` -> (the same store behind a FaultyDriver, that driver)."""
+
+    def break_store(store: Store, *, at: int, how: str) -> tuple[Store, FaultyDriver]:
+        driver = FaultyDriver(store._driver, at=at, how=how)
+        return Store(driver, prefix=store._prefix, retries=NO_WAITS), driver
+
+    return SimpleNamespace(break_store=break_store, Died=Died, FaultyDriver=FaultyDriver)
