@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -70,8 +70,3 @@ def _before_any_command(
         level=logging.DEBUG if is_debugging else logging.WARNING,
         format="%(asctime)s %(name)s %(levelname)s %(message)s" if is_debugging else "%(message)s",
     )
-
-
-def run(arguments: list[str] | None = None) -> Any:
-    """The entry point of the `alpaca-jobs` script: read the arguments, do the one thing, exit with its code."""
-    return app(arguments)

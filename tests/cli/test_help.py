@@ -19,7 +19,9 @@ HELP_CPU_LIMIT_S = 0.4
 
 
 def test_importing_the_command_line_loads_nothing_heavy() -> None:
-    program = f"import json, sys; import cli.main; print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
+    program = (
+        f"import json, sys; import cli.entry, cli.main; print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
+    )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert json.loads(loaded.stdout) == []
 
@@ -27,7 +29,7 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
 def test_help_loads_nothing_heavy() -> None:
     program = (
         "import sys, cli.main\n"
-        "try: cli.main.run(['--help'])\n"
+        "try: cli.main.app(['--help'])\n"
         f"except SystemExit: print('LOADED', [m for m in {HEAVY!r} if m in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -1,0 +1,118 @@
+"""A job, and the command line in a process of its own with quick nodes (quick_runs.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.home import Home
+from cluster.process_tree import find_nodes, kill_marked
+
+QUICK_RUNS = Path(__file__).with_name("quick_runs.py")
+
+
+@dataclass
+class QuickCli:
+    """Runs `alpaca-jobs ARGS` in a folder of its own, with nodes that behave as told."""
+
+    folder: Path
+    behaviour: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def store(self) -> str:
+        return f"file://{self.folder}/runs"
+
+    @property
+    def home(self) -> Home:
+        return Home.default()
+
+    def job(self, **changes: Any) -> str:
+        """A job file over one row, with the demo's other values."""
+        rows = self.folder / "rows.json"
+        rows.write_text('[{"instruction": "Say hello.", "input": "", "output": "Hello."}]', encoding="utf-8")
+        body = {
+            "name": "quick",
+            "store": "file://./runs",
+            "data": {"from": str(rows)},
+            "train": {"model": "tiny-llama"},
+            "compute": {"workers": 1},
+            **changes,
+        }
+        path = self.folder / "job.yaml"
+        path.write_text(json.dumps(body), encoding="utf-8")  # JSON is YAML
+        return str(path)
+
+    def start(self, *args: str) -> subprocess.Popen[str]:
+        """Start a command in a session of its own, as a terminal would, so that Ctrl-C hits nothing else."""
+        return subprocess.Popen(
+            [sys.executable, str(QUICK_RUNS), json.dumps(self.behaviour), *args],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __call__(self, *args: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        process = self.start(*args)
+        out, err = process.communicate(timeout=timeout_s)
+        return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+    def launch(self, *args: str) -> str:
+        """Launch the job detached; returns the run's id."""
+        launched = self("launch", self.job(), "--yes", "--detach", *args)
+        assert launched.returncode == 0, launched.stderr
+        return launched.stdout.strip()
+
+    def wait_until_over(self, run_id: str) -> None:
+        self.wait_for(lambda: self.home.run(run_id).supervisor_pid() is None)
+
+    def wait_for_step(self, run_id: str, step: int) -> None:
+        def reached() -> bool:
+            status = self("status", run_id, "--json")
+            return status.returncode == 0 and (json.loads(status.stdout)["step"] or 0) >= step
+
+        self.wait_for(reached)
+
+    def wait_for(self, look: Any, timeout_s: float = 30.0) -> Any:
+        give_up_at = time.monotonic() + timeout_s
+        while time.monotonic() < give_up_at:
+            if found := look():
+                return found
+            time.sleep(0.05)
+        pytest.fail(f"it did not come about within {timeout_s:.0f} s")
+
+    def interrupt(self, process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+        """Press Ctrl-C: SIGINT to the whole foreground group, as a terminal does."""
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def clean(self) -> None:
+        ours = {folder.run_id for folder in self.home.runs()}
+        for run_id in ours:
+            if (pid := self.home.run(run_id).supervisor_pid()) is not None:
+                psutil.Process(pid).kill()
+        for node in find_nodes():
+            if node.run_id in ours:
+                kill_marked(node.nonce)
+
+
+@pytest.fixture
+def quick(tmp_path: Path, _home_of_its_own: None) -> Iterator[QuickCli]:
+    cli = QuickCli(tmp_path, {"steps": 8, "step_s": 0.02, "save_every": 4})
+    yield cli
+    cli.clean()
