@@ -94,9 +94,11 @@ def _first_line(exc: BaseException) -> str:
 @contextmanager
 def foreign_model_errors(model: str, part: str) -> Iterator[None]:
     """Turn what transformers raises while it loads the `part` of a model into a ModelError."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as exc:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as exc:
         raise ModelError(
             f"The {part} of {model} cannot be loaded: {_first_line(exc)}. Check that it is a decoder-only language "
             "model with weights in safetensors and that this version of transformers knows its architecture."

@@ -20,6 +20,7 @@ from alpaca_jobs.training.control import StoppedBy, TrainContext, TrainResult
 from alpaca_jobs.training.exact import exact_mode, seed_forward
 from alpaca_jobs.training.flops import mfu, model_flops, peak_bf16_flops
 from alpaca_jobs.training.metrics import StepMetrics
+from alpaca_jobs.training.model import matrix_parameters
 from alpaca_jobs.training.optimizer import clip_scale
 from alpaca_jobs.training.saving import SaveSchedule, fits_notice, is_due
 from alpaca_jobs.training.schedule import learning_rate_at
@@ -61,7 +62,7 @@ class _Loop:
         self._requested = self._committed = state.step  # newest step a save was begun for, and one was committed for
         self._losses: list[float] = []
         self._peak_flops = peak_bf16_flops(torch.cuda.get_device_name(self._device)) if self._on_gpu else None
-        self._num_parameters = sum(param.numel() for param in state.model.parameters())
+        self._num_parameters = matrix_parameters(state.model)
 
     @property
     def _on_gpu(self) -> bool:

@@ -6,6 +6,7 @@ reduces gradients in float32.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from typing import Any
 
@@ -35,9 +36,10 @@ def build_model(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train.seed)
-        model = (
-            _tiny_llama(train, tokenizer) if train.model == TINY_LLAMA else _pretrained(train, tokenizer, with_weights)
-        )
+        if train.model == TINY_LLAMA:
+            model = _tiny_llama(train, tokenizer)
+        else:
+            model = _pretrained(train, tokenizer, device=device, with_weights=with_weights)
     if train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.config.use_cache = False
@@ -63,6 +65,23 @@ def shard_model(model: nn.Module, train: TrainSpec, *, device: torch.device) -> 
             fully_shard(module, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     return model
+
+
+def preload(train: TrainSpec) -> None:
+    """Import what building and sharding this job's model will need: seconds that can overlap with reading rows."""
+    modules = ["torch.distributed.fsdp", "transformers.models.llama.modeling_llama"]
+    if train.model != TINY_LLAMA:
+        modules.append("transformers.models.auto.modeling_auto")
+    for module in modules:
+        importlib.import_module(module)
+
+
+def matrix_parameters(model: Any) -> int:
+    """Parameters that take part in matrix products: all but an input embedding that is not the output's as well."""
+    total = sum(param.numel() for param in model.parameters())
+    given, out = model.get_input_embeddings(), model.get_output_embeddings()
+    is_tied = out is not None and out.weight is given.weight
+    return int(total if is_tied else total - given.weight.numel())
 
 
 def accepts(model: nn.Module, argument: str) -> bool:
@@ -91,7 +110,7 @@ def _tiny_llama(train: TrainSpec, tokenizer: RowTokenizer) -> Any:
     return LlamaForCausalLM(config)
 
 
-def _pretrained(train: TrainSpec, tokenizer: RowTokenizer, with_weights: bool) -> Any:
+def _pretrained(train: TrainSpec, tokenizer: RowTokenizer, *, device: torch.device, with_weights: bool) -> Any:
     folder = resolve_model(train.model)
     with foreign_model_errors(train.model, "model"):
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -99,7 +118,8 @@ def _pretrained(train: TrainSpec, tokenizer: RowTokenizer, with_weights: bool) -
         if with_weights:
             model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         else:
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+            with device:  # random numbers for billions of parameters take a minute on a CPU
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
     context = getattr(model.config, "max_position_embeddings", None)
     if isinstance(context, int) and train.max_length > context:
         raise ModelError(

@@ -64,10 +64,18 @@ class TrainState:
 
 
 def build_state(ctx: TrainContext) -> TrainState:
-    """Model, optimizer and counters at step 0, sharded over the ranks. Raises: ModelError."""
+    """Model, optimizer and counters at step 0, sharded over the ranks.
+
+    With a checkpoint to continue from, a base model's weights are not read: a fresh machine need not download them.
+
+    Raises:
+        ModelError: the base model cannot be loaded.
+    """
     tokenizer = load_tokenizer(ctx.tokenizer_files)
     device = torch.device(ctx.device)
-    model = build_model(ctx.train, tokenizer, device=device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    model = build_model(ctx.train, tokenizer, device=device, with_weights=not ctx.candidates)
     layout = choose_layout(model, pad_id=tokenizer.pad_id, device=device)
     shard_model(model, ctx.train, device=device)
     return TrainState(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +56,28 @@ def _train(worker: Any, train: TrainSpec, dataset: Any, folder: Path) -> list[An
     return metrics
 
 
+@pytest.fixture(params=["tiny-llama", "tiny-opt"])
+def train(request: pytest.FixtureRequest, tmp_path: Path) -> TrainSpec:
+    """The same training of tiny-llama, which is packed by positions, and of OPT without dropout, by a block mask."""
+    if request.param == "tiny-llama":
+        return TRAIN
+    folder = tmp_path / "opt"
+    shutil.copytree(request.getfixturevalue("tiny_opt"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dropout": 0.0}))
+    return TRAIN.model_copy(update={"model": str(folder)})
+
+
+@pytest.mark.filterwarnings(
+    "ignore:FSDP2-wrapped module:UserWarning"
+)  # OPT's layers return views, nobody writes to them
 def test_losses_of_twenty_steps_equal_those_of_a_plain_hugging_face_trainer(
-    worker: Any, one_rank: None, tmp_path: Path
+    train: TrainSpec, worker: Any, one_rank: None, tmp_path: Path
 ) -> None:
-    """The published recipe: padded batches, labels masked with -100, accumulation, AdamW, cosine with warm-up,
-    clipping.
-    """
-    rows = worker.rows(40)
-    dataset = prepare_dataset(TRAIN, rows)
-    ours = _train(worker, TRAIN, dataset, tmp_path / "store")
-    theirs = _train_with_hugging_face(dataset, tmp_path / "reference")
+    """The published recipe: padded batches, labels of -100, accumulation, AdamW, cosine with warm-up, clipping."""
+    dataset = prepare_dataset(train, worker.rows(40))
+    ours = _train(worker, train, dataset, tmp_path / "store")
+    theirs = _train_with_hugging_face(train, dataset, tmp_path / "reference")
     assert len(ours) == len(theirs) == 20
     for mine, log in zip(ours, theirs, strict=True):
         assert mine.loss == pytest.approx(log["loss"], abs=1e-5), mine.step
@@ -71,7 +85,7 @@ def test_losses_of_twenty_steps_equal_those_of_a_plain_hugging_face_trainer(
         assert mine.grad_norm == pytest.approx(log["grad_norm"], rel=1e-3), mine.step
 
 
-def _train_with_hugging_face(dataset: Any, folder: Path) -> list[dict[str, float]]:
+def _train_with_hugging_face(train: TrainSpec, dataset: Any, folder: Path) -> list[dict[str, float]]:
     import torch
     from transformers import Trainer, TrainingArguments
 
@@ -82,7 +96,7 @@ def _train_with_hugging_face(dataset: Any, folder: Path) -> list[dict[str, float
     order = [
         row
         for step in range(1, 21)
-        for row in global_batch(step, seed=TRAIN.seed, num_rows=len(data), global_batch_size=8)[1]
+        for row in global_batch(step, seed=train.seed, num_rows=len(data), global_batch_size=8)[1]
     ]
 
     def example(row: int) -> dict[str, torch.Tensor]:
@@ -106,9 +120,9 @@ def _train_with_hugging_face(dataset: Any, folder: Path) -> list[dict[str, float
         output_dir=str(folder),
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
-        learning_rate=TRAIN.learning_rate,
-        weight_decay=TRAIN.weight_decay,
-        warmup_steps=TRAIN.warmup_ratio,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        warmup_steps=train.warmup_ratio,
         lr_scheduler_type="cosine",
         num_train_epochs=1,
         max_grad_norm=1.0,
@@ -121,13 +135,22 @@ def _train_with_hugging_face(dataset: Any, folder: Path) -> list[dict[str, float
         dataloader_pin_memory=False,
     )
     trainer = InOurOrder(
-        model=build_model(TRAIN, tokenizer, device=torch.device("cpu")),
+        model=build_model(train, tokenizer, device=torch.device("cpu")),
         args=arguments,
         train_dataset=[example(row) for row in order],
         data_collator=pad,
     )
     trainer.train()
     return [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+
+
+def test_gradient_checkpointing_changes_no_bit(worker: Any, one_rank: None, tmp_path: Path) -> None:
+    short = TRAIN.model_copy(update={"max_steps": 3, "exactness": "bits"})
+    dataset = prepare_dataset(short, worker.rows(24))
+    plain = _train(worker, short, dataset, tmp_path / "plain")
+    recomputed = short.model_copy(update={"gradient_checkpointing": True})
+    again = _train(worker, recomputed, dataset, tmp_path / "recomputed")
+    assert [(m.loss, m.grad_norm) for m in again] == [(m.loss, m.grad_norm) for m in plain]
 
 
 @pytest.mark.slow
