@@ -64,7 +64,10 @@ def _run_with_ray(ctx: AttemptContext, runtime: RayRuntime) -> None:
 
 
 def _stages(ctx: AttemptContext) -> tuple[str, ...]:
-    return ctx.job.stages
+    """The job's stages, up to the one after which this run is over (`LaunchPlan.until`)."""
+    stages = ctx.job.stages
+    until = (ctx.store.get_json("job.json") or {}).get("until")
+    return stages if until is None else stages[: stages.index(until) + 1]
 
 
 def _rows(ctx: AttemptContext, runtime: RayRuntime, *, base_is_open: bool) -> Sequence[Row] | str:

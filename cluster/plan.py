@@ -88,6 +88,7 @@ class LaunchPlan:
         world_size: training ranks in the job = ranks per node x num_nodes.
         code_version: the code that made the plan and will run (cluster/code_version.py).
         notes: sentences a user should read with the plan (where prices come from, what was chosen for them).
+        until: the stage after which the run is over; None for the job's last one.
     """
 
     run_id: str
@@ -97,6 +98,7 @@ class LaunchPlan:
     world_size: int
     code_version: str
     notes: tuple[str, ...] = ()
+    until: str | None = None
 
     @property
     def is_local(self) -> bool:
@@ -123,6 +125,7 @@ class LaunchPlan:
             "world_size": self.world_size,
             "code_version": self.code_version,
             "notes": list(self.notes),
+            "until": self.until,
         }
 
     @classmethod
@@ -137,6 +140,7 @@ class LaunchPlan:
                 world_size=value["world_size"],
                 code_version=value["code_version"],
                 notes=tuple(value["notes"]),
+                until=value.get("until"),
             )
         except (KeyError, TypeError) as exc:
             raise PlanError(
