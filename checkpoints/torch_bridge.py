@@ -14,14 +14,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch.distributed as dist
 
-from checkpoints.errors import CheckpointError, Damaged, StateMismatch
+from checkpoints.errors import CheckpointError, Damaged, NoGoodCommit, NotCommitted, StateMismatch
 from checkpoints.fence import Fence
 from checkpoints.keys import CommitRef, Layout
 from checkpoints.manifest import Manifest
@@ -64,6 +64,15 @@ class SaveResult:
     bytes: int
     stored_bytes: int
     committed: bool
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was loaded, and in `fallbacks` why newer commits were not."""
+
+    ref: CommitRef
+    manifest: Manifest
+    fallbacks: tuple[str, ...]
 
 
 class Checkpointer:
@@ -204,6 +213,30 @@ class Checkpointer:
         self._newest = manifest
         loaded: Manifest = manifest
         return loaded
+
+    def load_newest(self, candidates: Sequence[CommitRef], state: Mapping[str, Any]) -> Loaded | None:
+        """Load the first of `candidates` that is whole, saying which ones were not. Collective.
+
+        Args:
+            candidates: counting commits, newest first, the same on all ranks; if empty, None is returned.
+
+        Raises:
+            NoGoodCommit: there were candidates and none was whole: starting over would throw all of them away.
+            StateMismatch, StoreUnreachable: as for `load`.
+        """
+        fallbacks: list[str] = []
+        for ref in candidates:
+            try:
+                return Loaded(ref, self.load(ref, state), tuple(fallbacks))
+            except (Damaged, NotCommitted) as exc:
+                fallbacks.append(str(exc))
+                logger.warning("%s cannot be loaded, the next older commit is tried: %s", ref, exc)
+        if not candidates:
+            return None
+        raise NoGoodCommit(
+            f"none of {len(candidates)} commits in {self._store.uri} could be read, and nothing starts over silently. "
+            f"The newest: {fallbacks[0]} If the store itself is fine, begin a new run (or copy a good state back)."
+        )
 
     def close(self) -> None:
         """Wait for the save under way and give the process group back. A failure that nobody polled is logged."""
