@@ -1,0 +1,86 @@
+"""A run on machines that may be taken away, played many times with seeded dice. Pure; times in seconds.
+
+|-- start (billed) --|------ work ------x-- away (not billed) --|-- restart --|-- work from the last save ...
+                                        preempted: what followed the last save is done again
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_MAX_LOSSES = 1000  # a run that is lost this often is not going to finish
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a run on one kind of machine is made of.
+
+    Attributes:
+        work_s: work without any disturbance, at the median speed.
+        work_spread: standard deviation of ln(work_s): how little is known about the speed.
+        start_s: from the first machine's boot to the first step, weights loaded; billed.
+        restart_s: the same at every later start, state loaded instead.
+        away_s: mean time from a loss to the next machine's boot: noticing, and waiting for capacity; not billed.
+        save_interval_s: work between two saves.
+        losses_per_hour: preemptions an hour while any machine is held, for all machines of the job together.
+    """
+
+    work_s: float
+    work_spread: float
+    start_s: float
+    restart_s: float
+    away_s: float
+    save_interval_s: float
+    losses_per_hour: float
+
+
+@dataclass(frozen=True)
+class Played:
+    """One play of a course; `wall_s` and `billed_s` are inf for a run that never finishes."""
+
+    wall_s: float
+    billed_s: float
+    losses: int
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """What one play in ten, in two, and nine in ten stay under."""
+
+    p10: float
+    p50: float
+    p90: float
+
+
+def play(course: Course, *, draws: int, seed: int) -> tuple[Played, ...]:
+    """Play a course `draws` times; the same seed plays the same games."""
+    rng = random.Random(seed)
+    return tuple(_play_once(course, rng) for _ in range(draws))
+
+
+def quantiles(values: Sequence[float]) -> Quantiles:
+    """10th, 50th and 90th percentile, by nearest rank. Raises ValueError for no values."""
+    if not values:
+        raise ValueError("quantiles of nothing")
+    ordered = sorted(values)
+    ranks = (max(math.ceil(share * len(ordered)) - 1, 0) for share in (0.1, 0.5, 0.9))
+    return Quantiles(*(ordered[rank] for rank in ranks))
+
+
+def _play_once(course: Course, rng: random.Random) -> Played:
+    left_s = course.work_s * math.exp(rng.gauss(0.0, course.work_spread))
+    wall_s = billed_s = 0.0
+    for losses in range(_MAX_LOSSES):
+        life_s = rng.expovariate(course.losses_per_hour / 3600) if course.losses_per_hour > 0 else math.inf
+        start_s = course.restart_s if losses else course.start_s
+        if life_s >= start_s + left_s:
+            held_s = start_s + left_s
+            return Played(wall_s + held_s, billed_s + held_s, losses)
+        worked_s = max(life_s - start_s, 0.0)
+        left_s -= math.floor(worked_s / course.save_interval_s) * course.save_interval_s
+        billed_s += life_s
+        wall_s += life_s + (rng.expovariate(1 / course.away_s) if course.away_s > 0 else 0.0)
+    return Played(math.inf, math.inf, _MAX_LOSSES)

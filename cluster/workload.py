@@ -1,0 +1,61 @@
+"""What a job has to get through: parameters, rows, tokens, steps. Known from the job where it can be, else given."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from alpaca_jobs.known_models import KNOWN_MODELS
+from alpaca_jobs.spec import JobSpec
+from cluster.errors import PlanError
+
+# Tokens of one row of Alpaca's data, template and EOS included. Source: the 52,002 rows hold 6.66 M tokens of the
+# LLaMA tokenizer, 128 a row; 99 % of them are shorter than 363, so that a max_length of 512 cuts next to nothing.
+ALPACA_TOKENS_PER_ROW = 6.66e6 / 52_002
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Training, counted.
+
+    Attributes:
+        num_parameters: of the model.
+        steps: optimizer updates in all.
+        tokens: real tokens (no padding) over all steps.
+    """
+
+    num_parameters: int
+    steps: int
+    tokens: float
+
+
+def workload_of(
+    job: JobSpec, *, num_rows: int | None = None, tokens_per_row: float | None = None, num_parameters: int | None = None
+) -> Workload:
+    """Count a job's training.
+
+    Args:
+        num_rows: rows to train on; None for data.num_rows when they are generated.
+        tokens_per_row: mean of real tokens; None for Alpaca's average when the rows are Alpaca's.
+        num_parameters: None for what is known of the model by its name.
+
+    Raises:
+        PlanError: a number that neither the job nor the caller gives.
+    """
+    train = job.train
+    if num_parameters is None:
+        known = KNOWN_MODELS.get(train.model)
+        if known is None:
+            raise PlanError(f"The size of {train.model} is not known here, so its training cannot be priced.")
+        num_parameters = known.num_parameters
+    if num_rows is None:
+        if job.data.from_ is not None:
+            raise PlanError(f"The rows of {job.data.from_} are not counted, so their training cannot be priced.")
+        num_rows = job.data.num_rows
+    if tokens_per_row is None:
+        if train.recipe != "alpaca":
+            raise PlanError(f"The tokens of a {train.recipe} row are not known before they are counted.")
+        tokens_per_row = min(ALPACA_TOKENS_PER_ROW, train.max_length)
+    all_steps = max(1, math.ceil(train.epochs * math.ceil(num_rows / train.global_batch_size)))
+    steps = all_steps if train.max_steps is None else min(all_steps, train.max_steps)
+    return Workload(num_parameters, steps, num_rows * tokens_per_row * train.epochs * steps / all_steps)

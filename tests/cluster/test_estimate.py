@@ -1,0 +1,206 @@
+"""The price of a job before it runs: every factor moves the number the right way; what is unknown is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from alpaca_jobs.examples import example_text
+from alpaca_jobs.spec import DataSpec, JobSpec, TeacherSpec
+from alpaca_jobs.spec_io import change_job, parse_job
+from cluster.errors import PlanError
+from cluster.estimate import Assumptions, CandidateEstimate, course_of, estimate_candidates, factors
+from cluster.hardware import GPUS, peak_flops
+from cluster.hazard import PRIOR_PER_NODE_HOUR, Hazard, losses, spot_hazard
+from cluster.offers import SNAPSHOT, load_offers
+from cluster.plan import LaunchPlan, Pricing
+from cluster.planner import plan_launch
+from cluster.teacher_cost import TeacherAssumptions, estimate_teacher
+from cluster.throughput import Throughput, measured_mfu
+from cluster.workload import Workload, workload_of
+
+SURE = Assumptions(mfu_spread=0.0)
+
+
+def job(**changes: Any) -> JobSpec:
+    return change_job(
+        parse_job(example_text("alpaca-7b")), {key.replace("__", "."): value for key, value in changes.items()}
+    )
+
+
+def plan_for(spec: JobSpec) -> LaunchPlan:
+    return plan_launch(spec, run_id="alpaca-7b-bcdfg", offers=load_offers(spec.compute.infra, catalogs=SNAPSHOT))
+
+
+def first(spec: JobSpec, assumed: Assumptions = SURE, **more: Any) -> CandidateEstimate:
+    return estimate_candidates(plan_for(spec), workload_of(spec), assumed, **more)[0]
+
+
+def test_alpaca_is_1221_steps_and_20_million_tokens() -> None:
+    work = workload_of(job())
+    assert work.steps == 1221  # ceil(52000 / 128) * 3
+    assert work.tokens == pytest.approx(3 * 6.66e6, rel=0.001)
+    assert work.num_parameters == 6_738_415_616
+
+
+def test_max_steps_cuts_the_work() -> None:
+    whole, part = workload_of(job()), workload_of(job(train__max_steps=407))
+    assert part.steps == 407
+    assert part.tokens == pytest.approx(whole.tokens / 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__model": "a/b"}, "The size of a/b is not known here"),
+        ({"data": {"from": "x.json"}}, "The rows of x.json are not counted"),
+        ({"data": {"from": "x.json"}, "train__recipe": "vicuna"}, "The rows of x.json are not counted"),
+    ],
+)
+def test_what_nobody_counted_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        workload_of(job(**changes))
+
+
+def test_what_the_caller_counted_is_used() -> None:
+    spec = job(data={"from": "x.json"}, train__model="a/b")
+    work = workload_of(spec, num_rows=1000, tokens_per_row=500.0, num_parameters=10**9)
+    assert work == Workload(10**9, 24, 3 * 500_000.0)
+
+
+def test_seven_b_at_half_the_peak_is_eleven_minutes() -> None:
+    """FACTS: 8.1e17 FLOPs; at 50 % of 8 A100 it is 11 minutes."""
+    seconds = Throughput(8, 312e12, 0.5).seconds(num_parameters=6.74e9, tokens=3 * 6.66e6)
+    assert seconds / 60 == pytest.approx(10.8, abs=0.1)
+    assert measured_mfu(
+        num_parameters=6.74e9, tokens=3 * 6.66e6, seconds=seconds, num_gpus=8, peak_flops=312e12
+    ) == pytest.approx(0.5)
+
+
+def test_hours_are_start_plus_work_when_nothing_is_lost() -> None:
+    found = first(job(compute__spot=False))
+    course = found.course
+    assert found.preemptions == 0
+    assert found.hours.p10 == found.hours.p90 == pytest.approx((course.start_s + course.work_s) / 3600)
+    assert course.start_s == pytest.approx(300 + 2 * 6_738_415_616 / 500e6)
+    assert course.restart_s == pytest.approx(300 + 12 * 6_738_415_616 / 500e6)
+
+
+def test_dollars_are_hours_times_price_plus_storage() -> None:
+    found = first(job(compute__spot=False))
+    assert found.cost_usd is not None
+    price = found.placement.price_per_hour_usd
+    assert price is not None
+    storage = 2 * 80.86 * found.hours.p50 / 730 * 0.023
+    assert found.cost_usd.p50 == pytest.approx(found.hours.p50 * price + storage, rel=1e-4)
+
+
+def test_spot_is_preempted_and_on_demand_is_not() -> None:
+    plan = plan_for(job(compute__spot={"on_demand": "last-resort"}))
+    found = estimate_candidates(plan, workload_of(job()), replace(SURE, hazard=Hazard(1.0, "a bad day")))
+    spot = [one for one in found if one.placement.pricing is Pricing.SPOT]
+    demand = [one for one in found if one.placement.pricing is Pricing.ON_DEMAND]
+    assert {one.preemptions for one in demand} == {0}
+    assert {one.preemptions for one in spot} == {spot[0].preemptions}, "places that differ by price share their plays"
+    assert spot[0].preemptions > 0
+    assert spot[0].hours.p90 > spot[0].hours.p10
+
+
+def test_estimate_is_the_same_every_time() -> None:
+    assert first(job(), Assumptions()) == first(job(), Assumptions())
+
+
+@pytest.mark.parametrize(
+    "worse",
+    [
+        {"mfu": 0.2},
+        {"boot_s": 3000.0},
+        {"download_bytes_per_s": 5e6},
+        {"hazard": Hazard(2.0, "x")},
+        {"egress_usd_per_gb": 5.0, "hazard": Hazard(2.0, "x")},
+        {"storage_usd_per_gb_month": 50.0},
+    ],
+)
+def test_every_worse_assumption_costs_more(worse: dict[str, Any]) -> None:
+    calm, rough = first(job()), first(job(), replace(SURE, **worse))
+    assert calm.cost_usd is not None
+    assert rough.cost_usd is not None
+    assert rough.cost_usd.p90 > calm.cost_usd.p90
+
+
+def test_fixed_interval_is_counted_in_steps() -> None:
+    spec = job(checkpoints__interval_steps=100)
+    course = course_of(plan_for(spec).candidates[0], plan_for(spec), workload_of(spec), SURE)
+    assert course.save_interval_s == pytest.approx(100 * course.work_s / 1221)
+
+
+def test_hazard_grows_with_the_number_of_machines() -> None:
+    spec = job(compute__num_nodes=2)
+    course = course_of(plan_for(spec).candidates[0], plan_for(spec), workload_of(spec), SURE)
+    assert course.losses_per_hour == pytest.approx(2 * PRIOR_PER_NODE_HOUR)
+
+
+def test_gpu_without_a_known_peak_is_refused() -> None:
+    spec = job(compute__gpus="V100:8", train__model="facebook/opt-1.3b", train__dtype="float32")
+    with pytest.raises(PlanError, match=r"The bfloat16 peak of V100 .* is not known.*Take another GPU, or measure"):
+        estimate_candidates(plan_for(spec), workload_of(spec))
+
+
+def test_unknown_price_gives_hours_but_no_dollars() -> None:
+    plan = plan_for(job())
+    unknown = replace(plan, candidates=(replace(plan.candidates[0], price_per_hour_usd=None),))
+    (found,) = estimate_candidates(unknown, workload_of(job()), SURE)
+    assert found.cost_usd is None
+    assert found.hours.p50 > 0
+
+
+def test_factors_are_sentences_with_their_sources() -> None:
+    said = "\n".join(factors(plan_for(job()), workload_of(job())))
+    for part in ("6.74 B parameters", "20.0 M tokens", "8 GPUs", "MFU of 40%", "AWS V100 traces of 2023-08"):
+        assert part in said
+
+
+def test_teacher_is_asked_for_as_many_rows_as_will_be_kept() -> None:
+    teacher = TeacherSpec(
+        model="m", base_url="http://127.0.0.1/v1", price_per_million_input_usd=1.0, price_per_million_output_usd=2.0
+    )
+    found = estimate_teacher(DataSpec(teacher=teacher, num_rows=850), TeacherAssumptions(tokens_per_second=17.0))
+    assert found.requests == 100  # 17 new tasks each, half of them kept
+    assert (found.prompt_tokens, found.completion_tokens) == (100 * 700.0, 100 * 1700.0)
+    assert found.seconds == 7 * 100.0  # 16 in flight
+    assert found.cost_usd == pytest.approx((70_000 * 1.0 + 170_000 * 2.0) / 1e6)
+
+
+def test_teacher_limits_are_respected() -> None:
+    free = TeacherSpec(model="m", base_url="http://127.0.0.1/v1", max_tokens=100)
+    found = estimate_teacher(DataSpec(teacher=free, num_rows=850, max_requests=10))
+    assert (found.requests, found.completion_tokens) == (10, 1000.0)
+    assert found.cost_usd is None, "no prices in the job: unknown, not free"
+    assert estimate_teacher(DataSpec(teacher="offline", num_rows=850)).cost_usd == 0.0
+
+
+def test_own_reports_move_the_hazard_away_from_the_prior() -> None:
+    assert spot_hazard().per_node_hour == pytest.approx(PRIOR_PER_NODE_HOUR)
+    calm = spot_hazard(own_preemptions=0, own_node_hours=1000.0)
+    assert calm.per_node_hour < 0.01
+    assert calm.source.startswith("0 preemptions in 1000 machine hours of your own")
+    assert spot_hazard(own_preemptions=1000, own_node_hours=1000.0).per_node_hour == pytest.approx(1.0, rel=0.03)
+
+
+def test_losses_of_a_trace_are_machines_that_went_away() -> None:
+    assert losses([4, 4, 2, 3, 0, 4], gap_s=1800) == (5, 8.5)
+
+
+def test_peaks_are_those_of_the_trainer_and_pcie_cards_are_slower() -> None:
+    assert peak_flops("A100-80GB", infra="aws", instance_type="p4de.24xlarge") == 312e12
+    assert peak_flops("H100", infra="aws", instance_type="p5.48xlarge") == 989e12
+    assert peak_flops("H100", infra="lambda", instance_type="gpu_1x_h100_pcie") == 756e12
+    assert peak_flops("H100", infra="runpod", instance_type="8x_H100_SECURE") == 756e12
+    assert peak_flops("H100-SXM", infra="runpod", instance_type="8x_H100-SXM_SECURE") == 989e12
+    assert peak_flops("TPU", infra="gcp", instance_type="x") is None
+
+
+def test_memory_is_known_for_every_gpu_of_the_snapshot() -> None:
+    assert {offer.gpu_name for offer in load_offers(catalogs=SNAPSHOT, machines="gpu")} <= set(GPUS)
