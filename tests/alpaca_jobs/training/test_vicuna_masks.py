@@ -1,0 +1,102 @@
+"""Multi-turn masks against token tables written by hand, for three families of tokenizers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from alpaca_jobs.spec import TrainSpec
+from alpaca_jobs.training.recipes import Conversation, tokenize_rows
+from alpaca_jobs.training.tokenizer import load_tokenizer
+
+CHAT = Conversation((("Hi", "Hello"), ("Bye", "So long")))
+TRAIN = TrainSpec(model="tiny-llama", recipe="vicuna")
+SPECIALS = ["<unk>", "<s>", "</s>", "[PAD]"]
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+# One line per token: what it is, and whether it carries loss. Between them stands the system text, which never does.
+LLAMA = [
+    ("<s>", False), (SYSTEM, False),
+    ("▁USER", False), (":", False), ("▁Hi", False), ("▁ASSISTANT", False), (":", False),
+    ("▁Hello", True), ("</s>", True),
+    ("▁USER", False), (":", False), ("▁Bye", False), ("▁ASSISTANT", False), (":", False),
+    ("▁So", True), ("▁long", True), ("</s>", True),
+]  # fmt: skip
+QWEN = [
+    (SYSTEM, False),
+    ("ĠUSER", False), (":", False), ("ĠHi", False), ("ĠASSISTANT", False), (":", False),
+    ("ĠHello", True), ("</s>", True),
+    ("USER", False), (":", False), ("ĠBye", False), ("ĠASSISTANT", False), (":", False),
+    ("ĠSo", True), ("Ġlong", True), ("</s>", True),
+]  # fmt: skip
+OPT = [("</s>", False), *QWEN]  # its beginning is its end: the first </s> is no target, the others are
+
+
+def _tokenizer(words: Sequence[str], *, space: str, begin: str | None, kind: str) -> dict[str, bytes]:
+    """A BPE tokenizer whose merges build exactly these words, as the files of its folder."""
+    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    vocabulary: dict[str, int] = {token: number for number, token in enumerate(SPECIALS)}
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        for end in range(1, len(word) + 1):
+            vocabulary.setdefault(word[end - 1], len(vocabulary))
+            if end > 1 and word[:end] not in vocabulary:
+                merges.append((word[: end - 1], word[end - 1]))
+            vocabulary.setdefault(word[:end], len(vocabulary))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
+    if space == "▁":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if begin is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", special_tokens=[(begin, vocabulary[begin])]
+        )
+    named = {"bos_token": begin, "eos_token": "</s>", "pad_token": "[PAD]", "unk_token": "<unk>"}
+    config = {"tokenizer_class": kind, **{name: token for name, token in named.items() if token}}
+    return {
+        "tokenizer.json": tokenizer.to_str().encode(),
+        "tokenizer_config.json": json.dumps(config).encode(),
+    }
+
+
+def _words(table: list[tuple[str, bool]], system: list[str]) -> list[str]:
+    return [*system, *dict.fromkeys(token for token, _ in table if token not in (*SPECIALS, SYSTEM))]
+
+
+LLAMA_SYSTEM = [f"▁{word}" for word in SYSTEM.split(" ")]
+BYTE_SYSTEM = [
+    "A", "Ġchat", "Ġbetween", "Ġa", "Ġcurious", "Ġuser", "Ġand", "Ġan", "Ġartificial", "Ġintelligence", "Ġassistant", ".",
+    "ĠThe", "Ġassistant", "Ġgives", "Ġhelpful", ",", "Ġdetailed", ",", "Ġand", "Ġpolite", "Ġanswers", "Ġto", "Ġthe",
+    "Ġuser", "'s", "Ġquestions", ".",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("table", "system", "space", "begin", "kind"),
+    [
+        pytest.param(LLAMA, LLAMA_SYSTEM, "▁", "<s>", "PreTrainedTokenizerFast", id="llama"),
+        pytest.param(QWEN, BYTE_SYSTEM, "Ġ", None, "PreTrainedTokenizerFast", id="qwen"),
+        pytest.param(OPT, BYTE_SYSTEM, "Ġ", "</s>", "GPT2Tokenizer", id="opt"),
+    ],
+)
+def test_tokens_and_masks_are_those_of_the_table(
+    table: list[tuple[str, bool]], system: list[str], space: str, begin: str | None, kind: str
+) -> None:
+    files = _tokenizer(_words(table, system), space=space, begin=begin, kind=kind)
+    rows = tokenize_rows([CHAT], load_tokenizer(files), TRAIN)
+    vocabulary = json.loads(files["tokenizer.json"])["model"]["vocab"]
+    names = {number: token for token, number in vocabulary.items()}
+    expected = [
+        (token, is_target) for entry, is_target in table for token in (system if entry == SYSTEM else [entry])
+    ]  # fmt: skip
+    found = [(names[int(token)], bool(target)) for token, target in zip(rows.tokens, rows.is_target, strict=True)]
+    assert found == expected
