@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from cli import cancel, drill, export, init, launch, logs, render, resume, rm, runs, status, validate
+from cli import cancel, drill, export, generate, init, launch, logs, render, resume, rm, runs, status, train, validate
 from cli.exits import DEBUG_VARIABLE, guarded
 
 START, WATCH, STEER, PROVE, STAGES = "Start", "Watch", "Steer", "Prove", "One stage by itself, on this machine"
@@ -28,6 +28,8 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("resume", resume.resume, STEER),
     ("rm", rm.rm, STEER),
     ("drill", drill.drill, PROVE),
+    ("generate", generate.generate, STAGES),
+    ("train", train.train, STAGES),
     ("export", export.export, STAGES),
 )
 

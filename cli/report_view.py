@@ -15,12 +15,16 @@ def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
     rows = [
         ("outcome", f"{report['outcome']}: {report['words']}"),
         ("attempts", f"{len(report['attempts'])}, in {', '.join(report['regions'])}"),
-        ("rows kept", words.number(report["rows"])),
-        ("steps", words.number(report["step"])),
         ("lost steps", f"{sum(report['lost_steps'])} in all, {report['lost_steps_max']} at most at once"),
-        ("requests", f"{words.number(report['requests'])}, {words.number(report['requests_repeated'])} asked again"),
-        ("time", words.duration(wall_s)),
     ]
+    if report["rows"] is not None:
+        rows.append(("rows kept", words.number(report["rows"])))
+    if report["step"] is not None:
+        rows.append(("steps", words.number(report["step"])))
+    if report["requests"]:
+        asked, again = words.number(report["requests"]), words.number(report["requests_repeated"])
+        rows.append(("requests", f"{asked}, {again} of them asked again"))
+    rows.append(("time", words.duration(wall_s)))
     for name in ("useful", "lost", "waiting", "saving"):
         seconds = goodput[f"{name}_s"]
         rows.append((f"  {name}", f"{words.duration(seconds)} ({words.share(seconds, wall_s)})"))

@@ -1,0 +1,77 @@
+"""`alpaca-jobs generate`: the rows of a job and nothing else, asked for from this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import options, plan_view, render, starting, words
+from cli.exits import ExitCode, Refused
+from cli.follow import follow_to_the_end
+
+if TYPE_CHECKING:
+    from alpaca_jobs.rows import Row
+
+
+def generate(
+    job_file: options.JobFile,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where to: .jsonl, or .json for one list.")],
+    budget: options.Budget = None,
+    store: Annotated[str | None, typer.Option("--store", metavar="URI", help="Instead of the job's store.")] = None,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
+) -> None:
+    """Have the teacher write the rows of a job, and stop there.
+
+    Example: alpaca-jobs generate job.yaml --out rows.jsonl
+
+    It is a run like any other, on this machine whatever compute says: it can be killed, resumed and followed.
+    """
+    from cluster.run_facts import read_run_facts
+
+    _check_writable(out)
+    # On this machine, and with none of the regions and GPUs that were meant for the training.
+    changes = {"compute": {"infra": ["local"], "workers": 1}, **starting.changes_from(budget=budget, store=store)}
+    plan = replace(starting.make_plan(job_file, changes), until="generate")
+    if plan.until not in plan.job.stages:
+        raise Refused(f"{job_file} has its rows already (data.from is {plan.job.data.from_}); nothing is generated.")
+    starting.check_installed(plan.job)
+    starting.agree(plan_view.question(plan), yes=yes, grids=plan_view.plan_grids(plan))
+    found = starting.start(plan)
+    exit_code, report = follow_to_the_end(found)
+    if exit_code != ExitCode.DONE:
+        raise typer.Exit(exit_code)
+    rows = read_run_facts(found.root.child(found.run_id)).rows
+    write_rows(out, rows)
+    if as_json:
+        render.out_json({"run_id": found.run_id, "out": str(out), "rows": len(rows), "report": report})
+    else:
+        render.out(str(out))
+        render.say(f"{words.plural(len(rows), 'row')}. Train on them: alpaca-jobs train {job_file} --rows {out}")
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows as JSON lines, or as Alpaca's one list for a name that ends in .json; never half a file."""
+    from alpaca_jobs.rows import render_rows
+
+    if path.suffix == ".json":
+        kept = [{"instruction": row.instruction, "input": row.input, "output": row.output} for row in rows]
+        data = (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()
+    else:
+        data = render_rows(rows)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def _check_writable(path: Path) -> None:
+    """Find out before the teacher is paid, not after."""
+    if path.exists():
+        raise Refused(f"{path} exists already and was left as it is. Name another: --out FILE")
+    if not path.absolute().parent.is_dir():
+        raise Refused(f"{path} cannot be written: there is no folder {path.absolute().parent}.")
