@@ -1,0 +1,127 @@
+"""init, validate, generate's and export's files: what is written, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alpaca_jobs.rows import Row, load_rows
+from cli.generate import write_rows
+
+ROWS = (Row("Say hello.", "", "Hello.", 1, 0), Row("Name a colour.", "warm", "Rot, nicht blau: räd.", 1, 1))
+
+
+def test_init_writes_a_job_that_validates(quick: Any) -> None:
+    written = quick("init")
+    assert (written.returncode, written.stdout.strip()) == (0, "job.yaml")
+    assert quick("validate", "job.yaml").returncode == 0
+    again = quick("init")
+    assert again.returncode == 2
+    assert "exists already and was left as it is" in again.stderr
+
+
+def test_init_lists_examples_with_the_demo_first(quick: Any) -> None:
+    listed = quick("init", "--list").stdout
+    assert [name in listed for name in ("demo", "alpaca-7b", "alpaca-13b", "vicuna-7b", "opt-6.7b")] == [True] * 5
+    refused = quick("init", "--example", "gpt-9")
+    assert refused.returncode == 2
+    assert "alpaca-7b" in refused.stderr
+    assert not (quick.folder / "job.yaml").exists()
+
+
+def test_init_into_a_folder_that_is_not_there_is_refused(quick: Any) -> None:
+    refused = quick("init", "nowhere/job.yaml")
+    assert refused.returncode == 2
+    assert "cannot be written" in refused.stderr
+
+
+def test_validate_answers_a_broken_job_in_words(quick: Any) -> None:
+    job = quick.folder / "job.yaml"
+    job.write_text(
+        "name: x\ndata: {teacher: offline, num_rowz: 5}\ntrain: {model: tiny-llama}\ncompute: {workers: 1}\n"
+    )
+    refused = quick("validate", "job.yaml")
+    assert refused.returncode == 2
+    assert "num_rowz" in refused.stderr
+    assert "num_rows" in refused.stderr
+    assert refused.stdout == ""
+
+
+def test_validate_full_writes_every_default_and_is_valid_itself(quick: Any) -> None:
+    full = quick("validate", quick.job(), "--full").stdout
+    (quick.folder / "full.yaml").write_text(full, encoding="utf-8")
+    assert "learning_rate" in full
+    checked = quick("validate", "full.yaml", "--json")
+    assert json.loads(checked.stdout)["stages"] == ["train", "export"]
+
+
+def test_validate_schema_is_json_schema(quick: Any) -> None:
+    schema = json.loads(quick("validate", "--schema").stdout)
+    assert schema["additionalProperties"] is False
+    assert "train" in schema["properties"]
+
+
+def test_validate_without_a_job_asks_which(quick: Any) -> None:
+    assert quick("validate").returncode == 2
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_generated_rows_are_read_back_as_they_were(tmp_path: Path, name: str) -> None:
+    write_rows(tmp_path / name, ROWS)
+    read = load_rows(str(tmp_path / name))
+    assert [(row.instruction, row.input, row.output) for row in read] == [
+        (row.instruction, row.input, row.output) for row in ROWS
+    ]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [name]
+
+
+def test_generate_refuses_before_the_teacher_is_paid(quick: Any) -> None:
+    (quick.folder / "there.jsonl").write_text("", encoding="utf-8")
+    job = quick.job()
+    for out, said in (("there.jsonl", "exists already"), ("no/where.jsonl", "there is no folder")):
+        refused = quick("generate", job, "--out", out, "--yes")
+        assert refused.returncode == 2
+        assert said in refused.stderr
+    refused = quick("generate", job, "--out", "new.jsonl", "--yes")
+    assert refused.returncode == 2
+    assert "has its rows already" in refused.stderr
+    assert not (quick.folder / "runs").exists()
+
+
+def test_train_wants_rows_and_this_machine(quick: Any) -> None:
+    refused = quick("train", quick.job(data={"teacher": "offline", "num_rows": 5}), "--yes")
+    assert refused.returncode == 2
+    assert "--rows FILE" in refused.stderr
+    cloud = quick.job(store="s3://bucket/runs", compute={"gpus": "A100-80GB:8", "infra": ["aws"]})
+    refused = quick("train", cloud, "--yes")
+    assert refused.returncode == 2
+    assert "alpaca-jobs launch" in refused.stderr
+
+
+def test_train_runs_to_the_end_on_rows_that_exist(quick: Any) -> None:
+    job = quick.job(data={"teacher": "offline", "num_rows": 5})
+    done = quick("train", job, "--rows", str(quick.folder / "rows.json"), "--yes", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["outcome"] == "done"
+
+
+def test_export_refuses_a_folder_that_holds_something(quick: Any) -> None:
+    run_id = quick.launch()
+    quick.wait_until_over(run_id)
+    refused = quick("export", run_id, "--to", ".")
+    assert refused.returncode == 2
+    assert "not empty" in refused.stderr
+
+
+def test_export_of_an_unfinished_run_says_what_is_there(quick: Any) -> None:
+    quick.behaviour |= {"steps": 4000}
+    run_id = quick.launch()
+    quick.wait_for_step(run_id, 9)
+    quick("cancel", run_id)
+    refused = quick("export", run_id, "--to", "model")
+    assert refused.returncode == 2
+    assert "has no model yet; committed is train" in refused.stderr
+    assert not (quick.folder / "model").exists()

@@ -1,0 +1,104 @@
+"""What tables say, from the values behind them; and how they are drawn."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+from cli import render, report_view
+from cli.drill import drill_grid
+from cli.plan_view import plan_grids, question
+from cluster.planner import offers_for, plan_launch
+
+ATTEMPT: dict[str, Any] = {
+    "number": 1, "place": "local/a", "pricing": "spot", "started_at": "2026-11-20T10:00:00Z", "ended_at": "",
+    "stop_reason": "lost", "detail": "killed by SIGKILL", "base": None, "reached": ["train", 16], "seconds": 31.0,
+    "cost_usd": 0.0,
+}  # fmt: skip
+REPORT: dict[str, Any] = {
+    "run_id": "demo-x3fkd", "outcome": "done", "exit_code": 0, "words": "The run is done.",
+    "attempts": [ATTEMPT, {**ATTEMPT, "number": 2, "place": "local/b", "stop_reason": "done",
+                           "base": {"stage": "train", "position": 15, "attempt": 1}, "reached": ["train", 40]}],
+    "regions": ["local/a", "local/b"], "lost_steps": [1], "lost_steps_max": 1,
+    "goodput": {"useful_s": 75.0, "lost_s": 5.0, "saving_s": 1.0, "waiting_s": 19.0, "wall_s": 100.0},
+    "rows": 160, "step": 40, "requests": 22, "requests_repeated": 2, "compute_usd": 1.5, "teacher_usd": 0.0042,
+    "cost_usd": 1.5042,
+}  # fmt: skip
+DRILL: dict[str, Any] = {
+    "run_ids": {"undisturbed": "demo-aaaaa", "killed": "demo-bbbbb"}, "kills": 2,
+    "kills_by_phase": {"step": 1, "save": 1}, "attempts": 3, "regions": ["local/a", "local/b", "local/c"],
+    "lost_steps": [1, 5], "lost_steps_max": 5, "rows": 160, "rows_lost": 0, "rows_duplicated": 0,
+    "requests_repeated": 0, "corrupt_resumes": 0, "final_loss": 5.14281,
+    "weights_digest": {"undisturbed": "a" * 64, "killed": "a" * 64}, "bit_identical": True,
+}  # fmt: skip
+
+
+def cells(grid: render.Grid) -> dict[str, str]:
+    return {row[0]: row[1] for row in grid.rows}
+
+
+def drawn(grid: render.Grid, width: int = 100) -> str:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width)
+    console.print(render.draw(grid))
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_report_splits_time_and_cost() -> None:
+    attempts, summary = report_view.report_grids(REPORT)
+    shown = cells(summary)
+    assert shown["attempts"] == "2, in local/a, local/b"
+    assert shown["lost steps"] == "1 in all, 1 at most at once"
+    assert shown["  useful"] == "1 min 15 s (75.0 %)"
+    assert shown["  waiting"] == "19 s (19.0 %)"
+    assert shown["cost"] == "$1.50 (machines $1.50, teacher $0.0042)"
+    assert attempts.rows[0] == ("1", "local/a", "nothing", "step 16", "lost", "31 s", "$0.00")
+    assert attempts.rows[1][2:5] == ("step 15", "step 40", "done")
+
+
+def test_an_unknown_price_is_a_dash_not_zero() -> None:
+    _, summary = report_view.report_grids({**REPORT, "cost_usd": None, "compute_usd": None})
+    assert cells(summary)["cost"] == "- (machines -, teacher $0.0042)"
+
+
+def test_drill_table_ends_with_the_verdict() -> None:
+    grid = drill_grid(DRILL)
+    assert grid.rows[-1] == ("bit-identical", "yes")
+    assert cells(grid)["regions"] == "local/a -> local/b -> local/c"
+    assert cells(grid)["kills"] == "2 (1 in step, 1 in save)"
+    assert drill_grid({**DRILL, "bit_identical": False}).rows[-1] == ("bit-identical", "no")
+    assert "not moved every time" in cells(drill_grid({**DRILL, "regions": ["local/a", "local/a"]}))["regions"]
+
+
+@pytest.mark.parametrize("example", ["demo", "alpaca-7b", "alpaca-13b", "vicuna-7b", "opt-6.7b"])
+def test_every_example_shows_a_plan_with_its_price(example: str) -> None:
+    from alpaca_jobs.spec_io import parse_job
+    from cli.init import example_jobs
+
+    job = parse_job(example_jobs()[example], example)
+    plan = plan_launch(job, run_id=f"{job.name}-x3fkd", offers=offers_for(job))
+    summary, places = plan_grids(plan)
+    assert summary.title == f"Plan for {job.name}-x3fkd"
+    assert all("$" in row[-1] and row[-1].endswith("/h") for row in places.rows)
+    assert places.rows[0][-1] in question(plan)
+    assert len(places.rows) <= 10
+
+
+def test_cells_are_text_and_never_markup() -> None:
+    assert "[red]x[/red]" in drawn(render.Grid(("a",), (("[red]x[/red]",),)))
+
+
+def test_titles_do_not_wrap_to_the_width_of_the_table() -> None:
+    assert "A title that is longer than its table" in drawn(
+        render.pairs("A title that is longer than its table", [("a", "b")])
+    )
+
+
+def test_json_refuses_what_is_not_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        render.out_json({"loss": float("nan")})
+    render.out_json({"town": "Łódź"})
+    assert "Łódź" in capsys.readouterr().out
