@@ -11,7 +11,7 @@ from typing import Any
 
 from checkpoints.keys import CommitRef
 from checkpoints.lineage import AttemptRecord
-from cluster.events import Event
+from cluster.events import Event, seconds_of
 from cluster.plan import Placement
 from cluster.spending import compute_usd
 
@@ -79,11 +79,15 @@ def _summarize(record: AttemptRecord, events: Sequence[Event]) -> AttemptSummary
     place = Placement.from_json(raw) if raw else None
     seconds = float(ended.fields.get("seconds", 0.0)) if ended else 0.0
     seconds = seconds or float(end.get("seconds", 0.0))
+    started_at = started.t if started else str(claim.get("started_at", ""))
+    if not seconds and started_at:  # nobody saw its end: it lived at least until its last word
+        last = max((event.t for event in events if event.attempt == record.number), default=started_at)
+        seconds = max(seconds_of(last) - seconds_of(started_at), 0.0)
     return AttemptSummary(
         number=record.number,
         place=place.name if place else "",
         pricing=place.pricing.value if place else "",
-        started_at=started.t if started else str(claim.get("started_at", "")),
+        started_at=started_at,
         ended_at=ended.t if ended else str(end.get("ended_at", "")),
         stop_reason=str(end.get("stop_reason", "")),
         detail=str(end.get("detail", "")),

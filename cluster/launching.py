@@ -20,6 +20,7 @@ from alpaca_jobs.spec import JobSpec
 from checkpoints.attempts import AttemptLog
 from checkpoints.errors import AlreadyExists
 from checkpoints.store import Store
+from cluster.code_version import code_version
 from cluster.control import answer_cancels, ask_cancel
 from cluster.errors import BackendMissing, ClusterError, LaunchFailed, RunActive, RunFinished, WrongInput
 from cluster.events import Event, EventReader, seconds_of, utc_now
@@ -28,7 +29,7 @@ from cluster.inputs import freeze_inputs
 from cluster.local_backend import NODE_COMMAND, LocalBackend
 from cluster.node_exits import Notice
 from cluster.plan import LaunchPlan, Placement
-from cluster.process_tree import NODE_MARK, is_alive
+from cluster.process_tree import NODE_MARK, is_alive, kill_marked
 from cluster.recovery import RecoveryPolicy, StopReason
 from cluster.run_view import index_key, is_lease_moving, read_plan
 from cluster.session import Session, Timing
@@ -123,6 +124,11 @@ def resume_run(
     log = AttemptLog(store, LAYOUT)
     _refuse_finished(log, run_id)
     _refuse_active(log, run_id, home, what="resume it")
+    if (now := code_version()) != plan.code_version:
+        logger.warning(
+            "%s was launched by code %s and goes on with %s: rows and steps stay right, but bits may differ",
+            run_id, plan.code_version, now,
+        )  # fmt: skip
     store.probe_put_once()
     answer_cancels(store)
     policy = policy_for(plan.job, timing, launched_at_s=seconds_of(launched_at))
@@ -268,25 +274,38 @@ def _active(run_id: str, what: str, why: str) -> RunActive:
 
 
 def _start_supervisor(folder: RunFolder, session: Session, home: Home, environ: Mapping[str, str]) -> None:
-    """Start the supervisor, detached, and wait until it has taken the run."""
+    """Start the supervisor, detached, and wait until it has taken the run; nothing of it is left if it does not."""
     folder.make()
     write_json(folder.session, session.to_json())
+    said_before = folder.supervisor_log.stat().st_size if folder.supervisor_log.exists() else 0
+    pid = None
+    try:
+        pid = _detach_supervisor(folder, home, environ)
+        give_up_at = time.monotonic() + _SUPERVISOR_START_S
+        while pid is None or folder.last_supervisor() != pid:
+            if pid is None or not _lives(pid) or time.monotonic() > give_up_at:
+                said = folder.supervisor_log.read_bytes()[said_before:].decode(errors="replace").strip()
+                last = said.splitlines()[-1] if said else "it said nothing"
+                raise LaunchFailed(f"The supervisor of {folder.run_id} did not start: {last} ({folder.supervisor_log})")
+            time.sleep(0.02)
+    except BaseException:
+        if pid is not None and _lives(pid):
+            psutil.Process(pid).kill()
+        for handle in LocalBackend(home).find(folder.run_id):
+            kill_marked(handle.nonce)
+        raise
+
+
+def _detach_supervisor(folder: RunFolder, home: Home, environ: Mapping[str, str]) -> int | None:
+    """Start the supervisor's process; returns its pid, None if not even that could be."""
     argv = [sys.executable, "-S", "-c", _DETACH, sys.executable, "-m", "cluster.supervisor"]
     argv += ["--home", str(home.root), "--run", folder.run_id]
     inherited = {name: value for name, value in environ.items() if name != NODE_MARK}
     with folder.supervisor_log.open("ab") as log:
-        said_before = log.tell()
         detached = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=inherited, check=True
-        )  # fmt: skip
-    pid = int(detached.stdout)
-    give_up_at = time.monotonic() + _SUPERVISOR_START_S
-    while folder.last_supervisor() != pid:
-        if not _lives(pid) or time.monotonic() > give_up_at:
-            said = folder.supervisor_log.read_bytes()[said_before:].decode(errors="replace").strip()
-            last = said.splitlines()[-1] if said else "it said nothing"
-            raise LaunchFailed(f"The supervisor of {folder.run_id} did not start: {last} ({folder.supervisor_log})")
-        time.sleep(0.02)
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=inherited, check=False
+        )
+    return int(detached.stdout) if detached.stdout.strip().isdigit() else None
 
 
 def _lives(pid: int) -> bool:

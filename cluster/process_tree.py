@@ -23,6 +23,7 @@ RUN_MARK: Final = "ALPACA_JOBS_RUN"
 ATTEMPT_MARK: Final = "ALPACA_JOBS_ATTEMPT"
 REGION_MARK: Final = "ALPACA_JOBS_REGION"
 _LOOK_AGAIN_S: Final = 0.02
+_BOOT_TIME_MOVES_S: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,14 @@ def kill_marked(nonce: str, *, timeout_s: float = 30.0) -> int:
 
 
 def is_alive(pid: int, created_at_s: float) -> bool:
-    """Whether the very process (pid and start time) lives; a zombie that nobody has reaped does not."""
+    """Whether the very process (pid and start time) lives; a zombie that nobody has reaped does not.
+
+    A start time is told as boot time plus ticks, and the boot time moves by a second when a machine sets its clock.
+    """
     try:
         process = psutil.Process(pid)
-        return process.create_time() == created_at_s and process.status() != psutil.STATUS_ZOMBIE
+        is_same = abs(process.create_time() - created_at_s) <= _BOOT_TIME_MOVES_S
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -1,11 +1,10 @@
-"""What a run has cost so far: machines by their attempts' records, the teacher by its events. Pure but for reading."""
+"""What a run has cost: machines by price and time, the teacher by what its nodes told. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from checkpoints.lineage import AttemptRecord
 from cluster.events import Event
 from cluster.plan import Placement
 
@@ -14,16 +13,6 @@ def compute_usd(place: Placement, seconds: float) -> float | None:
     """Dollars for a place's machines over some seconds; None while its price is unknown."""
     price = place.job_price_per_hour_usd
     return None if price is None else price * seconds / 3600
-
-
-def recorded_compute_usd(records: Iterable[AttemptRecord]) -> float:
-    """Dollars for machines over all attempts that ended; an unknown price adds nothing."""
-    total = 0.0
-    for record in records:
-        place = placement_of(record.claim)
-        if place is not None and record.end is not None:
-            total += compute_usd(place, float(record.end.get("seconds", 0.0))) or 0.0
-    return total
 
 
 def placement_of(claim: Mapping[str, Any] | None) -> Placement | None:

@@ -22,14 +22,15 @@ from pathlib import Path
 from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.attempts import AttemptLog
 from checkpoints.errors import CheckpointError
-from checkpoints.lineage import counting_commits
+from checkpoints.lineage import AttemptRecord, counting_commits
 from checkpoints.reader import list_commits
 from checkpoints.store import Store
+from cluster.attempt_summary import summarize_attempts
 from cluster.attempt_watch import Ask, AttemptWatch, Ending, patiently
 from cluster.backend import Backend, Handle
 from cluster.control import CancelWatch
 from cluster.errors import ClusterError, LaunchFailed, NoCapacity, RunActive
-from cluster.events import EventLogHandler, EventReader, EventWriter, utc_now
+from cluster.events import EventLogHandler, EventReader, EventWriter, read_events, seconds_of, utc_now
 from cluster.home import Home, RunFolder, read_json
 from cluster.local_backend import LocalBackend
 from cluster.node_exits import Notice
@@ -37,11 +38,9 @@ from cluster.plan import Placement
 from cluster.recovery import Action, Decision, Stop, StopReason, decide
 from cluster.report import put_report
 from cluster.session import Session
-from cluster.spending import compute_usd, placement_of, recorded_compute_usd, teacher_usd
+from cluster.spending import compute_usd, placement_of, teacher_usd
 
 logger = logging.getLogger(__name__)
-
-_LAUNCH_LIMIT = 1000  # attempts of one session; far above what any policy allows, far below what a mistake could start
 
 
 class Supervisor:
@@ -69,7 +68,7 @@ class Supervisor:
         self._signals = 0
         self._look_at: float = 0.0
         self._started_at: float | None = None  # of the attempt that runs, monotonic
-        self._recorded_usd = 0.0
+        self._ended_usd = 0.0
         self._teacher_usd = 0.0
 
     def leave(self) -> None:
@@ -77,7 +76,23 @@ class Supervisor:
         self._signals += 1
 
     def run(self) -> int:
-        """Go on until there is nothing more to do; returns the exit code."""
+        """Go on until there is nothing more to do; returns the exit code.
+
+        Where the store or this machine fails the supervisor itself, the node is stopped with notice too: nothing may
+        run that nobody watches.
+        """
+        try:
+            return self._go_on()
+        except (ClusterError, CheckpointError) as exc:
+            logger.exception("the supervisor cannot go on")
+            for handle in self._backend.find(self._plan.run_id):
+                self._backend.cancel(handle, Notice(StopReason.CANCELLED, self._timing.notice_s))
+            exit_code = exc.exit_code if isinstance(exc, ClusterError) else 3
+            words = f"{exc} Nothing is left running. Go on with `alpaca-jobs resume {self._plan.run_id}`."
+            self._events.emit("end", exit_code=exit_code, reason=StopReason.STORE_FAILURE.value, words=words)
+            return exit_code
+
+    def _go_on(self) -> int:
         self._take_over()
         while True:
             decision = decide(
@@ -97,41 +112,46 @@ class Supervisor:
         """Begin where an earlier supervisor left: adopt its newest live node, end everything else of it."""
         records = patiently(self._log.records, self._timing.store_patience_s)
         self._handed_out = max([*(record.number for record in records), *self._folder.node_attempts()], default=0)
-        self._recorded_usd = recorded_compute_usd(records)
         alive = {handle.attempt: handle for handle in self._backend.find(self._plan.run_id)}
         newest = alive.pop(max(alive), None) if alive else None
         for handle in alive.values():
             logger.warning("attempt %d has left processes behind; killing them", handle.attempt)
             self._backend.kill(handle)
-        for record in records:
-            if record.end is None and (newest is None or record.number != newest.attempt):
-                self._put_end(
-                    record.number, Ending(StopReason.LOST, "its supervisor was gone"), 0.0, placement_of(record.claim)
-                )
-        last = records[-1] if records else None
+        gone = [record for record in records if newest is None or record.number != newest.attempt]
+        self._ended_usd = self._cost_of(gone)
+        for record in gone:
+            if record.end is None:
+                ending = Ending(StopReason.LOST, "its supervisor was gone")
+                self._put_end(record.number, ending, 0.0, placement_of(record.claim))
         if newest is not None:
-            self._history.append(self._adopt(newest))
-        elif last is not None and last.claim is not None:
-            self._remember(
-                StopReason((last.end or {}).get("stop_reason", "lost")), last.number, last.claim["placement"]
-            )
+            claim = next((record.claim for record in records if record.number == newest.attempt), None)
+            began_at = seconds_of(claim["started_at"]) if claim and "started_at" in claim else time.time()
+            self._history.append(self._adopt(newest, already_s=max(time.time() - began_at, 0.0)))
+        elif gone and (place := placement_of(gone[-1].claim)) is not None:
+            self._remember(StopReason((gone[-1].end or {}).get("stop_reason", "lost")), gone[-1].number, place)
 
-    def _adopt(self, handle: Handle) -> Stop:
+    def _cost_of(self, records: Sequence[AttemptRecord]) -> float:
+        """Dollars for the machines of earlier sessions; read only where a limit needs it."""
+        if self._policy.max_usd is None or not records:
+            return 0.0
+        events = patiently(lambda: read_events(self._store), self._timing.store_patience_s)
+        return sum(one.cost_usd or 0.0 for one in summarize_attempts(records, events))
+
+    def _adopt(self, handle: Handle, *, already_s: float) -> Stop:
         """Watch a node that an earlier supervisor started; where it may not run any more, send it off with notice."""
         place = handle.placement
         if any(place == candidate for candidate in self._plan.candidates):
             logger.info("attempt %d still runs in %s; watching it again", handle.attempt, place.name)
             self._events.emit("attempt", state="adopted", number=handle.attempt, place=place.name)
-            return self._watch(handle)
+            return self._watch(handle, already_s=already_s)
         logger.info("attempt %d runs in %s, which is excluded now; it has to leave", handle.attempt, place.name)
         self._backend.cancel(handle, Notice(StopReason.PREEMPTED, self._timing.notice_s))
-        return self._after(handle, Ending(StopReason.PREEMPTED, f"{place.name} is excluded now"), 0.0)
+        return self._after(handle, Ending(StopReason.PREEMPTED, f"{place.name} is excluded now"), already_s)
 
-    def _remember(self, reason: StopReason, number: int, placement: object) -> None:
+    def _remember(self, reason: StopReason, number: int, place: Placement) -> None:
         """Let the first launch of a resume avoid the region that was lost; nothing else of the past counts again."""
         if reason in (StopReason.PREEMPTED, StopReason.LOST, StopReason.NODE_FAILURE):
-            stop = Stop(number, reason, Placement.from_json(placement), time.time(), self._position())
-            self._history.append(stop)
+            self._history.append(Stop(number, reason, place, time.time(), self._position()))
 
     def _attempt(self, place: Placement) -> Stop:
         """Start the next attempt in a place and watch it to its end."""
@@ -140,8 +160,6 @@ class Supervisor:
             return self._stop(self._handed_out, Ending(ask.reason, ask.detail))
         number = 1 + max(self._handed_out, patiently(self._log.newest, self._timing.store_patience_s))
         try:
-            if number > _LAUNCH_LIMIT:
-                raise LaunchFailed(f"{_LAUNCH_LIMIT} attempts are more than any run needs; look into the run's logs.")
             handle = self._backend.launch(self._plan, place, number)
         except NoCapacity as exc:
             self._events.emit("attempt", state="refused", number=number, place=place.name, detail=str(exc))
@@ -152,9 +170,9 @@ class Supervisor:
         self._events.emit("attempt", state="started", number=number, place=place.name, placement=place.to_json())
         return self._watch(handle)
 
-    def _watch(self, handle: Handle) -> Stop:
+    def _watch(self, handle: Handle, *, already_s: float = 0.0) -> Stop:
         self._place = handle.placement  # what runs is what is paid for
-        self._started_at = time.monotonic()
+        self._started_at = time.monotonic() - already_s
         ending = AttemptWatch(handle, self._backend, self._log, self._timing, ask=self._ask).run()
         seconds, self._started_at = time.monotonic() - self._started_at, None
         return self._after(handle, ending, seconds)
@@ -164,7 +182,7 @@ class Supervisor:
         self._place = handle.placement
         if ending.reason is not StopReason.SUPERSEDED and not ending.is_recorded:
             self._put_end(handle.attempt, ending, seconds, handle.placement)
-        self._recorded_usd = recorded_compute_usd(patiently(self._log.records, self._timing.store_patience_s))
+        self._ended_usd += compute_usd(handle.placement, seconds) or 0.0
         stop = self._stop(handle.attempt, ending)
         logger.info("attempt %d ended: %s (%s)", handle.attempt, ending.reason, ending.detail)
         self._events.emit(
@@ -234,7 +252,7 @@ class Supervisor:
                 newest = None
             self._teacher_usd = self._teacher_usd if newest is None else newest
         running_s = time.monotonic() - self._started_at if self._started_at is not None else 0.0
-        return self._recorded_usd + self._teacher_usd + (compute_usd(self._place, running_s) or 0.0)
+        return self._ended_usd + self._teacher_usd + (compute_usd(self._place, running_s) or 0.0)
 
     def _tell(self, decision: Decision) -> None:
         logger.info("%s: %s", decision.action, decision.words)

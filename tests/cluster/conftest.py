@@ -53,7 +53,7 @@ class Runs:
     def backend(self) -> LocalBackend:
         return LocalBackend(self.home)
 
-    def plan(self, *, regions: str = "abc", **job: Any) -> LaunchPlan:
+    def plan(self, *, regions: str = "abc", price: float = 0.0, **job: Any) -> LaunchPlan:
         rows = self.folder / "rows.json"
         rows.write_text('[{"instruction": "Say hello.", "input": "", "output": "Hello."}]')
         body = {
@@ -61,7 +61,7 @@ class Runs:
             "compute": {"workers": 1, **job.get("compute", {})},
         }  # fmt: skip
         spec = JobSpec.model_validate(body)
-        places = tuple(Placement("local", region, None, "process", Pricing.SPOT, 0.0, 1) for region in regions)
+        places = tuple(Placement("local", region, None, "process", Pricing.SPOT, price, 1) for region in regions)
         run_id = new_run_id("fake")
         self.run_ids.append(run_id)
         return LaunchPlan(run_id, spec, self.root.uri, places, 1, "0+test")

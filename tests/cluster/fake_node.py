@@ -40,6 +40,7 @@ class FakeNode:
         self.store = Store.open(given["store"]).child(given["run"])
         self.log = AttemptLog(self.store, LAYOUT)
         self.notice: Notice | None = None
+        self.saved = 0
 
     def run(self) -> StopReason:
         signal.signal(signal.SIGTERM, self.take_notice)
@@ -59,6 +60,7 @@ class FakeNode:
         base = counting[0] if counting else None
         self.log.put_base(self.number, base)
         marker.enter(Phase.STEP)
+        self.saved = base.position if base else 0
         reason = self.work(base.position if base else 0, marker, events)
         end = {"stop_reason": reason.value, "ended_at": utc_now(), "by": "node", "seconds": 1.0}
         lease.stop()
@@ -87,6 +89,9 @@ class FakeNode:
         return StopReason.DONE
 
     def save(self, step: int, marker: PhaseMarker, events: EventWriter) -> None:
+        if step == self.saved:
+            return
+        self.saved = step
         marker.saving(step)
         writer = CommitWriter(
             self.store, LAYOUT, CommitRef("train", step, self.number), fence=Fence(self.log, self.number)

@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
+from alpaca_jobs.run_layout import LAYOUT
+from checkpoints.attempts import AttemptLog
 from cluster.errors import ClusterError, RunActive, RunFinished
 from cluster.launching import cancel_run, follow_run, remove_run
 from cluster.process_tree import find_marked, kill_marked
@@ -179,6 +181,42 @@ def test_a_deadline_ends_the_run_with_its_state_saved(runs: Any) -> None:
     assert runs.view(run_id).lag_steps == 0
     runs.resume(run_id, {"steps": 1}, deadline_h=1)
     assert runs.follow(run_id, since=end.t)[-1].fields["exit_code"] == 0
+
+
+def test_a_budget_ends_the_run_with_its_state_saved(runs: Any) -> None:
+    run_id = runs.start({"steps": 1000}, price=3600.0, limits={"max_usd": 3.0})  # a dollar a second
+    end = runs.follow(run_id)[-1]
+    assert (end.fields["exit_code"], end.fields["reason"]) == (4, "budget")
+    assert "of 3.00 USD are spent" in end.fields["words"]
+    report = report_of(runs, run_id)
+    assert 3.0 < report["cost_usd"] < 8.0
+    runs.resume(run_id, {})
+    again = runs.follow(run_id, since=end.t)
+    assert [event.kind for event in again if event.kind != "log"] == ["decision", "end"]  # no machine was bought
+    assert again[-1].fields["exit_code"] == 4
+
+
+def test_a_run_that_another_launcher_took_over_is_left_to_it(runs: Any) -> None:
+    run_id = runs.start({"steps": 1000})
+    runs.node(run_id, attempt=1, step=2)
+    AttemptLog(runs.root.child(run_id), LAYOUT).claim(2, {"placement": runs.plan().candidates[1].to_json()})
+    end = runs.follow(run_id)[-1]
+    assert (end.fields["exit_code"], end.fields["reason"]) == (3, "superseded")
+    assert "Another launcher has taken this run over." in end.fields["words"]
+    assert read_report(runs.root.child(run_id)) is None
+    assert runs.backend.find(run_id) == []
+    assert AttemptLog(runs.root.child(run_id), LAYOUT).records()[0].end is None  # theirs to write
+
+
+def test_a_supervisor_that_cannot_go_on_says_so_and_leaves_nothing_running(runs: Any) -> None:
+    run_id = runs.start({"steps": 1000, "1": {"steps": 1000}})
+    node = runs.node(run_id, attempt=1, step=2)
+    (runs.home.root / "capacity.json").write_text("{")
+    kill_marked(node.nonce)
+    end = runs.follow(run_id)[-1]
+    assert end.fields["exit_code"] == 2
+    assert "capacity.json, line 1: not JSON" in end.fields["words"]
+    assert runs.backend.find(run_id) == []
 
 
 def test_a_supervisor_told_to_leave_takes_its_node_with_it(runs: Any) -> None:
