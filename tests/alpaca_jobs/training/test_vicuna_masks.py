@@ -74,9 +74,9 @@ def _words(table: list[tuple[str, bool]], system: list[str]) -> list[str]:
 
 LLAMA_SYSTEM = [f"▁{word}" for word in SYSTEM.split(" ")]
 BYTE_SYSTEM = [
-    "A", "Ġchat", "Ġbetween", "Ġa", "Ġcurious", "Ġuser", "Ġand", "Ġan", "Ġartificial", "Ġintelligence", "Ġassistant",
-    ".", "ĠThe", "Ġassistant", "Ġgives", "Ġhelpful", ",", "Ġdetailed", ",", "Ġand", "Ġpolite", "Ġanswers", "Ġto", "Ġthe",
-    "Ġuser", "'s", "Ġquestions", ".",
+    "A", "Ġchat", "Ġbetween", "Ġa", "Ġcurious", "Ġuser", "Ġand", "Ġan", "Ġartificial", "Ġintelligence",
+    "Ġassistant", ".", "ĠThe", "Ġassistant", "Ġgives", "Ġhelpful", ",", "Ġdetailed", ",", "Ġand", "Ġpolite",
+    "Ġanswers", "Ġto", "Ġthe", "Ġuser", "'s", "Ġquestions", ".",
 ]  # fmt: skip
 
 
