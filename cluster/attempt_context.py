@@ -45,6 +45,11 @@ class Interruption:
             self._changed.set()
 
     @property
+    def lost(self) -> CheckpointError | None:
+        """What took this attempt's right to write away (Superseded, LeaseLost, ...), if anything did."""
+        return self._lost
+
+    @property
     def notice(self) -> Notice | None:
         """The notice, if one came."""
         return self._notice
@@ -55,7 +60,7 @@ class Interruption:
         return None if self._notice is None else max(0.0, self._until - time.monotonic())
 
     def check(self) -> None:
-        """Raise what took this attempt's right to write away, if anything did (Superseded, LeaseLost, ...)."""
+        """Raise `lost`, if there is anything to raise."""
         if self._lost is not None:
             raise self._lost
 

@@ -196,6 +196,7 @@ class GenerateStage:
     def _commit(self, *, complete: bool) -> None:
         """Commit the rows at hand as the next part."""
         ctx, state = self._ctx, self._state
+        ctx.fence.check()  # before a byte is stored; the writer asks again before the manifest
         ref = CommitRef("generate", state.part + 1, ctx.attempt)
         writer = CommitWriter(ctx.store, ctx.layout, ref, fence=ctx.fence)
         writer.put(ROWS_OBJECT, render_rows(self._part_rows))

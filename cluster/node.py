@@ -126,12 +126,9 @@ def _run(ctx: AttemptContext) -> Failure:
     """Run the stages; turn whatever ends them into a stop reason."""
     try:
         run_stages(ctx)
-    except Exception:  # the node outlives any failure of a stage just long enough to report it
-        try:
-            ctx.interruption.check()
-        except CheckpointError as lost:
-            exc = lost
-        failure = describe_failure(exc)
+    except Exception as exc:  # the node outlives any failure of a stage just long enough to report it
+        # Losing the right to write makes the stages fail in many ways; that is the reason, whatever came of it.
+        failure = describe_failure(ctx.interruption.lost or exc)
         logger.log(
             logging.WARNING if failure.reason is StopReason.SUPERSEDED else logging.ERROR,
             "attempt %d ends: %s", ctx.attempt, failure.words, exc_info=failure.unexpected,

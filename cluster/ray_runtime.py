@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,6 +58,7 @@ class RayRuntime:
         import ray
 
         self.folder.mkdir(parents=True, exist_ok=True)
+        on_notice = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
                 num_cpus=self._num_cpus,
@@ -69,6 +71,7 @@ class RayRuntime:
             )
         except Exception as exc:  # Ray raises a dozen unrelated types here
             raise RayFailure(f"Ray did not start in {self.folder}: {exc}. Its logs are there.") from exc
+        signal.signal(signal.SIGTERM, on_notice)  # Ray's own handler would end this process at the notice
         return time.monotonic() - began
 
     def actors(self, factory: type, count: int, *args: Any, concurrency: int, **kwargs: Any) -> list[Any]:

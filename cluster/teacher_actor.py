@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 from alpaca_jobs.generation.completer import Completer, TeacherAnswer, TeacherRequest
+from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import TeacherSpec
+from checkpoints.attempts import AttemptLog
+from checkpoints.fence import Fence
 from checkpoints.store import Store
 from cluster.ledger import store_answer
+
+_RECENT_S = 1.0
 
 
 class TeacherActor:
@@ -21,11 +29,13 @@ class TeacherActor:
     """
 
     def __init__(self, teacher: dict[str, Any], store_uri: str, run_id: str, attempt: int) -> None:
+        """Open the store and the teacher's client."""
         spec = TeacherSpec.model_validate(teacher)
         key = os.environ.get(spec.api_key_env) if spec.api_key_env else None
         self._completer = Completer(spec, api_key=key)
         self._store = Store.open(store_uri).child(run_id)
         self._attempt = attempt
+        self._fence = RecentFence(Fence(AttemptLog(self._store, LAYOUT), attempt))
 
     async def ask(self, request: TeacherRequest) -> TeacherAnswer:
         """Return the stored answer to one request.
@@ -33,7 +43,33 @@ class TeacherActor:
         Raises:
             TeacherError: after the completer's own bounded retries.
             StoreError: the answer could not be stored; it is lost, and asked again by the next attempt.
+            Superseded: a newer attempt exists, which has asked again already; this answer is nobody's.
         """
         answer = await self._completer.complete(request)
-        await asyncio.to_thread(store_answer, self._store, self._attempt, answer)
+        await asyncio.to_thread(self._keep, answer)
         return answer
+
+    def _keep(self, answer: TeacherAnswer) -> None:
+        self._fence.check()
+        store_answer(self._store, self._attempt, answer)
+
+
+class RecentFence:
+    """A fence asked at most once a second: answers come by the dozen, and each look costs a listing.
+
+    A process that was stopped for longer finds its last look too old and asks again before it writes anything.
+    """
+
+    def __init__(self, fence: Fence, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Take the fence to ask."""
+        self._fence = fence
+        self._clock = clock
+        self._asked_at = float("-inf")
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Raise Superseded as the fence does, from a look at most a second old."""
+        with self._lock:
+            if self._clock() - self._asked_at > _RECENT_S:
+                self._fence.check()
+                self._asked_at = self._clock()

@@ -215,6 +215,7 @@ class TrainWorker:
             job.train, checkpointer=checkpointer, ref=order.ref, tokenizer_files=dataset.tokenizer_files,
             facts=card_facts(job, order.run_id, num_rows=len(dataset.rows)), folder=folder,
         )  # fmt: skip
+        fence.check()  # before a byte is stored; the writer asks again before the manifest
         writer = CommitWriter(store, LAYOUT, CommitRef("export", 0, order.attempt), fence=fence)
         for name in exported.files:
             writer.put(name, (folder / name).read_bytes())

@@ -1,0 +1,80 @@
+"""A zombie: stopped with SIGSTOP, continued after its successor started. It may change nothing, pay nothing, and goes."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alpaca_jobs.run_layout import LAYOUT
+from alpaca_jobs.spec_io import job_to_dict
+from checkpoints.errors import Superseded
+from checkpoints.keys import CommitRef
+from cluster.ledger import count_asked
+from cluster.recovery import StopReason
+from cluster.train_worker import ExportOrder, TrainWorker
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def test_a_zombie_generator_commits_no_row_and_asks_for_nothing_more(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "asked.jsonl"
+    monkeypatch.setenv("ALPACA_JOBS_OFFLINE_LOG", str(asked))
+    bench.create(data={"num_rows": 1000})
+    node = bench.start()
+    bench.wait_reached(node, "generate", 3)
+    bench.signal_tree(node, signal.SIGSTOP)
+    bench.supersede(2)
+    before, sent = bench.contents(), count_asked(bench.store).sent
+    answered = len(asked.read_text().splitlines())
+    bench.signal_tree(node, signal.SIGCONT)
+    bench.wait_for(lambda: bench.is_gone(node), "end of the zombie", timeout_s=60)
+    assert bench.contents() == before
+    assert count_asked(bench.store).sent == sent
+    # What was on its way when it was stopped had been paid for already: two requests here.
+    assert len(asked.read_text().splitlines()) - answered <= 2
+    assert {json.loads(line)["status"] for line in asked.read_text().splitlines()} >= {200}
+
+
+def test_a_zombie_trainer_commits_and_deletes_nothing(bench: Any) -> None:
+    bench.create()
+    node = bench.start()
+    bench.wait_reached(node, "train", 10)  # three saves are behind it, so retention has begun to delete
+    bench.signal_tree(node, signal.SIGSTOP)
+    bench.supersede(2)
+    before = bench.contents()
+    bench.signal_tree(node, signal.SIGCONT)
+    bench.wait_for(lambda: bench.is_gone(node), "end of the zombie", timeout_s=60)
+    after = bench.contents()
+    assert {key: after.get(key) for key in before} == before
+    # A save that was in flight may leave shards in the zombie's own folder: they are no commit without a manifest.
+    assert not [key for key in after.keys() - before.keys() if key.endswith("manifest.json")]
+    assert all("/attempt-000001/" in key for key in after.keys() - before.keys())
+
+
+def test_a_zombie_exports_nothing(bench: Any, tmp_path: Path) -> None:
+    """The export's own code, in this process, on a run whose training is done: the moment is too short to hit."""
+    bench.create(data={"num_rows": 16}, train={"max_steps": 4})
+    node = bench.start()
+    assert bench.wait_exit(node) is StopReason.DONE
+    exported = LAYOUT.manifest_key(CommitRef("export", 0, 1))
+    assert bench.store.exists(exported)
+    bench.log.claim(2, {})
+    bench.log.put_base(2, bench.commits("train")[0])
+    bench.log.claim(3, {})
+    before = bench.contents()
+    worker = TrainWorker(0)
+    rows = [row for part in reversed(bench.commits("generate")) for row in bench.rows_of(part)]
+    job = job_to_dict(bench.plan.job)
+    order = ExportOrder(
+        job=job, store_uri=bench.plan.store_uri, run_id=bench.plan.run_id, attempt=2, ref=bench.commits("train")[0],
+        scratch=str(tmp_path),
+    )  # fmt: skip
+    with pytest.raises(Superseded):
+        worker.export(order, worker.tokenize(job, rows))
+    assert bench.contents() == before
