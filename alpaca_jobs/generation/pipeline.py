@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from alpaca_jobs.errors import DataError
 from alpaca_jobs.generation.completer import TeacherAnswer, TeacherRequest
@@ -72,8 +72,9 @@ class Pipeline:
         self._num_kept = len(kept)
         self._last_consumed = max((row.request for row in kept), default=0)
         self._index = SimilarityIndex(data.similarity_threshold)
-        self._index.add_all(seed.instruction for seed in seeds)
-        self._index.add_all(row.instruction for row in kept)
+        texts = [*(seed.instruction for seed in seeds), *(row.instruction for row in kept)]
+        self._index.add_all(texts)
+        self._texts = texts if num_neighbours else []  # by place in the index, to name neighbours
 
     @property
     def num_kept(self) -> int:
@@ -148,7 +149,9 @@ class Pipeline:
             return None
         if self._num_neighbours:
             found = self._index.neighbours(row.instruction, count=self._num_neighbours)
-            row = Row(row.instruction, row.input, row.output, row.request, row.index, found.nearest, found.average)
+            nearest = tuple((self._texts[place], score) for place, score in found.nearest)
+            row = replace(row, most_similar=nearest, average_similarity=found.average)
+            self._texts.append(row.instruction)
         self._index.add(row.instruction)
         self._num_kept += 1
         return row

@@ -1,12 +1,14 @@
 """ROUGE-L arithmetic exactly as `rouge_score` does it: its tokens, its floating-point expression, no stemmer.
 
-Everything that decides about a duplicate goes through `least_lcs`; similarity.py only finds the pairs worth asking.
+Everything that decides about a duplicate goes through here; prefix_index.py only finds the pairs worth asking about.
 """
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
 
 _TOKEN = re.compile(r"[a-z0-9]+")
 
@@ -20,31 +22,21 @@ def tokenize(text: str) -> list[str]:
     return _TOKEN.findall(text.lower())
 
 
-def f_measure(lcs: int, m: int, n: int) -> float:
-    """Return the ROUGE-L F of two texts of m and n tokens whose longest common subsequence has `lcs` tokens.
+def f_measure(lcs: npt.ArrayLike, m: npt.ArrayLike, n: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return the ROUGE-L F of pairs of texts, bit for bit what rouge_score computes.
 
-    The order of operations is rouge_score's: at exactly 0.7 the rounding decides, and it has to be the same rounding.
-    Swapping m and n changes no bit, since both sums and products of two floats commute.
-    """
-    if m == 0 or n == 0 or lcs == 0:
-        return 0.0
-    precision, recall = lcs / n, lcs / m
-    return 2 * precision * recall / (precision + recall)
-
-
-@lru_cache(maxsize=65536)
-def least_lcs(m: int, n: int, threshold: float) -> int:
-    """Return the smallest LCS length with which two texts of m and n tokens are duplicates: F > threshold.
+    At exactly 0.7 the rounding decides, so the order of operations is rouge_score's; IEEE division, sum and product
+    have the same bits in numpy and in Python. Swapping m and n changes none, since sums and products commute.
 
     Args:
-        m, n: tokens of the two texts.
-        threshold: 0 to 1.
+        lcs: tokens in the longest common subsequence, one number per pair.
+        m, n: tokens of the two texts; no text may be empty where lcs is not 0.
 
-    Returns:
-        A length from 1 on; more than min(m, n) when no LCS makes them duplicates.
+    Source: rouge_score 0.1.2, scoring.py, fmeasure, and rouge_scorer.py, _score_lcs.
     """
-    # F = 2 lcs / (m + n) up to rounding, so the answer is next to where the real numbers cross the threshold.
-    guess = max(1, int(threshold * (m + n) / 2) - 1)
-    while guess <= min(m, n) and not f_measure(guess, m, n) > threshold:
-        guess += 1
-    return guess
+    lcs, m, n = np.broadcast_arrays(lcs, m, n)
+    scores = np.zeros(lcs.shape)
+    some = lcs > 0
+    precision, recall = lcs[some] / n[some], lcs[some] / m[some]
+    scores[some] = 2 * precision * recall / (precision + recall)
+    return scores

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpaca_jobs.errors import DataError
@@ -16,6 +16,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",)))
 
 
 @given(st.lists(st.builds(Row, TEXT.filter(str.strip), TEXT, TEXT, st.integers(0, 9**9), st.integers(0, 99))))
+@settings(deadline=None)
 def test_rows_come_back_as_they_were_written(rows: list[Row]) -> None:
     assert parse_rows(render_rows(rows), "rows.jsonl") == tuple(rows)
 

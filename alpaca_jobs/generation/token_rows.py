@@ -1,0 +1,119 @@
+"""Texts as token ids, packed: a vocabulary, one growing array of ids, and each text's length and signature.
+
+For rapidfuzz a text becomes a string with one character per token, which it compares several times faster than a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from alpaca_jobs.generation.prefix_index import Ints, Lengths, Signatures
+
+_SURROGATES = range(0xD800, 0xE000)  # code points that are not characters; ids skip them
+MAX_CHARACTERS = 0x10FFFF - len(_SURROGATES)
+"""Ids beyond this have no character; such a stream is compared as lists of numbers, with the same results."""
+
+
+class TokenRows:
+    """Rows of token ids by place. Ids count from 0 in the order in which tokens were first seen."""
+
+    def __init__(self, *, max_characters: int = MAX_CHARACTERS) -> None:
+        """Make an empty table; `max_characters` is smaller only in tests."""
+        self._max_characters = max_characters
+        self._vocabulary: dict[str, int] = {}
+        self._counts = _Growing(np.int64)
+        self._tokens = _Growing(np.int32)
+        self._ends = _Growing(np.int64)
+        self._lengths = _Growing(np.int32)
+        self._signatures = _Growing(np.uint64)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._lengths.values)
+
+    @property
+    def lengths(self) -> Lengths:
+        """Tokens of every row."""
+        return self._lengths.values
+
+    @property
+    def signatures(self) -> Signatures:
+        """Signature of every row."""
+        return self._signatures.values
+
+    @property
+    def token_counts(self) -> Ints:
+        """How often each token id was encoded, rows that were not appended included."""
+        return self._counts.values
+
+    def encode(self, texts: Sequence[list[str]]) -> tuple[Ints, Lengths]:
+        """Return ids and lengths of tokenized texts, giving new tokens ids; adds no row."""
+        vocabulary = self._vocabulary
+        ids = [vocabulary.setdefault(token, len(vocabulary)) for text in texts for token in text]
+        tokens = np.array(ids, np.int64)
+        self._counts.extend(np.zeros(len(vocabulary) - len(self._counts.values), np.int64))
+        self._counts.values[:] += np.bincount(tokens, minlength=len(vocabulary))
+        return tokens, np.fromiter(map(len, texts), np.int32, len(texts))
+
+    def append(self, tokens: Ints, lengths: Lengths, signatures: Signatures) -> None:
+        """Add encoded rows."""
+        before = int(self._ends.values[-1]) if len(self) else 0
+        self._tokens.extend(tokens)
+        self._ends.extend(np.cumsum(lengths, dtype=np.int64) + before)
+        self._lengths.extend(lengths)
+        self._signatures.extend(signatures)
+
+    def slice(self, start: int, stop: int) -> tuple[Ints, Lengths]:
+        """Return ids and lengths of the rows from `start` to `stop`."""
+        first = int(self._ends.values[start - 1]) if start else 0
+        last = int(self._ends.values[stop - 1]) if stop else 0
+        return self._tokens.values[first:last].astype(np.int64), self._lengths.values[start:stop]
+
+    def sequences(self, places: Iterable[int]) -> list[Any]:
+        """Return rows in the form that rapidfuzz compares."""
+        ends, lengths, tokens = self._ends.values, self._lengths.values, self._tokens.values
+        return [self._sequence(tokens[ends[place] - lengths[place] : ends[place]]) for place in places]
+
+    def sequences_of(self, tokens: Ints, lengths: Lengths) -> list[Any]:
+        """Return encoded texts in the form that rapidfuzz compares."""
+        text = self._sequence(tokens)
+        ends = np.cumsum(lengths, dtype=np.int64).tolist()
+        return [text[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
+
+    def _sequence(self, tokens: npt.NDArray[Any]) -> Any:
+        """Return one character per token, or one number where there are more tokens than characters.
+
+        rapidfuzz takes a character for its code point, so strings and lists of numbers can be compared with each other.
+        """
+        codes = tokens.astype(np.uint32)
+        codes[codes >= _SURROGATES.start] += len(_SURROGATES)
+        if len(self._vocabulary) > self._max_characters:
+            return codes.tolist()
+        return codes.tobytes().decode("utf-32-le")
+
+
+class _Growing:
+    """A numpy array that grows at its end, in amortized constant time per element."""
+
+    def __init__(self, dtype: npt.DTypeLike) -> None:
+        self._buffer = np.empty(1024, dtype)
+        self._size = 0
+
+    @property
+    def values(self) -> npt.NDArray[Any]:
+        """What is in it; a view that is valid until the next `extend`."""
+        return self._buffer[: self._size]
+
+    def extend(self, values: npt.NDArray[Any]) -> None:
+        """Add values at the end."""
+        size = self._size + len(values)
+        if size > len(self._buffer):
+            grown = np.empty(max(size, 2 * len(self._buffer)), self._buffer.dtype)
+            grown[: self._size] = self.values
+            self._buffer = grown
+        self._buffer[self._size : size] = values
+        self._size = size
