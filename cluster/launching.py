@@ -72,6 +72,7 @@ def start_run(
     """
     _check_launchable(plan.job, plan, environ)
     root = Store.open(plan.store_uri)
+    plan = replace(plan, store_uri=root.uri)  # absolute: nodes may stand elsewhere
     store = root.child(plan.run_id)
     store.probe_put_once()
     folder = home.run(plan.run_id)
@@ -188,12 +189,17 @@ def follow_run(root: Store, run_id: str, home: Home, *, since: str = "", poll_s:
         ClusterError: the run's supervisor on this machine died without a word.
     """
     read_plan(root, run_id)
-    folder = home.run(run_id)
+    folder, log = home.run(run_id), AttemptLog(root.child(run_id), LAYOUT)
     is_ours = folder.session.exists()
     last_word: Event | None = None
 
     def is_over(has_ended: bool) -> bool:
-        return folder.supervisor_pid() is None if is_ours else has_ended
+        if not is_ours or has_ended:
+            return has_ended and folder.supervisor_pid() is None
+        if folder.supervisor_pid() is not None:
+            return False
+        # A run that was resumed on another machine goes on without the supervisor it once had here.
+        return bool(LocalBackend(home).find(run_id)) or not is_lease_moving(log)
 
     for event in EventReader(root.child(run_id)).follow(poll_s=poll_s, until=is_over):
         if event.writer == "supervisor" and event.kind in ("attempt", "decision", "end"):
@@ -228,6 +234,11 @@ def _check_launchable(job: JobSpec, plan: LaunchPlan, environ: Mapping[str, str]
         raise BackendMissing(
             f"The plan is for {plan.candidates[0].infra}, but this version launches on local only. Set compute.infra: "
             "local."
+        )
+    if plan.store_uri.startswith("memory://"):
+        raise WrongInput(
+            f"The store is {plan.store_uri}, which lives and dies with one process; a run has several. Use a folder, "
+            "such as file://./runs."
         )
     missing = [name for name in job.secrets if not environ.get(name)]
     if missing:
@@ -298,7 +309,7 @@ def _start_supervisor(folder: RunFolder, session: Session, home: Home, environ: 
 
 def _detach_supervisor(folder: RunFolder, home: Home, environ: Mapping[str, str]) -> int | None:
     """Start the supervisor's process; returns its pid, None if not even that could be."""
-    argv = [sys.executable, "-S", "-c", _DETACH, sys.executable, "-m", "cluster.supervisor"]
+    argv = [sys.executable, "-S", "-c", _DETACH, sys.executable, "-P", "-m", "cluster.supervisor"]
     argv += ["--home", str(home.root), "--run", folder.run_id]
     inherited = {name: value for name, value in environ.items() if name != NODE_MARK}
     with folder.supervisor_log.open("ab") as log:

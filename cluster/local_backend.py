@@ -41,7 +41,8 @@ from cluster.process_tree import (
 
 logger = logging.getLogger(__name__)
 
-NODE_COMMAND = (sys.executable, "-m", "cluster.node")
+# -P: a folder called cluster or torch where the user happens to stand must not be imported instead of ours.
+NODE_COMMAND = (sys.executable, "-P", "-m", "cluster.node")
 _LOOK_EVERY_S = 0.05
 
 

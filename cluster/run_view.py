@@ -28,6 +28,7 @@ from cluster.run_ids import check_run_id
 
 _INDEX: Final = re.compile(r"index/([a-z0-9-]+)\.json")
 _QUIET_S: Final = 10.0  # older news than this is not believed without looking at the lease
+_DEAD_S: Final = 3600.0  # older news than this is not even looked into
 _SAMPLE_S: Final = 2.5  # a local node renews its lease every second
 
 
@@ -124,7 +125,7 @@ def view_run(root: Store, run_id: str, *, is_alive: bool | None = None, now: flo
 
     Args:
         root: the store's root.
-        is_alive: what this machine knows of the run's supervisor; None: nothing, so the store has to tell.
+        is_alive: whether the supervisor that the run had on this machine lives; None: it had none here.
         now: seconds since 1970.
 
     Raises:
@@ -139,10 +140,13 @@ def view_run(root: Store, run_id: str, *, is_alive: bool | None = None, now: flo
     attempts = summarize_attempts(records, events)
     state = _state(records, events)
     updated_at = max((event.t for event in events), default="")
+    is_watched = True
     if not state.is_over and is_alive is not True:
         age_s = (time.time() if now is None else now) - seconds_of(updated_at or launched_at)
-        if is_alive is False or (age_s > _QUIET_S and not is_lease_moving(log)):
-            state = RunState.SILENT
+        is_watched = is_alive is None
+        if is_alive is False or age_s > _QUIET_S:
+            lives = age_s <= _DEAD_S and is_lease_moving(log)
+            state = state if lives else RunState.SILENT
     generation, step = _newest(events, "generation"), _newest(events, "step")
     newest_step = max((ref.position for ref in commits if ref.stage == "train"), default=0)
     return RunView(
@@ -150,7 +154,7 @@ def view_run(root: Store, run_id: str, *, is_alive: bool | None = None, now: flo
         job_name=plan.job.name,
         store_uri=root.uri,
         state=state,
-        words=_words(events, state, run_id),
+        words=_words(events, state, run_id, is_watched=is_watched),
         launched_at=launched_at,
         updated_at=updated_at,
         place=attempts[-1].place if attempts else "",
@@ -199,9 +203,14 @@ def _state(records: Sequence[AttemptRecord], events: Sequence[Event]) -> RunStat
     return RunState.RUNNING if newest is not None and newest.has_base and newest.end is None else RunState.STARTING
 
 
-def _words(events: Sequence[Event], state: RunState, run_id: str) -> str:
+def _words(events: Sequence[Event], state: RunState, run_id: str, *, is_watched: bool) -> str:
     if state is RunState.SILENT:
         return f"Nothing shows that it is alive. `alpaca-jobs resume {run_id}` goes on from the newest commit."
+    if not is_watched and not state.is_over:
+        return (
+            "Its node works, but its supervisor on this machine is gone. Unless another machine has resumed it, "
+            f"`alpaca-jobs resume {run_id}` watches it again."
+        )
     told = [event for event in events if event.kind in ("decision", "end")]
     return str(told[-1].fields.get("words", "")) if told else ""
 

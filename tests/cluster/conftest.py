@@ -30,7 +30,7 @@ from cluster.session import Timing
 
 FAKE_NODE = Path(__file__).with_name("fake_node.py")
 TIMING = Timing(
-    poll_s=0.05, store_poll_s=0.2, lease_s=2.0, claim_s=20.0, notice_s=5.0, store_patience_s=10.0, restart_s=0.5
+    poll_s=0.05, store_poll_s=0.2, lease_s=3.0, claim_s=20.0, notice_s=5.0, store_patience_s=10.0, restart_s=0.5
 )
 
 

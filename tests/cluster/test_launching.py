@@ -16,6 +16,7 @@ from checkpoints.attempts import AttemptLog
 from checkpoints.errors import PutOnceUnsupported, StoreError
 from checkpoints.store import Store
 from cluster.errors import BackendMissing, LaunchFailed, RunActive, RunNotFound, WrongInput
+from cluster.events import utc_now
 from cluster.launching import cancel_run, follow_run, remove_run, resume_run, start_run
 from cluster.plan import LaunchPlan
 from cluster.run_view import RunState, is_lease_moving
@@ -34,7 +35,7 @@ def nothing_is_left(runs: Any) -> bool:
 def lost_run(runs: Any, plan: LaunchPlan) -> AttemptLog:
     """A run of another machine: only the store knows it, and its only attempt never ended."""
     store = runs.root.child(plan.run_id)
-    store.put_once("job.json", {**plan.to_json(), "launched_at": "2026-11-20T00:00:00.000Z"})
+    store.put_once("job.json", {**plan.to_json(), "launched_at": utc_now()})
     log = AttemptLog(store, LAYOUT)
     log.claim(1, {"placement": plan.candidates[0].to_json()})
     log.put_base(1, None)
@@ -82,6 +83,11 @@ def test_a_plan_for_a_cloud_is_refused(runs: Any, plan: LaunchPlan) -> None:
         start_run(cloud, runs.home)
 
 
+def test_a_store_inside_this_process_is_refused(runs: Any, plan: LaunchPlan) -> None:
+    with pytest.raises(WrongInput, match=r"lives and dies with one process; a run has several\. Use a folder"):
+        start_run(replace(plan, store_uri="memory://runs"), runs.home)
+
+
 def test_a_supervisor_that_does_not_start_leaves_nothing(runs: Any, plan: LaunchPlan) -> None:
     with pytest.raises(LaunchFailed, match=rf"The supervisor of {plan.run_id} did not start"):
         start_run(plan, runs.home, environ={"PYTHONHOME": "/nowhere"})
@@ -122,6 +128,10 @@ def test_a_run_that_lives_on_another_machine_is_neither_resumed_nor_removed(runs
             remove_run(runs.root, plan.run_id, runs.home)
         with pytest.raises(RunActive, match="To resume it, stop it first"):
             runs.resume(plan.run_id, {})
+        runs.home.run(plan.run_id).make()
+        runs.home.run(plan.run_id).session.write_text("{}")  # this machine had a supervisor for it once
+        view = runs.view(plan.run_id)
+        assert (view.state, "on this machine is gone" in view.words) == (RunState.RUNNING, True)
     finally:
         stop.set()
         other_machine.join()
