@@ -84,7 +84,10 @@ def require_modules(*modules: str) -> None:
 
 
 def _pip_line(missing: list[str]) -> str:
-    extras = ",".join(sorted({_EXTRA_OF_MODULE[name] for name in missing}))
+    wanted = {_EXTRA_OF_MODULE[name] for name in missing}
+    if "node" in wanted:
+        wanted.discard("data")  # node brings it
+    extras = ",".join(sorted(wanted))
     return f"{', '.join(missing)} not installed, and this needs {'it' if len(missing) == 1 else 'them'}.\n" + (
         f"Install with: pip install 'alpaca-jobs[{extras}]'"
     )
