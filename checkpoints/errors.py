@@ -14,6 +14,7 @@
     ├── StateMismatch             the state in memory and the state in the commit do not fit each other
     ├── SaveFailed                a rank could not save its part, so nobody commits
     └── LineageError
+        ├── RunActive             the newest attempt is alive, and what was asked for needs it to be over
         ├── Superseded            a newer attempt owns the run, or this one was ended
         └── LeaseLost             this attempt could not show for too long that it is alive
 
@@ -131,6 +132,16 @@ class SaveFailed(CheckpointError):
 
 class LineageError(CheckpointError):
     """This attempt may not write any more."""
+
+
+class RunActive(LineageError):
+    """Attempt `newest` has not ended, so somebody may be writing."""
+
+    def __init__(self, newest: int) -> None:
+        super().__init__(
+            f"attempt {newest} has not ended, so this run may be at work. Wait for its end, or cancel it first."
+        )
+        self.newest = newest
 
 
 class Superseded(LineageError):

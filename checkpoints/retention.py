@@ -11,6 +11,8 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from checkpoints.attempts import AttemptLog
+from checkpoints.errors import RunActive
 from checkpoints.fence import Fence
 from checkpoints.keys import MANIFEST, CommitRef, Layout
 from checkpoints.lineage import AttemptRecord, counting_commits
@@ -108,7 +110,26 @@ class Retention:
         """
         self._manifests[manifest.ref] = manifest
         contents = self._list()
-        doomed = plan_retention(
+        doomed = self._plan(contents)
+        now = self._marked & doomed
+        self._delete(contents, now, newest=manifest.ref)
+        self._marked = doomed - now
+        return now
+
+    def delete_now(self, *, dry_run: bool = False) -> set[CommitRef]:
+        """Delete in one go what may go, of a run in which nothing is being saved; returns it.
+
+        Raises:
+            as `after_commit`
+        """
+        contents = self._list()
+        doomed = self._plan(contents)
+        if not dry_run:
+            self._delete(contents, doomed, newest=None)
+        return doomed
+
+    def _plan(self, contents: _Contents) -> set[CommitRef]:
+        return plan_retention(
             contents.committed,
             self._fence.log.records(),
             self._layout,
@@ -118,12 +139,8 @@ class Retention:
             keep_every=self._keep_every,
             pinned=self.pinned,
         )
-        now = self._marked & doomed
-        self._delete(contents, now, newest=manifest.ref)
-        self._marked = doomed - now
-        return now
 
-    def _delete(self, contents: _Contents, now: set[CommitRef], *, newest: CommitRef) -> None:
+    def _delete(self, contents: _Contents, now: set[CommitRef], *, newest: CommitRef | None) -> None:
         used = self._used_keys(contents.committed - now)
         leftovers = {ref for ref in contents.objects if ref not in contents.committed and self._is_dead(ref, newest)}
         manifests = [self._layout.manifest_key(ref) for ref in sorted(now, key=self._layout.sort_key)]
@@ -168,10 +185,44 @@ class Retention:
                 used |= {source.prefix + source.name for _, _, source in entry.located(prefix)}
         return used
 
-    def _is_dead(self, ref: CommitRef, newest: CommitRef) -> bool:
+    def _is_dead(self, ref: CommitRef, newest: CommitRef | None) -> bool:
         """Whether nobody writes there any more: an older attempt's, or ours before the commit just made."""
+        if newest is None:
+            return ref.attempt <= self._fence.number
         return ref.attempt < self._fence.number or (ref.attempt == newest.attempt and ref.position < newest.position)
 
     def _is_old_upload(self, key: str) -> bool:
         parsed = self._layout.parse_key(key)
         return parsed is not None and parsed[0].attempt < self._fence.number
+
+
+class _EndedFence(Fence):
+    """Lets somebody outside tidy up a run that has ended: the newest attempt is this one still, and it is over."""
+
+    def check(self) -> None:
+        present = self.log.present()
+        newest = max((number for number, kinds in present.items() if "claim" in kinds), default=0)
+        if newest != self.number or "end" not in present.get(self.number, ()):
+            raise RunActive(newest)
+
+
+def prune(
+    store: Store,
+    layout: Layout,
+    *,
+    stage: str,
+    keep: int,
+    keep_every: int | None = None,
+    dry_run: bool = False,
+) -> set[CommitRef]:
+    """Delete old commits of a run that has ended, at once; returns them (with `dry_run`: those that would go).
+
+    Raises:
+        RunActive: the newest attempt has not ended: it tidies up by itself.
+        Damaged: a manifest that stays cannot be read; nothing was deleted.
+    """
+    log = AttemptLog(store, layout)
+    fence = _EndedFence(log, log.newest())
+    fence.check()
+    retention = Retention(store, layout, stage=stage, fence=fence, keep=keep, keep_every=keep_every)
+    return retention.delete_now(dry_run=dry_run)
