@@ -1,0 +1,198 @@
+"""Dedupe by ROUGE-L: upstream's way, exact brute force, and ours, on the same instructions.
+
+    python benchmarks/dedupe.py            # everything, about six minutes on two idle cores
+    python benchmarks/dedupe.py --quick    # brute force on a sample, no million rows: under a minute
+
+Ours is timed from a list of texts to all decisions, with the rouge_score package confirming every drop on the way;
+each run is a process of its own, so that its peak memory is its own. Prints `aim met: yes|no` per aim, exits 1 on a no.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from multiprocessing import Pool
+from pathlib import Path
+from typing import Any
+
+from instructions import make_instructions
+
+ROWS = 52_002  # as many as Alpaca's
+MAX_SECONDS, MAX_MIB, MAX_MILLION_SECONDS = 3.0, 500.0, 600.0
+MIN_OVER_BRUTE_FORCE, MIN_OVER_UPSTREAM = 29.0, 5000.0
+THRESHOLD = 0.7
+REPEATS = 5
+
+
+def main() -> None:
+    """Run the benchmark, or one child of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--quick", action="store_true", help="sample the brute force, leave the million rows out")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(_dedupe(json.loads(arguments.child.read_text()))))
+    else:
+        sys.exit(0 if run(arguments.rows, is_quick=arguments.quick) else 1)
+
+
+def run(rows: int, *, is_quick: bool) -> bool:
+    """Print all measurements; return whether every aim was met."""
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; Python {sys.version.split()[0]}")
+    texts = make_instructions(rows)
+    words = statistics.mean(len(text.split()) for text in texts)
+    print(f"{rows:,} instructions, {words:.1f} words on average, 40 % made as near-duplicates\n")
+    ours = measure_ours(texts, repeats=REPEATS)
+    kept = [texts[row] for row in ours["kept"]]
+    print(f"ours                  {ours['seconds']:10.2f} s   median of {REPEATS}; {len(kept):,} kept, peak", end=" ")
+    print(f"{ours['mib']:.0f} MiB (process and texts); rouge_score confirmed {rows - len(kept):,} drops")
+    brute_s = measure_brute_force(texts, ours["kept"], sample=40 if is_quick else None)
+    upstream_s = extrapolate_upstream(texts, ours["kept"])
+    print(f"\nours is {brute_s / ours['seconds']:.0f} times as fast as exact brute force, ", end="")
+    print(f"{upstream_s / ours['seconds']:,.0f} times as fast as upstream's way")
+    results = [
+        _aim(f"{rows:,} rows in under {MAX_SECONDS:g} s", ours["seconds"] < MAX_SECONDS),
+        _aim(f"peak memory under {MAX_MIB:g} MiB", ours["mib"] < MAX_MIB),
+        _aim(f"{MIN_OVER_BRUTE_FORCE:g} times brute force", brute_s / ours["seconds"] >= MIN_OVER_BRUTE_FORCE),
+        _aim(f"{MIN_OVER_UPSTREAM:,.0f} times upstream", upstream_s / ours["seconds"] >= MIN_OVER_UPSTREAM),
+        *measure_growth(ours["seconds"], rows, is_quick=is_quick),
+    ]
+    return all(results)
+
+
+def _aim(words: str, is_met: bool) -> bool:
+    print(f"{words}: aim met: {'yes' if is_met else 'no'}")
+    return is_met
+
+
+def measure_ours(texts: list[str], *, repeats: int) -> dict[str, Any]:
+    """Return median seconds, the largest peak memory in MiB, and the kept rows, of fresh processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "texts.json"
+        path.write_text(json.dumps(texts))
+        command = [sys.executable, __file__, "--child", str(path)]
+        runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(repeats)]
+    assert all(run["kept"] == runs[0]["kept"] for run in runs)
+    return {
+        "seconds": statistics.median(run["seconds"] for run in runs),
+        "mib": max(run["mib"] for run in runs),
+        "kept": runs[0]["kept"],
+    }
+
+
+def _dedupe(texts: list[str]) -> dict[str, Any]:
+    import rapidfuzz.distance
+    import rapidfuzz.process  # noqa: F401 (loading packages is not what is measured)
+
+    from alpaca_jobs.generation.similarity import SimilarityIndex
+
+    index = SimilarityIndex(THRESHOLD, confirm=True)
+    start = time.perf_counter()
+    decisions = list(index.offer_all(texts))
+    seconds = time.perf_counter() - start
+    kept = [row for row, duplicate in enumerate(decisions) if duplicate is None]
+    return {"seconds": seconds, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "kept": kept}
+
+
+def measure_brute_force(texts: list[str], kept: list[int], *, sample: int | None) -> float:
+    """Time rapidfuzz's LCS of every text with everything kept before it, on all cores; check our decisions by it.
+
+    Args:
+        texts, kept: all texts, and the places of those that ours kept.
+        sample: how many blocks of texts to measure, spread over the stream; None for all.
+    """
+    import numpy as np
+    from rapidfuzz.distance import LCSseq
+    from rapidfuzz.process import cdist
+
+    from alpaca_jobs.generation.rouge import f_measure, tokenize
+
+    ids: dict[str, int] = {}
+    start = time.perf_counter()
+    rows = ["".join(chr(ids.setdefault(token, len(ids)) + 1) for token in tokenize(text)) for text in texts]
+    lengths = np.array([len(row) for row in rows])
+    seconds, pairs, all_pairs, places, block = time.perf_counter() - start, 0, 0, np.array(kept), 128
+    starts = range(0, len(rows), block)
+    chosen = set(starts if sample is None else starts[:: max(1, len(starts) // sample)])
+    for first in starts:
+        stop = min(first + block, len(rows))
+        others = places[places < stop]
+        all_pairs += (stop - first) * len(others)
+        if first not in chosen:
+            continue
+        pairs += (stop - first) * len(others)
+        start = time.perf_counter()
+        lcs = cdist(rows[first:stop], [rows[o] for o in others], scorer=LCSseq.similarity, dtype=np.uint8, workers=-1)
+        scores = f_measure(lcs, lengths[first:stop, None], lengths[None, others])
+        is_earlier = others[None, :] < np.arange(first, stop)[:, None]
+        is_duplicate = ((scores > THRESHOLD) & is_earlier).any(axis=1)
+        seconds += time.perf_counter() - start
+        assert (~is_duplicate == np.isin(np.arange(first, stop), others)).all(), "ours decided otherwise"
+    total = seconds * all_pairs / pairs
+    how = "all of it" if sample is None else f"extrapolated from {pairs / all_pairs:.0%} of the pairs"
+    print(f"rapidfuzz brute force {total:10.2f} s   {all_pairs:,} pairs, {how}; the same decisions")
+    return total
+
+
+def extrapolate_upstream(texts: list[str], kept: list[int]) -> float:
+    """Time Alpaca's own loop (a new process pool per text, rouge_score on every pair) on a few texts, and scale it."""
+    from alpaca_jobs.generation.rouge import tokenize
+
+    tokens = [tokenize(texts[place]) for place in kept]
+    sizes = (len(tokens) // 20, len(tokens) // 2)
+    small, large = (
+        statistics.median(_upstream_candidate(tokens[-number], tokens[:size]) for number in range(1, REPEATS + 1))
+        for size in sizes
+    )
+    per_pair = (large - small) / (sizes[1] - sizes[0])
+    per_text = max(0.0, small - per_pair * sizes[0])
+    pairs, before = 0, 0
+    kept_places = set(kept)
+    for place in range(len(texts)):
+        pairs += before
+        before += place in kept_places
+    total = per_text * len(texts) + per_pair * pairs
+    print(
+        f"upstream's way        {total:10.0f} s   ({total / 3600:.1f} h) extrapolated: {small:.2f} s per text against"
+    )
+    print(f"{'':39}{sizes[0]:,} rows, {large:.2f} s against {sizes[1]:,}; {pairs:,} pairs in all")
+    return total
+
+
+def _upstream_candidate(candidate: list[str], rows: list[list[str]]) -> float:
+    # Source: Stanford Alpaca, generate_instruction.py: with Pool(num_cpus) as p: p.map(partial(_score_lcs, new), all)
+    from rouge_score.rouge_scorer import _score_lcs
+
+    start = time.perf_counter()
+    with Pool(os.cpu_count()) as pool:
+        pool.map(partial(_score_lcs, candidate), rows)
+    return time.perf_counter() - start
+
+
+def measure_growth(seconds: float, rows: int, *, is_quick: bool) -> list[bool]:
+    """Print how time and memory grow with the number of rows; return whether the aim for a million was met."""
+    results, before = [], (rows, seconds)
+    for count in (4 * rows,) if is_quick else (4 * rows, 1_000_000):
+        ours = measure_ours(make_instructions(count), repeats=1)
+        exponent = math.log(ours["seconds"] / before[1]) / math.log(count / before[0])
+        print(f"\n{count:,} rows: {ours['seconds']:.1f} s, {ours['mib']:.0f} MiB, {len(ours['kept']):,} kept; ", end="")
+        print(f"time grows as rows to the power {exponent:.2f} since {before[0]:,}")
+        before = (count, ours["seconds"])
+        if count == 1_000_000:
+            words = f"1,000,000 rows in under {MAX_MILLION_SECONDS / 60:.0f} minutes"
+            results.append(_aim(words, ours["seconds"] < MAX_MILLION_SECONDS))
+    return results
+
+
+if __name__ == "__main__":
+    main()
