@@ -67,6 +67,21 @@ def test_a_lost_region_comes_last() -> None:
     assert where(decide([stop(StopReason.PREEMPTED, A)], POLICY, (A,), now=0)) == ["a"]
 
 
+def test_regions_lost_within_the_hour_come_after_the_others_the_newest_loss_last() -> None:
+    losses = [stop(StopReason.PREEMPTED, A, at_s=0, position=("train", 1)), stop(StopReason.LOST, B, at_s=600)]
+    assert where(decide(losses, POLICY, CANDIDATES, now=600)) == ["c", "a", "b"]
+
+
+def test_a_region_lost_long_ago_is_as_good_as_its_price_again() -> None:
+    losses = [stop(StopReason.PREEMPTED, A, at_s=0, position=("train", 1)), stop(StopReason.LOST, B, at_s=9000)]
+    assert where(decide(losses, POLICY, CANDIDATES, now=9000)) == ["a", "c", "b"]
+
+
+def test_a_crash_stays_where_it_was_and_the_lost_regions_stay_behind() -> None:
+    history = [stop(StopReason.PREEMPTED, A, position=("train", 1)), stop(StopReason.CRASHED, B, position=("train", 2))]
+    assert where(decide(history, POLICY, CANDIDATES, now=10)) == ["b", "c", "a"]
+
+
 def test_other_zones_of_a_lost_region_come_last_too() -> None:
     zones = [replace(A, infra="aws", region=region, zone=region + zone) for region in ("x", "y") for zone in "12"]
     decision = decide([stop(StopReason.LOST, zones[0])], POLICY, zones, now=0)
