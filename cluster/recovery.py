@@ -15,7 +15,6 @@ from typing import Final, Literal
 
 from cluster.plan import Placement
 
-
 # A region that took a machine away is tried after the others for this long. Source: the spot availability traces of
 # SkyPilot's study (aws-10-26-2022, V100, four single-node series of 10-minute ticks): of 967 stretches without
 # capacity, three quarters were over within 60 minutes in every series; half within 10 to 30.
