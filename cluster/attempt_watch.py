@@ -157,11 +157,20 @@ class AttemptWatch:
         if reason is StopReason.DONE:
             return Ending(StopReason.CRASHED, "it left with exit code 0, but without recording that it was done")
         if reason is StopReason.SUPERSEDED:
-            newest = patiently(self._log.newest, self._timing.store_patience_s)
-            if newest <= self._handle.attempt:
-                return Ending(StopReason.LOST, "it could not renew its lease, and left")
-            return Ending(reason, f"attempt {newest} was claimed by another launcher")
+            return self._judge_superseded()
         return Ending(reason, detail)
+
+    def _judge_superseded(self) -> Ending:
+        """A node left because it may write no more: did somebody else take the run, or could it not renew its lease?"""
+        records = patiently(self._log.records, self._timing.store_patience_s)
+        others = [record.number for record in records if record.claim and record.number > self._handle.attempt]
+        own = next((record.claim for record in records if record.number == self._handle.attempt), None)
+        # Two launchers that resume at once hand out the same number; the claim says whose node it is.
+        if own is not None and own.get("node", self._handle.nonce) != self._handle.nonce:
+            others.append(self._handle.attempt)
+        if others:
+            return Ending(StopReason.SUPERSEDED, f"attempt {max(others)} was claimed by another launcher")
+        return Ending(StopReason.LOST, "it could not renew its lease, and left")
 
     def _sweep(self) -> tuple[str, int] | None:
         """End whatever is left of the node (Ray's daemons outlive its main process); say how far it had come."""

@@ -4,13 +4,15 @@
                   start-up              ^ the commit that the next attempt started from
 
 Waiting is everything that is no work: capacity, start-up, recovery, and the time until a dead node was noticed. Lost is
-work that was done again. Saving is the time that training stood still for checkpoints. The four add up to the whole.
+work that was done again. Saving is the time that training stood still for checkpoints. The four add up to the whole;
+the time between an end and a resume is no part of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 from checkpoints.keys import CommitRef
 from cluster.attempt_summary import AttemptSummary
@@ -30,7 +32,7 @@ class Goodput:
 
     @property
     def wall_s(self) -> float:
-        """From the first launch to the end."""
+        """From the first launch to the end, without the time between an end and a resume."""
         return self.useful_s + self.lost_s + self.saving_s + self.waiting_s
 
     @property
@@ -46,7 +48,7 @@ class Goodput:
 def split_time(attempts: Sequence[AttemptSummary], events: Sequence[Event]) -> Goodput:
     """Split the time from the first attempt's start to the last one's end."""
     times = [seconds_of(t) for one in attempts for t in (one.started_at, one.ended_at) if t]
-    wall_s = max(times) - min(times) if times else 0.0
+    wall_s = max(times) - min(times) - _stopped_s(events, max(times)) if times else 0.0
     useful = lost = saving = 0.0
     for place, attempt in enumerate(attempts):
         successor = next((one for one in attempts[place + 1 :] if one.has_base), None)
@@ -60,6 +62,16 @@ def split_time(attempts: Sequence[AttemptSummary], events: Sequence[Event]) -> G
         saving += stalls
         lost += work.end - kept_until
     return Goodput(useful, lost, saving, max(wall_s - useful - lost - saving, 0.0))
+
+
+def _stopped_s(events: Sequence[Event], until: float) -> float:
+    """Seconds between the ends of the run and its resumes: nobody waited for anything then."""
+    told = [event for event in events if event.writer == "supervisor" and event.kind != "log"]
+    return sum(
+        max(min(seconds_of(after.t), until) - seconds_of(before.t), 0.0)
+        for before, after in pairwise(told)
+        if before.kind == "end"
+    )
 
 
 def lost_steps(attempts: Sequence[AttemptSummary]) -> tuple[int, ...]:

@@ -211,7 +211,7 @@ def decide(
     if pause_s > 0:
         return _wait(pause_s, f"{_sentence(last)} Trying again in {pause_s:.0f} s", policy, now)
     order = placement_order(candidates, policy, history, now)
-    return _launch_or_refuse(_sentence(last), order, policy, now, spent_usd)
+    return _launch_or_refuse(_sentence(last).removesuffix("."), order, policy, now, spent_usd)
 
 
 def placement_order(
@@ -276,12 +276,12 @@ def _launch_or_refuse(
         return Decision(Action.GIVE_UP, words, exit_code=3, reason=StopReason.CAPACITY)
     if policy.deadline_at_s is not None and now + policy.restart_s >= policy.deadline_at_s:
         left_s = max(policy.deadline_at_s - now, 0.0)
-        words = f"{why}: {left_s:.0f} s are left until the deadline, and a new attempt needs {policy.restart_s:.0f} s."
+        words = f"{why}; {left_s:.0f} s are left until the deadline, and a new attempt needs {policy.restart_s:.0f} s."
         return Decision(Action.GIVE_UP, words, exit_code=4, reason=StopReason.DEADLINE)
     payable = tuple(place for place in order if _is_payable(place, policy, spent_usd))
     if not payable:
         words = (
-            f"{why}: {spent_usd:.2f} of {policy.max_usd:.2f} USD are spent, and the rest does not pay another attempt."
+            f"{why}; {spent_usd:.2f} of {policy.max_usd:.2f} USD are spent, and the rest does not pay another attempt."
         )
         return Decision(Action.GIVE_UP, words, exit_code=4, reason=StopReason.BUDGET)
     return Decision(Action.RELAUNCH, f"{why}; going to {payable[0].name}.", placements=payable)

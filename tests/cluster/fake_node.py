@@ -50,7 +50,10 @@ class FakeNode:
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
         marker = PhaseMarker(self.scratch)
         try:
-            self.log.claim(self.number, {"placement": self.placement, "started_at": utc_now()})
+            if self.how.get("other_was_faster"):
+                self.log.claim(self.number, {"placement": self.placement, "node": "other"})
+            mark = os.environ["ALPACA_JOBS_NODE"]
+            self.log.claim(self.number, {"placement": self.placement, "started_at": utc_now(), "node": mark})
         except AlreadyExists:
             return StopReason.SUPERSEDED
         lease = LeaseKeeper(self.log, self.number, interval_s=0.1, lease_s=5, on_lost=self.leave)

@@ -253,3 +253,20 @@ def test_every_run_ends_and_never_returns_to_a_lost_region_while_another_has_roo
         reason = StopReason.DONE if step == 30 else rng.choice(ENDLESS)
         history.append(stop(reason, place, at_s=now, position=("train", step)))
     pytest.fail("the run did not end within 5000 decisions")
+
+
+@given(
+    spent=st.floats(0, 20), budget=st.floats(0.1, 20), now=st.floats(0, 2000), restart=st.floats(0, 900),
+    prices=st.lists(st.none() | st.floats(0, 50), min_size=1, max_size=4), reason=st.sampled_from(StopReason),
+)  # fmt: skip
+def test_no_relaunch_is_bought_that_budget_and_deadline_cannot_pay(
+    spent: float, budget: float, now: float, restart: float, prices: list[float | None], reason: StopReason
+) -> None:
+    policy = replace(POLICY, max_usd=budget, deadline_at_s=1000.0, restart_s=restart)
+    places = [replace(A, region=f"r{n}", price_per_hour_usd=price) for n, price in enumerate(prices)]
+    decision = decide([stop(reason, places[0])], policy, places, now, spent_usd=spent)
+    for place in decision.placements:
+        assert place.price_per_hour_usd is not None
+        assert spent + place.price_per_hour_usd * restart / 3600 <= budget
+    if decision.action in (Action.RELAUNCH, Action.WAIT):
+        assert now + (restart if decision.placements else decision.wait_s) <= 1000.0

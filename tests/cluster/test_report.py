@@ -77,6 +77,11 @@ def test_an_attempt_that_started_from_older_work_makes_all_of_the_one_between_lo
     assert goodput.lost_s == 15 + 8
 
 
+def test_the_time_between_an_end_and_a_resume_does_not_count() -> None:
+    told = sorted([*TOLD, event(40, "end", 1, "supervisor"), event(41, "decision", 2, "supervisor")], key=lambda e: e.t)
+    assert split_time(TWO, told).wall_s == 79
+
+
 def test_an_empty_run_has_no_goodput() -> None:
     assert split_time((), []).useful_fraction is None
 

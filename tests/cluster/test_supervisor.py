@@ -53,7 +53,7 @@ def test_a_killed_node_comes_back_elsewhere_from_its_newest_commit(runs: Any) ->
     words = [event.fields["words"] for event in events if event.kind == "decision"]
     assert words[:2] == [
         "Starting; going to local/a.",
-        "Attempt 1 in local/a, lost: killed by SIGKILL.; going to local/b.",
+        "Attempt 1 in local/a, lost: killed by SIGKILL; going to local/b.",
     ]
     view = runs.view(run_id)
     assert (view.state, view.step, view.total_steps, view.lag_steps) == (RunState.DONE, 20, 20, 0)
@@ -206,6 +206,13 @@ def test_a_run_that_another_launcher_took_over_is_left_to_it(runs: Any) -> None:
     assert read_report(runs.root.child(run_id)) is None
     assert runs.backend.find(run_id) == []
     assert AttemptLog(runs.root.child(run_id), LAYOUT).records()[0].end is None  # theirs to write
+
+
+def test_of_two_launchers_that_hand_out_the_same_number_the_slower_leaves(runs: Any) -> None:
+    run_id = runs.start({"other_was_faster": True})
+    end = runs.follow(run_id)[-1]
+    assert (end.fields["exit_code"], end.fields["reason"]) == (3, "superseded")
+    assert "attempt 1 was claimed by another launcher" in end.fields["words"]
 
 
 def test_a_supervisor_that_cannot_go_on_says_so_and_leaves_nothing_running(runs: Any) -> None:
