@@ -5,8 +5,6 @@ A model answers well only when inference uses the very text it was trained with,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 IGNORE_INDEX = -100
 """Label of a token that carries no loss. Source: the default `ignore_index` of torch.nn.functional.cross_entropy."""
 
@@ -48,16 +46,3 @@ def render_prompt(instruction: str, input: str = "") -> str:
     # Two plain replacements, not str.format: rows contain braces (code, JSON), and the instruction may hold "{input}".
     head, tail = template.split("{instruction}")
     return head + instruction + tail.replace("{input}", input)
-
-
-def render_vicuna_prompt(turns: Sequence[tuple[str, str]], question: str) -> str:
-    """Return the Vicuna v1.1 prompt of a conversation whose last question waits for its answer.
-
-    Args:
-        turns: earlier (question, answer) pairs, oldest first.
-        question: the user's newest message.
-    """
-    text = VICUNA_SYSTEM + VICUNA_AFTER_USER
-    for asked, answered in turns:
-        text += f"{VICUNA_USER}: {asked}{VICUNA_AFTER_USER}{VICUNA_ASSISTANT}: {answered}{VICUNA_AFTER_ASSISTANT}"
-    return text + f"{VICUNA_USER}: {question}{VICUNA_AFTER_USER}{VICUNA_ASSISTANT}:"

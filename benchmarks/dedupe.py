@@ -54,8 +54,10 @@ def run(rows: int, *, is_quick: bool) -> bool:
     print(f"{rows:,} instructions, {words:.1f} words on average, 40 % made as near-duplicates\n")
     ours = measure_ours(texts, repeats=REPEATS)
     kept = [texts[row] for row in ours["kept"]]
-    print(f"ours                  {ours['seconds']:10.2f} s   median of {REPEATS}; {len(kept):,} kept, peak", end=" ")
-    print(f"{ours['mib']:.0f} MiB (process and texts); rouge_score confirmed {rows - len(kept):,} drops")
+    print(
+        f"ours                  {ours['seconds']:10.2f} s   median of {REPEATS}, {ours['cpu_s']:.2f} s of CPU; {len(kept):,} kept"
+    )
+    print(f"{'':35}peak {ours['mib']:.0f} MiB (process and texts); rouge_score confirmed {rows - len(kept):,} drops")
     brute_s = measure_brute_force(texts, ours["kept"], sample=40 if is_quick else None)
     upstream_s = extrapolate_upstream(texts, ours["kept"])
     print(f"\nours is {brute_s / ours['seconds']:.0f} times as fast as exact brute force, ", end="")
@@ -85,6 +87,7 @@ def measure_ours(texts: list[str], *, repeats: int) -> dict[str, Any]:
     assert all(run["kept"] == runs[0]["kept"] for run in runs)
     return {
         "seconds": statistics.median(run["seconds"] for run in runs),
+        "cpu_s": statistics.median(run["cpu_s"] for run in runs),
         "mib": max(run["mib"] for run in runs),
         "kept": runs[0]["kept"],
     }
@@ -97,11 +100,12 @@ def _dedupe(texts: list[str]) -> dict[str, Any]:
     from alpaca_jobs.generation.similarity import SimilarityIndex
 
     index = SimilarityIndex(THRESHOLD, confirm=True)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     decisions = list(index.offer_all(texts))
-    seconds = time.perf_counter() - start
+    seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
     kept = [row for row, duplicate in enumerate(decisions) if duplicate is None]
-    return {"seconds": seconds, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "kept": kept}
+    mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "cpu_s": cpu_s, "mib": mib, "kept": kept}
 
 
 def measure_brute_force(texts: list[str], kept: list[int], *, sample: int | None) -> float:
@@ -185,7 +189,10 @@ def measure_growth(seconds: float, rows: int, *, is_quick: bool) -> list[bool]:
     for count in (4 * rows,) if is_quick else (4 * rows, 1_000_000):
         ours = measure_ours(make_instructions(count), repeats=1)
         exponent = math.log(ours["seconds"] / before[1]) / math.log(count / before[0])
-        print(f"\n{count:,} rows: {ours['seconds']:.1f} s, {ours['mib']:.0f} MiB, {len(ours['kept']):,} kept; ", end="")
+        print(
+            f"\n{count:,} rows: {ours['seconds']:.1f} s ({ours['cpu_s']:.1f} s of CPU), {ours['mib']:.0f} MiB, {len(ours['kept']):,} kept; ",
+            end="",
+        )
         print(f"time grows as rows to the power {exponent:.2f} since {before[0]:,}")
         before = (count, ours["seconds"])
         if count == 1_000_000:

@@ -99,15 +99,6 @@ def cost_usd(teacher: TeacherSpec, prompt_tokens: int | None, completion_tokens:
     return (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6
 
 
-def worst_case_usd(teacher: TeacherSpec, request: TeacherRequest) -> float | None:
-    """Return the most one asking of a request can cost; None if a price is unknown.
-
-    A token stands for at least one byte of text, so the prompt's bytes bound its tokens; 16 more cover what a chat
-    format adds around them.
-    """
-    return cost_usd(teacher, len(request.prompt.encode()) + 16, request.max_tokens)
-
-
 @dataclass(eq=False)
 class _Fault(Exception):
     """One failed try: the error it ends in if it stays, whether asking again can help, and what it cost."""

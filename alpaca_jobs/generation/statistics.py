@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,11 +59,3 @@ class GenerationStatistics:
             "drops": dict(sorted(self.drops.items())),
             "accept_rate": self.accept_rate,
         }
-
-
-def add_drops(*parts: Mapping[str, int]) -> dict[str, int]:
-    """Return the sum of several drop counts, reasons in alphabetical order."""
-    total: Counter[str] = Counter()
-    for part in parts:
-        total.update(part)
-    return dict(sorted(total.items()))

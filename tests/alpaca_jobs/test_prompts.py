@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from alpaca_jobs.prompts import IGNORE_INDEX, render_prompt, render_vicuna_prompt
+from alpaca_jobs import prompts
+from alpaca_jobs.prompts import IGNORE_INDEX, render_prompt
 
 
 def test_the_template_with_an_input_is_alpacas_to_the_letter() -> None:
@@ -37,11 +38,15 @@ def test_braces_in_a_row_are_only_text() -> None:
     assert '### Input:\n{"a": {instruction}}\n' in prompt
 
 
-def test_the_vicuna_prompt_is_version_1_1_to_the_letter() -> None:
-    assert render_vicuna_prompt([("q1", "a1"), ("q2", "a2")], "q3") == (
+def test_the_vicuna_pieces_make_version_1_1_to_the_letter() -> None:
+    user, assistant = prompts.VICUNA_USER, prompts.VICUNA_ASSISTANT
+    text = prompts.VICUNA_SYSTEM + prompts.VICUNA_AFTER_USER
+    for number in (1, 2):
+        text += f"{user}: q{number}{prompts.VICUNA_AFTER_USER}{assistant}: a{number}{prompts.VICUNA_AFTER_ASSISTANT}"
+    assert text == (
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
         "detailed, and polite answers to the user's questions. "
-        "USER: q1 ASSISTANT: a1</s>USER: q2 ASSISTANT: a2</s>USER: q3 ASSISTANT:"
+        "USER: q1 ASSISTANT: a1</s>USER: q2 ASSISTANT: a2</s>"
     )
 
 
