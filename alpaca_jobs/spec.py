@@ -96,13 +96,6 @@ class JobSpec(SpecPart):
         """Stages in order of time; generation is left out when the rows exist already."""
         return ("train", "export") if self.data.from_ is not None else ("generate", "train", "export")
 
-    @property
-    def teacher_key_name(self) -> str | None:
-        """Name of the variable with the teacher's key if this job hands it over, else None."""
-        teacher = self.data.teacher
-        name = teacher.api_key_env if isinstance(teacher, TeacherSpec) else None
-        return name if name in self.secrets else None
-
     @model_validator(mode="after")
     def _fits_together(self) -> JobSpec:
         teacher = self.data.teacher

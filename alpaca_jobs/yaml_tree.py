@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -16,17 +16,18 @@ from alpaca_jobs.errors import SpecError
 
 KeyPath = tuple[str | int, ...]
 
+# Tag, what it looks like, and the characters it may begin with ("" for the empty scalar).
 _SCALARS = (
-    ("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), "~nN\0"),
-    ("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
-    ("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), "-+0123456789"),
+    ("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    ("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789")),
     (
         "tag:yaml.org,2002:float",
         re.compile(
             r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"
             r"|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
         ),
-        "-+.0123456789",
+        list("-+.0123456789"),
     ),
 )
 
@@ -34,23 +35,19 @@ _SCALARS = (
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
 
 class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes exactly the strings _Loader would read as something else."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)
 
 
+_Loader.yaml_implicit_resolvers = {}
+_Dumper.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in _SCALARS:
-    # PyYAML's stubs leave these classmethods untyped; "" among the first characters stands for the empty scalar.
-    letters = ["" if letter == "\0" else letter for letter in _first]
-    _Loader.add_implicit_resolver(_tag, _pattern, letters)
-    _Dumper.add_implicit_resolver(_tag, _pattern, letters)
+    _Loader.add_implicit_resolver(_tag, _pattern, _first)
+    _Dumper.add_implicit_resolver(_tag, _pattern, _first)
 
 
 @dataclass
@@ -110,7 +107,7 @@ def _value(
             items.append(_value(loader, item, (*path, index), tree, source, above))
         return items
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node)
     found: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None

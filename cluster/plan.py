@@ -110,11 +110,6 @@ class LaunchPlan:
         """Machines that work together; the same in every candidate."""
         return self.candidates[0].num_nodes
 
-    @property
-    def ranks_per_node(self) -> int:
-        """Training ranks of one node."""
-        return self.world_size // self.num_nodes
-
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` makes an equal plan."""
         return {

@@ -38,8 +38,3 @@ def check_run_id(value: str) -> str:
             "characters). See them with: alpaca-jobs runs"
         )
     return value
-
-
-def job_name_of(run_id: str) -> str:
-    """The job's name inside a run id."""
-    return check_run_id(run_id).rpartition("-")[0]

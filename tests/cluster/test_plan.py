@@ -44,9 +44,9 @@ def test_placement_says_where_and_for_how_much() -> None:
     assert unknown.job_price_per_hour_usd is None
 
 
-def test_ranks_are_split_over_nodes() -> None:
+def test_plan_knows_its_nodes() -> None:
     plan = replace(plan_of("alpaca-7b"), candidates=(PLACE,), world_size=16)
-    assert (plan.num_nodes, plan.ranks_per_node, plan.is_local) == (2, 8, False)
+    assert (plan.num_nodes, plan.is_local) == (2, False)
 
 
 @pytest.mark.parametrize(

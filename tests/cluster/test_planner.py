@@ -58,7 +58,7 @@ def test_demo_runs_here_for_nothing_in_its_regions_order() -> None:
     found = plan(job("demo"))
     assert [place.name for place in found.candidates] == ["local/a", "local/b", "local/c"]
     assert {place.price_per_hour_usd for place in found.candidates} == {0.0}
-    assert (found.world_size, found.ranks_per_node, found.is_local) == (2, 2, True)
+    assert (found.world_size, found.is_local) == (2, True)
     assert found.store_uri == "file:///work/here/runs"
     assert found.notes == ()
     assert [p.region for p in plan(job("demo", compute__regions=["c", "a"])).candidates] == ["c", "a"]
@@ -93,7 +93,7 @@ def test_unknown_price_is_no_candidate() -> None:
 
 def test_world_size_is_gpus_times_nodes() -> None:
     found = plan(job(compute__num_nodes=2))
-    assert (found.world_size, found.num_nodes, found.ranks_per_node) == (16, 2, 8)
+    assert (found.world_size, found.num_nodes) == (16, 2)
     assert {place.num_nodes for place in found.candidates} == {2}
     assert {place.gpus for place in found.candidates} == {"A100-80GB:8"}
 

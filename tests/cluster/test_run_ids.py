@@ -7,7 +7,7 @@ import random
 import pytest
 
 from cluster.errors import WrongInput
-from cluster.run_ids import SUFFIX_ALPHABET, check_run_id, is_run_id, job_name_of, new_run_id
+from cluster.run_ids import SUFFIX_ALPHABET, check_run_id, is_run_id, new_run_id
 
 
 def test_run_id_is_the_jobs_name_and_a_short_suffix() -> None:
@@ -15,7 +15,6 @@ def test_run_id_is_the_jobs_name_and_a_short_suffix() -> None:
     assert run_id.startswith("alpaca-7b-")
     assert len(run_id) == len("alpaca-7b-") + 5
     assert check_run_id(run_id) == run_id
-    assert job_name_of(run_id) == "alpaca-7b"
 
 
 def test_run_ids_differ() -> None:
