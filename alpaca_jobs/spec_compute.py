@@ -103,6 +103,11 @@ class ComputeSpec(SpecPart):
     def _fits_together(self) -> ComputeSpec:
         if "local" in self.infra and len(self.infra) > 1:
             refuse("infra", f"is [{', '.join(self.infra)}], but local stands alone. Name only local, or only clouds")
+        if self.num_nodes > 1 and self.is_local:
+            refuse(
+                "num_nodes",
+                f"is {self.num_nodes}, but infra is local, where a job is one node. Set num_nodes: 1, and more workers",
+            )
         if self.gpus is not None and self.is_local:
             refuse(
                 "gpus",

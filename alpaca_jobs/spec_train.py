@@ -106,5 +106,5 @@ class CheckpointSpec(SpecPart):
     """Newest checkpoints that stay; at least 2, so that a damaged newest one leaves another."""
     keep_every: PositiveWhole | None = None
     """Also keep every checkpoint whose step is a multiple of this; null means none."""
-    after_done: Literal["keep", "delete"] = "keep"
-    """What happens to checkpoints once the model is exported."""
+    after_done: Literal["keep"] = "keep"
+    """What happens to checkpoints once the model is exported; keep leaves them until the run is removed."""
