@@ -8,10 +8,11 @@ attempts/000002.end.json     put once by itself, its successor or the launcher
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from checkpoints.errors import AlreadyExists, Damaged, ObjectMissing
+from checkpoints.errors import AlreadyExists, Damaged, ObjectMissing, RunActive
 from checkpoints.keys import (
     ATTEMPTS,
     CommitRef,
@@ -122,3 +123,37 @@ class AttemptLog:
                 raise Damaged(key, "it is no JSON object, or its own digest does not fit it", self._store.uri)
             self._seen[key] = body
         return self._seen[key]
+
+
+def claim_next(
+    log: AttemptLog,
+    body: Mapping[str, Any],
+    *,
+    lease_s: float,
+    poll_s: float = 1.0,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Claim the number after the newest, where nobody hands numbers out; returns it.
+
+    If the newest attempt has no end, its lease is watched first, for the lease time on this machine's clock: only an
+    attempt that stands still is taken for dead (and its end recorded as `lost`).
+
+    Raises:
+        RunActive: the newest attempt renewed its lease, or somebody else claimed the number first.
+    """
+    newest = log.newest()
+    ended = newest == 0 or "end" in log.present().get(newest, ())
+    if not ended:
+        seen, until = log.read_lease(newest), clock() + lease_s
+        while clock() < until:
+            sleep(poll_s)
+            if log.read_lease(newest) != seen:
+                raise RunActive(newest)
+    try:
+        log.claim(newest + 1, body)
+    except AlreadyExists as exc:
+        raise RunActive(newest + 1) from exc
+    if not ended:
+        log.put_end(newest, {"stop_reason": "lost", "by_attempt": newest + 1})
+    return newest + 1
