@@ -31,6 +31,7 @@ from cluster.node_exits import Notice
 from cluster.plan import LaunchPlan, Placement
 from cluster.process_tree import NODE_MARK, is_alive, kill_marked
 from cluster.recovery import RecoveryPolicy, StopReason
+from cluster.report import read_report
 from cluster.run_view import index_key, is_lease_moving, read_plan
 from cluster.session import Session, Timing
 
@@ -123,7 +124,8 @@ def resume_run(
     plan = replace(plan, store_uri=root.uri, candidates=_without(plan, exclude_regions))
     _check_launchable(plan.job, plan, environ)
     log = AttemptLog(store, LAYOUT)
-    _refuse_finished(log, run_id)
+    if read_report(store) is not None:  # a node that outlived its supervisor may be done, and nobody has reported it
+        _refuse_finished(log, run_id)
     _refuse_active(log, run_id, home, what="resume it")
     if (now := code_version()) != plan.code_version:
         logger.warning(

@@ -149,8 +149,11 @@ class Supervisor:
         return self._after(handle, Ending(StopReason.PREEMPTED, f"{place.name} is excluded now"), already_s)
 
     def _remember(self, reason: StopReason, number: int, place: Placement) -> None:
-        """Let the first launch of a resume avoid the region that was lost; nothing else of the past counts again."""
-        if reason in (StopReason.PREEMPTED, StopReason.LOST, StopReason.NODE_FAILURE):
+        """Let the first launch of a resume avoid the region that was lost, and a run that is done be done.
+
+        Nothing else of the past counts again: crashes, a budget or a cancel are what the user resumes in spite of.
+        """
+        if reason in (StopReason.DONE, StopReason.PREEMPTED, StopReason.LOST, StopReason.NODE_FAILURE):
             self._history.append(Stop(number, reason, place, time.time(), self._position()))
 
     def _attempt(self, place: Placement) -> Stop:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import psutil
@@ -238,7 +239,7 @@ def test_a_supervisor_told_to_leave_takes_its_node_with_it(runs: Any) -> None:
 
 
 def test_a_killed_supervisor_leaves_a_node_that_the_next_one_adopts(runs: Any) -> None:
-    run_id = runs.start({"steps": 60})
+    run_id = runs.start({"steps": 200})
     node = runs.node(run_id, attempt=1, step=3)
     runs.kill_supervisor(run_id)
     assert [left.nonce for left in runs.home.leftovers() if left.run_id == run_id] == [node.nonce]
@@ -251,6 +252,21 @@ def test_a_killed_supervisor_leaves_a_node_that_the_next_one_adopts(runs: Any) -
     assert runs.follow(run_id)[-1].fields["exit_code"] == 0
     report = report_of(runs, run_id)
     assert (report["regions"], report["stop_reasons"]) == (["local/a"], ["done"])
+
+
+def test_a_node_that_finished_alone_is_reported_by_the_resume(runs: Any) -> None:
+    run_id = runs.start({"steps": 8})
+    runs.node(run_id, attempt=1, step=3)
+    runs.kill_supervisor(run_id)
+    log = AttemptLog(runs.root.child(run_id), LAYOUT)
+    while log.records()[0].end is None:
+        time.sleep(0.05)
+    assert read_report(runs.root.child(run_id)) is None
+    runs.resume(run_id, {})
+    assert runs.follow(run_id)[-1].fields["exit_code"] == 0
+    assert report_of(runs, run_id)["stop_reasons"] == ["done"]
+    with pytest.raises(RunFinished):
+        runs.resume(run_id, {})
 
 
 def test_a_node_that_died_after_its_supervisor_is_recorded_and_its_region_avoided(runs: Any) -> None:
