@@ -13,14 +13,15 @@ from alpaca_jobs.known_models import KNOWN_MODELS
 TINY_LLAMA = "tiny-llama"
 """The preset that needs no download: about 1 M parameters, tokenizer trained on the run's own rows."""
 
-_HUB_TIMEOUT_S = 10.0
+HUB_TIMEOUT_S = 15.0
+"""Longest wait for the hub's answer to whether a model exists."""
 
 
-def resolve_model(model: str) -> str:
+def resolve_model(model: str, *, timeout_s: float = HUB_TIMEOUT_S) -> str:
     """What from_pretrained should be given for a base model: a folder that exists, or a hub name that answers.
 
-    One small file (config.json) is asked for first: the library itself retries every file for a long time when the
-    network is closed, and then names a file the user never heard of.
+    The hub is asked one question first: the library itself retries each file for minutes when the network is closed,
+    and then names a file the user never heard of.
 
     Raises:
         ModelError: no such folder and no such model, or the hub cannot be reached and the model is not cached.
@@ -38,47 +39,43 @@ def resolve_model(model: str) -> str:
             f"train.model is {model}, but there is no such folder here. Give a folder with config.json in it, a name "
             f"on the Hugging Face hub (owner/name), or {TINY_LLAMA}."
         )
-    _ask_hub(model)
+    if not _is_cached(model):
+        _ask_hub(model, timeout_s=timeout_s)
     return model
 
 
-def _ask_hub(model: str) -> None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+def _is_cached(model: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        hf_hub_download(model, "config.json", local_files_only=True)
-        return
-    except (LocalEntryNotFoundError, HFValidationError):
-        pass  # not in the cache: ask the hub, which has the better words for a name that cannot be
+        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    except HFValidationError:
+        return False  # the hub has the better words for a name that cannot be
+
+
+def _ask_hub(model: str, *, timeout_s: float) -> None:
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
     try:
-        hf_hub_download(model, "config.json", etag_timeout=_HUB_TIMEOUT_S)
-    except GatedRepoError as exc:
-        raise ModelError(
-            f"train.model is {model}, and its owners ask for consent first. Accept the licence on the model's page "
-            "and list HF_TOKEN under secrets."
-        ) from exc
-    except (LocalEntryNotFoundError, ConnectionError, TimeoutError) as exc:  # the first derives from EntryNotFoundError
-        raise ModelError(
-            f"train.model is {model}; it is neither a folder here nor in this machine's Hugging Face cache, and the "
-            f"hub cannot be reached{_nearest(model)}. Check the name and the network, or give a folder. "
-            f"({_first_line(exc)})"
-        ) from exc
-    except (RepositoryNotFoundError, HFValidationError, EntryNotFoundError) as exc:
+        HfApi().model_info(model, timeout=timeout_s)
+    except (RepositoryNotFoundError, HFValidationError) as exc:
         raise ModelError(
             f"train.model is {model}, but there is no such folder here and no such model on the Hugging Face hub"
             f"{_nearest(model)}. A private model needs HF_TOKEN under secrets."
         ) from exc
-    except (OSError, ValueError) as exc:
+    except HfHubHTTPError as exc:
         raise ModelError(
             f"train.model is {model}, and the Hugging Face hub answered with an error: {_first_line(exc)}. Try again "
             "later, or give a folder."
+        ) from exc
+    except (httpx.HTTPError, ConnectionError) as exc:  # OfflineModeIsEnabled is a ConnectionError
+        raise ModelError(
+            f"train.model is {model}; it is neither a folder here nor in this machine's Hugging Face cache, and the "
+            f"hub cannot be reached{_nearest(model)}. Check the name and the network, or give a folder. "
+            f"({_first_line(exc)})"
         ) from exc
 
 
@@ -94,11 +91,17 @@ def _first_line(exc: BaseException) -> str:
 @contextmanager
 def foreign_model_errors(model: str, part: str) -> Iterator[None]:
     """Turn what transformers raises while it loads the `part` of a model into a ModelError."""
+    from huggingface_hub.errors import GatedRepoError
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as exc:
+        if isinstance(exc, GatedRepoError) or isinstance(exc.__cause__, GatedRepoError):
+            raise ModelError(
+                f"{model} is handed out only to people who accepted its terms. Accept them on its page at the Hugging "
+                "Face hub, and list HF_TOKEN under secrets."
+            ) from exc
         raise ModelError(
             f"The {part} of {model} cannot be loaded: {_first_line(exc)}. Check that it is a decoder-only language "
             "model with weights in safetensors and that this version of transformers knows its architecture."

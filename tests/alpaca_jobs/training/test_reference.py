@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from alpaca_jobs.errors import TrainingError
 from alpaca_jobs.spec import CheckpointSpec, TrainSpec
 from alpaca_jobs.training.batching import global_batch
 from alpaca_jobs.training.data import unigram_entropy
@@ -151,6 +152,12 @@ def test_gradient_checkpointing_changes_no_bit(worker: Any, one_rank: None, tmp_
     recomputed = short.model_copy(update={"gradient_checkpointing": True})
     again = _train(worker, recomputed, dataset, tmp_path / "recomputed")
     assert [(m.loss, m.grad_norm) for m in again] == [(m.loss, m.grad_norm) for m in plain]
+
+
+def test_a_loss_that_is_no_number_ends_the_training_in_words(worker: Any, one_rank: None, tmp_path: Path) -> None:
+    wild = TRAIN.model_copy(update={"learning_rate": 1e30, "warmup_ratio": 0.0, "max_steps": 6})
+    with pytest.raises(TrainingError, match=r"Step \d: the loss is .* The last good state is step 0\. Lower train"):
+        _train(worker, wild, prepare_dataset(wild, worker.rows(24)), tmp_path / "store")
 
 
 @pytest.mark.slow
