@@ -73,7 +73,7 @@ class TeacherSpec(SpecPart):
 def _teacher_in_words(value: Any) -> Any:
     """Answer `teacher: gpt-4o-mini` in words instead of with two failed alternatives."""
     if isinstance(value, str) and value != "offline":
-        want(f"a string here can only be offline. For a model write teacher: {{model: {value}}}")
+        want(f"a string here can only be offline. For a model write teacher: {{model: {value:.60}}}")
     return value
 
 

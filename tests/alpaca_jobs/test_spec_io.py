@@ -160,3 +160,25 @@ def test_every_default_is_accepted_when_it_is_written_out() -> None:
     for text in (BASE, BASE.replace("teacher: offline, num_rows: 160", "from: rows.json")):
         job = parse_job(text)
         assert JobSpec.model_validate(job.model_dump(by_alias=True)) == job
+
+
+ODD_VALUES: list[Any] = [None, True, -1, 0, 1e308, "", [], {}, [1], {"a": 1}, "long" * 999, "\n", "ü", [[]], 10**30]
+
+
+@pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: repr(value)[:12])
+def test_odd_value_under_any_key_is_a_job_or_words(value: Any) -> None:
+    """Never a traceback, and never a page of the value itself."""
+    base = job_to_dict(parse_job(BASE))
+    odd = [{**base, key: value} for key in base]
+    for part in (name for name in base if isinstance(base[name], dict)):
+        odd.extend({**base, part: {**base[part], key: value}} for key in base[part])
+    said = []
+    for values in odd:
+        try:
+            job_from_dict(values)
+        except SpecError as exc:
+            said.append(str(exc))
+    assert said
+    for text in said:
+        assert text.startswith("job.json: ")
+        assert len(text) < 2000
