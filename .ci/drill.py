@@ -38,6 +38,9 @@ def add_up(results: list[dict[str, Any]], min_per_phase: int) -> dict[str, Any]:
         by_phase.update(result["kills_by_phase"])
     totals: dict[str, Any] = {name: sum(result[name] for result in results) for name in SUMS}
     problems = [f"seed {one['seed']}: not bit-identical" for one in results if one["bit_identical"] is not True]
+    problems += [
+        f"seed {one['seed']}: more steps lost than promised" for one in results if not one["lost_steps_in_bound"]
+    ]
     problems += [f"{name} is {totals[name]}" for name in MUST_BE_ZERO if totals[name]]
     problems += [
         f"{by_phase[phase]} kills in phase {phase}, {min_per_phase} are wanted (more seeds find more moments)"

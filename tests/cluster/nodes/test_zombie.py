@@ -1,4 +1,4 @@
-"""A zombie: stopped with SIGSTOP, continued after its successor started. It may change nothing, pay nothing, and goes."""
+"""A zombie, stopped with SIGSTOP and continued after its successor started, changes nothing, pays nothing, and goes."""
 
 from __future__ import annotations
 
