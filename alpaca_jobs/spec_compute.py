@@ -11,8 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from alpaca_jobs.spec_base import NotNegative, PositiveWhole, SpecPart, one_or_more, refuse, want
 
 LOCAL_REGIONS = ("a", "b", "c")
-_REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_GPUS = re.compile(r"([A-Za-z][A-Za-z0-9-]*)(?::([1-9][0-9]*))?")
+_REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_GPUS = re.compile(r"([A-Za-z][A-Za-z0-9-]{0,30})(?::([1-9][0-9]{0,3}))?")
 
 
 class SpotSpec(SpecPart):
