@@ -54,9 +54,8 @@ def run(rows: int, *, is_quick: bool) -> bool:
     print(f"{rows:,} instructions, {words:.1f} words on average, 40 % made as near-duplicates\n")
     ours = measure_ours(texts, repeats=REPEATS)
     kept = [texts[row] for row in ours["kept"]]
-    print(
-        f"ours                  {ours['seconds']:10.2f} s   median of {REPEATS}, {ours['cpu_s']:.2f} s of CPU; {len(kept):,} kept"
-    )
+    cpu = f"{ours['cpu_s']:.2f} s of CPU"
+    print(f"ours                  {ours['seconds']:10.2f} s   median of {REPEATS}, {cpu}; {len(kept):,} kept")
     print(f"{'':35}peak {ours['mib']:.0f} MiB (process and texts); rouge_score confirmed {rows - len(kept):,} drops")
     brute_s = measure_brute_force(texts, ours["kept"], sample=40 if is_quick else None)
     upstream_s = extrapolate_upstream(texts, ours["kept"])
@@ -190,9 +189,9 @@ def measure_growth(seconds: float, rows: int, *, is_quick: bool) -> list[bool]:
         ours = measure_ours(make_instructions(count), repeats=1)
         exponent = math.log(ours["seconds"] / before[1]) / math.log(count / before[0])
         print(
-            f"\n{count:,} rows: {ours['seconds']:.1f} s ({ours['cpu_s']:.1f} s of CPU), {ours['mib']:.0f} MiB, {len(ours['kept']):,} kept; ",
-            end="",
+            f"\n{count:,} rows: {ours['seconds']:.1f} s ({ours['cpu_s']:.1f} s of CPU), {ours['mib']:.0f} MiB, ", end=""
         )
+        print(f"{len(ours['kept']):,} kept; ", end="")
         print(f"time grows as rows to the power {exponent:.2f} since {before[0]:,}")
         before = (count, ours["seconds"])
         if count == 1_000_000:

@@ -39,6 +39,7 @@ class OfflineTeacher(ThreadingHTTPServer):
 
     daemon_threads = True
     allow_reuse_address = False
+    request_queue_size = 128  # the default of 5 makes a burst of connections wait a second for a second try
 
     def __init__(
         self,

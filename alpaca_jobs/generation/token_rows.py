@@ -56,7 +56,7 @@ class TokenRows:
         ids = [vocabulary.setdefault(token, len(vocabulary)) for text in texts for token in text]
         tokens = np.array(ids, np.int64)
         self._counts.extend(np.zeros(len(vocabulary) - len(self._counts.values), np.int64))
-        self._counts.values[:] += np.bincount(tokens, minlength=len(vocabulary))
+        np.add.at(self._counts.values, tokens, 1)
         return tokens, np.fromiter(map(len, texts), np.int32, len(texts))
 
     def append(self, tokens: Ints, lengths: Lengths, signatures: Signatures) -> None:
