@@ -82,6 +82,8 @@ def after(progress: Progress, event: Event) -> Progress:
             )
         case "save" if fields.get("committed", True):
             return replace(progress, saved_step=fields.get("position"))
+        case "base" if fields.get("stage") == "train":
+            return replace(progress, step=fields.get("position"), saved_step=fields.get("position"))
         case "decision":
             return replace(progress, last_words=str(fields.get("words", "")))
         case "end":
@@ -125,6 +127,9 @@ def line_of(event: Event) -> str | None:
             now = after(Progress(), event)
             speed = f"{words.number(now.tokens_per_second)} tokens/s"
             return f"step {_step_of(now)}, loss {words.number(now.loss, 4)}, {speed}"
+        case "base" if fields.get("position"):
+            what = "step" if fields.get("stage") == "train" else "part of the rows, number"
+            return f"attempt {event.attempt} goes on after {what} {fields['position']}"
         case "save" if fields.get("committed", True):
             return f"step {fields.get('position')} saved in {words.duration(fields.get('seconds'))}"
         case "decision" if fields.get("action") in ("finish", "give_up"):

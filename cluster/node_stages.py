@@ -80,6 +80,7 @@ def _rows(ctx: AttemptContext, runtime: RayRuntime, *, base_is_open: bool) -> Se
     state = read_generated(ctx, parts) if parts else GeneratedRows()
     if base_is_open:
         ctx.log.put_base(ctx.attempt, parts[0] if parts else None)
+        ctx.events.emit("base", stage="generate", position=parts[0].position if parts else 0, rows=len(state.rows))
     if not state.complete:
         GenerateStage(ctx, runtime, state).run()
     return state.rows

@@ -107,7 +107,7 @@ class TrainStage:
         for fact in self._runtime.result(self._workers[0].drain.remote()):
             kind = fact.pop("kind")
             if kind == "loaded":
-                logger.info("training goes on from step %s", fact["position"] or 0)
+                self._ctx.events.emit("base", stage="train", position=fact["position"] or 0)
                 for words in fact["fallbacks"]:
                     logger.warning("%s", words)
             else:

@@ -53,6 +53,13 @@ def test_a_new_attempt_moves_the_run_to_its_region() -> None:
     assert (progress.attempt, progress.place, progress.phase) == (2, "local/b", "starting")
 
 
+def test_an_attempt_that_goes_on_says_from_where() -> None:
+    resumed = event("base", attempt=2, stage="train", position=15)
+    assert line_of(resumed) == "attempt 2 goes on after step 15"
+    assert fold(started(2, "b"), resumed).lag_steps == 0
+    assert line_of(event("base", stage="train", position=0)) is None
+
+
 def test_an_older_attempts_late_word_changes_nothing() -> None:
     assert fold(started(2, "b"), started(1, "a")).place == "local/b"
 
