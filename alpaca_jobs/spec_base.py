@@ -71,9 +71,13 @@ def check_secret_name(value: str) -> str:
 
 
 Whole = Annotated[int, BeforeValidator(_number)]
-PositiveWhole = Annotated[int, BeforeValidator(_number), Field(ge=1)]
-Count = Annotated[int, BeforeValidator(_number), Field(ge=0)]
-Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
-NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0)]
-Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
+# The bounds stand before the validator: behind it they would hold, but be missing from the JSON schema.
+PositiveWhole = Annotated[int, Field(ge=1), BeforeValidator(_number)]
+TwoOrMore = Annotated[int, Field(ge=2), BeforeValidator(_number)]
+Count = Annotated[int, Field(ge=0), BeforeValidator(_number)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(_number)]
+NotNegative = Annotated[float, Field(ge=0), BeforeValidator(_number)]
+Fraction = Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)]
+BelowOne = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 SecretName = Annotated[str, AfterValidator(check_secret_name)]

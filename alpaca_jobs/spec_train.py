@@ -7,7 +7,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from alpaca_jobs.known_models import KNOWN_MODELS
-from alpaca_jobs.spec_base import Fraction, NotNegative, Positive, PositiveWhole, SpecPart, Whole, refuse, want
+from alpaca_jobs.spec_base import (
+    BelowOne,
+    Fraction,
+    NotNegative,
+    Positive,
+    PositiveFraction,
+    PositiveWhole,
+    SpecPart,
+    TwoOrMore,
+    Whole,
+    refuse,
+    want,
+)
 
 _RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
     "alpaca": {},
@@ -50,9 +62,9 @@ class TrainSpec(SpecPart):
     """How the learning rate falls after warm-up."""
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm over all parameters."""
-    adam_beta1: Annotated[NotNegative, Field(lt=1)] = 0.9
+    adam_beta1: BelowOne = 0.9
     """AdamW's decay of the mean of gradients."""
-    adam_beta2: Annotated[NotNegative, Field(lt=1)] = 0.999
+    adam_beta2: BelowOne = 0.999
     """AdamW's decay of the mean of squared gradients."""
     adam_eps: Positive = 1e-8
     """AdamW's denominator guard."""
@@ -100,9 +112,9 @@ class CheckpointSpec(SpecPart):
 
     interval_steps: Annotated[PositiveWhole | Literal["auto"], BeforeValidator(_check_interval)] = "auto"
     """Optimizer steps between saves; auto derives it from the measured cost of a save and max_overhead."""
-    max_overhead: Annotated[Fraction, Field(gt=0)] = 0.01
+    max_overhead: PositiveFraction = 0.01
     """Largest fraction of training time that saving may cost when interval_steps is auto."""
-    keep: Annotated[PositiveWhole, Field(ge=2)] = 2
+    keep: TwoOrMore = 2
     """Newest checkpoints that stay; at least 2, so that a damaged newest one leaves another."""
     keep_every: PositiveWhole | None = None
     """Also keep every checkpoint whose step is a multiple of this; null means none."""
