@@ -126,7 +126,7 @@ def resume_run(
     log = AttemptLog(store, LAYOUT)
     if read_report(store) is not None:  # a node that outlived its supervisor may be done, and nobody has reported it
         _refuse_finished(log, run_id)
-    _refuse_active(log, run_id, home, what="resume it")
+    _refuse_active(log, run_id, home, timing, what="resume it")
     if (now := code_version()) != plan.code_version:
         logger.warning(
             "%s was launched by code %s and goes on with %s: rows and steps stay right, but bits may differ",
@@ -165,7 +165,7 @@ def cancel_run(root: Store, run_id: str, home: Home, *, window_s: float = 30.0) 
             backend.cancel(handle, Notice(StopReason.CANCELLED, window_s))
 
 
-def remove_run(root: Store, run_id: str, home: Home) -> int:
+def remove_run(root: Store, run_id: str, home: Home, *, timing: Timing = DEFAULT_TIMING) -> int:
     """Delete everything of a run, in the store and here; returns how many objects that were.
 
     Raises:
@@ -176,7 +176,7 @@ def remove_run(root: Store, run_id: str, home: Home) -> int:
     store = root.child(run_id)
     if LocalBackend(home).find(run_id):
         raise _active(run_id, "remove it", "a node on this machine belongs to it")
-    _refuse_active(AttemptLog(store, LAYOUT), run_id, home, what="remove it")
+    _refuse_active(AttemptLog(store, LAYOUT), run_id, home, timing, what="remove it")
     return _erase(root, home.run(run_id))
 
 
@@ -272,10 +272,10 @@ def _refuse_finished(log: AttemptLog, run_id: str) -> None:
         )
 
 
-def _refuse_active(log: AttemptLog, run_id: str, home: Home, *, what: str) -> None:
+def _refuse_active(log: AttemptLog, run_id: str, home: Home, timing: Timing, *, what: str) -> None:
     if (pid := home.run(run_id).supervisor_pid()) is not None:
         raise _active(run_id, what, f"its supervisor works on this machine (pid {pid})")
-    if not LocalBackend(home).find(run_id) and is_lease_moving(log):
+    if not LocalBackend(home).find(run_id) and is_lease_moving(log, sample_s=timing.sample_s):
         raise _active(run_id, what, "its newest attempt renews its lease on another machine")
 
 

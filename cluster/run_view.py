@@ -25,11 +25,12 @@ from cluster.events import Event, read_events, seconds_of
 from cluster.plan import LaunchPlan
 from cluster.report import rows_kept
 from cluster.run_ids import check_run_id
+from cluster.session import Timing
 
 _INDEX: Final = re.compile(r"index/([a-z0-9-]+)\.json")
 _QUIET_S: Final = 10.0  # older news than this is not believed without looking at the lease
+SAMPLE_S: Final = Timing().sample_s
 _DEAD_S: Final = 3600.0  # older news than this is not even looked into
-_SAMPLE_S: Final = 2.5  # a local node renews its lease every second
 
 
 class RunState(StrEnum):
@@ -120,13 +121,16 @@ def read_plan(root: Store, run_id: str) -> tuple[LaunchPlan, str]:
     return LaunchPlan.from_json(body), str(body["launched_at"])
 
 
-def view_run(root: Store, run_id: str, *, is_alive: bool | None = None, now: float | None = None) -> RunView:
+def view_run(
+    root: Store, run_id: str, *, is_alive: bool | None = None, now: float | None = None, sample_s: float = SAMPLE_S
+) -> RunView:
     """Look at a run.
 
     Args:
         root: the store's root.
         is_alive: whether the supervisor that the run had on this machine lives; None: it had none here.
         now: seconds since 1970.
+        sample_s: how long to look at a lease to see whether it moves; done only where nothing else tells.
 
     Raises:
         RunNotFound: the store has no such run.
@@ -145,7 +149,7 @@ def view_run(root: Store, run_id: str, *, is_alive: bool | None = None, now: flo
         age_s = (time.time() if now is None else now) - seconds_of(updated_at or launched_at)
         is_watched = is_alive is None
         if is_alive is False or age_s > _QUIET_S:
-            lives = age_s <= _DEAD_S and is_lease_moving(log)
+            lives = age_s <= _DEAD_S and is_lease_moving(log, sample_s=sample_s)
             state = state if lives else RunState.SILENT
     generation, step = _newest(events, "generation"), _newest(events, "step")
     newest_step = max((ref.position for ref in commits if ref.stage == "train"), default=0)
@@ -173,7 +177,7 @@ def view_run(root: Store, run_id: str, *, is_alive: bool | None = None, now: flo
 
 
 def is_lease_moving(
-    log: AttemptLog, *, sample_s: float = _SAMPLE_S, sleep: Callable[[float], None] = time.sleep
+    log: AttemptLog, *, sample_s: float = SAMPLE_S, sleep: Callable[[float], None] = time.sleep
 ) -> bool:
     """Whether the newest attempt renews its lease right now; takes `sample_s` unless it has ended."""
     newest = log.newest()

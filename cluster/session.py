@@ -20,6 +20,7 @@ class Timing:
         poll_s: between two looks at the node's process.
         store_poll_s: between two looks at the store (lease, cancel, newer attempts).
         lease_s: a lease that stood still for this long means that the node is lost.
+        lease_interval_s: how often a node renews it.
         claim_s: time a node has from its start to its first lease.
         notice_s: time a node has to leave when it is asked to.
         store_patience_s: how long the supervisor itself tries a store that does not answer.
@@ -30,11 +31,17 @@ class Timing:
     poll_s: float = 0.2
     store_poll_s: float = 1.0
     lease_s: float = 20.0
+    lease_interval_s: float = 1.0
     claim_s: float = 180.0
     notice_s: float = 30.0
     store_patience_s: float = 120.0
     restart_s: float = 10.0
     first_backoff_s: float = 1.0
+
+    @property
+    def sample_s(self) -> float:
+        """How long one has to look at a lease to see whether it moves."""
+        return 2.5 * self.lease_interval_s
 
 
 @dataclass(frozen=True)

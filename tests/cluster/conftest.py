@@ -20,7 +20,7 @@ from checkpoints.store import Store
 from cluster.backend import Handle
 from cluster.events import Event
 from cluster.home import Home
-from cluster.launching import follow_run, resume_run, start_run
+from cluster.launching import follow_run, remove_run, resume_run, start_run
 from cluster.local_backend import LocalBackend
 from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.process_tree import find_nodes, kill_marked
@@ -30,7 +30,14 @@ from cluster.session import Timing
 
 FAKE_NODE = Path(__file__).with_name("fake_node.py")
 TIMING = Timing(
-    poll_s=0.05, store_poll_s=0.2, lease_s=3.0, claim_s=20.0, notice_s=5.0, store_patience_s=10.0, restart_s=0.5
+    poll_s=0.05,
+    store_poll_s=0.2,
+    lease_s=3.0,
+    lease_interval_s=0.2,
+    claim_s=20.0,
+    notice_s=5.0,
+    store_patience_s=10.0,
+    restart_s=0.5,
 )
 
 
@@ -80,7 +87,11 @@ class Runs:
         return list(follow_run(self.root, run_id, self.home, since=since, poll_s=0.05))
 
     def view(self, run_id: str) -> RunView:
-        return view_run(self.root, run_id, is_alive=self.home.run(run_id).supervisor_pid() is not None)
+        is_alive = self.home.run(run_id).supervisor_pid() is not None
+        return view_run(self.root, run_id, is_alive=is_alive, sample_s=TIMING.sample_s)
+
+    def remove(self, run_id: str) -> int:
+        return remove_run(self.root, run_id, self.home, timing=TIMING)
 
     def node(self, run_id: str, *, attempt: int, step: int = 1) -> Handle:
         """Wait for the attempt's node to have made this many steps."""

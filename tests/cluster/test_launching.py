@@ -117,7 +117,7 @@ def test_a_run_that_lives_on_another_machine_is_neither_resumed_nor_removed(runs
 
     def renew() -> None:
         counter = 1
-        while not stop.wait(0.2):
+        while not stop.wait(0.05):
             counter += 1
             log.renew(1, counter)
 
@@ -125,7 +125,7 @@ def test_a_run_that_lives_on_another_machine_is_neither_resumed_nor_removed(runs
     other_machine.start()
     try:
         with pytest.raises(RunActive, match="its newest attempt renews its lease on another machine"):
-            remove_run(runs.root, plan.run_id, runs.home)
+            runs.remove(plan.run_id)
         with pytest.raises(RunActive, match="To resume it, stop it first"):
             runs.resume(plan.run_id, {})
         runs.home.run(plan.run_id).make()
