@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -29,6 +30,7 @@ from checkpoints.store import Store
 logger = logging.getLogger(__name__)
 
 _KEY: Final = re.compile(r"events/(\d{6})-([A-Za-z0-9_]+)-(\d{6})\.json")
+_READ_THREADS: Final = 16
 _BATCH_EVENTS: Final = 500  # one object stays below about 100 KB
 
 
@@ -203,9 +205,8 @@ class EventReader:
         if relist or not self._read or self._listed_at is None or now - self._listed_at >= self._relist_s:
             self._listed_at = now
             for name, last in sorted(_last_numbers(self._store).items()):
-                self._read.setdefault(name, 0)
-                while self._read[name] < last and self._next(name, events):
-                    pass
+                events += _read_batches(self._store, name, range(self._read.get(name, 0) + 1, last + 1))
+                self._read[name] = max(last, self._read.get(name, 0))
         newest = max((attempt for attempt, _ in self._read), default=0)
         for name in list(self._read):
             # An older attempt's node has nothing more to say; if a zombie has, the next listing finds it.
@@ -263,12 +264,21 @@ def read_events(store: Store, *, newest_batches: int | None = None) -> list[Even
             if attempt != max(number for number, name in last if name == writer):
                 continue
             first = max(count - newest_batches + 1, 1)
-        for number in range(first, count + 1):
-            try:
-                events.extend(_parse_batch((attempt, writer), store.get(batch_key(attempt, writer, number))))
-            except ObjectMissing:  # the run is being removed
-                break
+        events += _read_batches(store, (attempt, writer), range(first, count + 1))
     return sorted(events, key=lambda event: event.t)
+
+
+def _read_batches(store: Store, name: tuple[int, str], numbers: range) -> list[Event]:
+    """Read batches that were listed, several at a time: a long run has thousands."""
+
+    def read(number: int) -> list[Event]:
+        try:
+            return _parse_batch(name, store.get(batch_key(*name, number)))
+        except ObjectMissing:  # the run is being removed
+            return []
+
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        return [event for batch in pool.map(read, numbers) for event in batch]
 
 
 def _last_numbers(store: Store) -> dict[tuple[int, str], int]:

@@ -239,7 +239,7 @@ def test_a_supervisor_told_to_leave_takes_its_node_with_it(runs: Any) -> None:
 
 
 def test_a_killed_supervisor_leaves_a_node_that_the_next_one_adopts(runs: Any) -> None:
-    run_id = runs.start({"steps": 200})
+    run_id = runs.start({"steps": 100})
     node = runs.node(run_id, attempt=1, step=3)
     runs.kill_supervisor(run_id)
     assert [left.nonce for left in runs.home.leftovers() if left.run_id == run_id] == [node.nonce]
