@@ -3,8 +3,8 @@
     python benchmarks/dedupe.py            # everything, about six minutes on two idle cores
     python benchmarks/dedupe.py --quick    # brute force on a sample, no million rows: under a minute
 
-Ours is timed from a list of texts to all decisions, with the rouge_score package confirming every drop on the way;
-each run is a process of its own, so that its peak memory is its own. Prints `aim met: yes|no` per aim, exits 1 on a no.
+Ours is timed from a list of texts to all decisions, once as it is and once with the rouge_score package confirming
+every drop on the way; each run is a process of its own, so that its peak memory is its own. Prints `aim met: yes|no` per aim, exits 1 on a no.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--quick", action="store_true", help="sample the brute force, leave the million rows out")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--confirm", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(_dedupe(json.loads(arguments.child.read_text()))))
+        print(json.dumps(_dedupe(json.loads(arguments.child.read_text()), confirm=arguments.confirm)))
     else:
         sys.exit(0 if run(arguments.rows, is_quick=arguments.quick) else 1)
 
@@ -52,20 +53,23 @@ def run(rows: int, *, is_quick: bool) -> bool:
     texts = make_instructions(rows)
     words = statistics.mean(len(text.split()) for text in texts)
     print(f"{rows:,} instructions, {words:.1f} words on average, 40 % made as near-duplicates\n")
-    ours = measure_ours(texts, repeats=REPEATS)
-    kept = [texts[row] for row in ours["kept"]]
-    cpu = f"{ours['cpu_s']:.2f} s of CPU"
-    print(f"ours                  {ours['seconds']:10.2f} s   median of {REPEATS}, {cpu}; {len(kept):,} kept")
-    print(f"{'':35}peak {ours['mib']:.0f} MiB (process and texts); rouge_score confirmed {rows - len(kept):,} drops")
-    brute_s = measure_brute_force(texts, ours["kept"], sample=40 if is_quick else None)
-    upstream_s = extrapolate_upstream(texts, ours["kept"])
-    print(f"\nours is {brute_s / ours['seconds']:.0f} times as fast as exact brute force, ", end="")
-    print(f"{upstream_s / ours['seconds']:,.0f} times as fast as upstream's way")
+    ours, proven = (measure_ours(texts, repeats=REPEATS, confirm=confirm) for confirm in (False, True))
+    kept = ours["kept"]
+    assert proven["kept"] == kept
+    for name, result in (("ours", ours), ("ours, every drop", proven)):
+        cpu = f"{result['cpu_s']:.2f} s of CPU, peak {result['mib']:.0f} MiB (process and texts)"
+        print(f"{name:22}{result['seconds']:10.2f} s   median of {REPEATS}; {cpu}")
+    print(f"confirmed by rouge_score{'':13}{len(kept):,} kept, {rows - len(kept):,} dropped")
+    brute_s = measure_brute_force(texts, kept, sample=40 if is_quick else None)
+    upstream_s = extrapolate_upstream(texts, kept)
+    over_brute, over_upstream = brute_s / ours["seconds"], upstream_s / proven["seconds"]
+    print(f"\nours is {over_brute:.0f} times as fast as exact brute force, which confirms nothing either;")
+    print(f"with rouge_score confirming, {over_upstream:,.0f} times as fast as upstream's way\n")
     results = [
-        _aim(f"{rows:,} rows in under {MAX_SECONDS:g} s", ours["seconds"] < MAX_SECONDS),
-        _aim(f"peak memory under {MAX_MIB:g} MiB", ours["mib"] < MAX_MIB),
-        _aim(f"{MIN_OVER_BRUTE_FORCE:g} times brute force", brute_s / ours["seconds"] >= MIN_OVER_BRUTE_FORCE),
-        _aim(f"{MIN_OVER_UPSTREAM:,.0f} times upstream", upstream_s / ours["seconds"] >= MIN_OVER_UPSTREAM),
+        _aim(f"{rows:,} rows, all drops confirmed, in under {MAX_SECONDS:g} s", proven["seconds"] < MAX_SECONDS),
+        _aim(f"peak memory under {MAX_MIB:g} MiB", proven["mib"] < MAX_MIB),
+        _aim(f"{MIN_OVER_BRUTE_FORCE:g} times exact brute force", over_brute >= MIN_OVER_BRUTE_FORCE),
+        _aim(f"{MIN_OVER_UPSTREAM:,.0f} times upstream", over_upstream >= MIN_OVER_UPSTREAM),
         *measure_growth(ours["seconds"], rows, is_quick=is_quick),
     ]
     return all(results)
@@ -76,12 +80,12 @@ def _aim(words: str, is_met: bool) -> bool:
     return is_met
 
 
-def measure_ours(texts: list[str], *, repeats: int) -> dict[str, Any]:
+def measure_ours(texts: list[str], *, repeats: int, confirm: bool) -> dict[str, Any]:
     """Return median seconds, the largest peak memory in MiB, and the kept rows, of fresh processes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "texts.json"
         path.write_text(json.dumps(texts))
-        command = [sys.executable, __file__, "--child", str(path)]
+        command = [sys.executable, __file__, "--child", str(path), *(["--confirm"] if confirm else [])]
         runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(repeats)]
     assert all(run["kept"] == runs[0]["kept"] for run in runs)
     return {
@@ -92,13 +96,13 @@ def measure_ours(texts: list[str], *, repeats: int) -> dict[str, Any]:
     }
 
 
-def _dedupe(texts: list[str]) -> dict[str, Any]:
+def _dedupe(texts: list[str], *, confirm: bool) -> dict[str, Any]:
     import rapidfuzz.distance
     import rapidfuzz.process  # noqa: F401 (loading packages is not what is measured)
 
     from alpaca_jobs.generation.similarity import SimilarityIndex
 
-    index = SimilarityIndex(THRESHOLD, confirm=True)
+    index = SimilarityIndex(THRESHOLD, confirm=confirm)
     start, cpu_start = time.perf_counter(), time.process_time()
     decisions = list(index.offer_all(texts))
     seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
@@ -117,12 +121,13 @@ def measure_brute_force(texts: list[str], kept: list[int], *, sample: int | None
     import numpy as np
     from rapidfuzz.distance import LCSseq
     from rapidfuzz.process import cdist
+    from rouge_score.tokenize import tokenize
 
-    from alpaca_jobs.generation.rouge import f_measure, tokenize
+    from alpaca_jobs.generation.rouge import f_measure
 
     ids: dict[str, int] = {}
     start = time.perf_counter()
-    rows = ["".join(chr(ids.setdefault(token, len(ids)) + 1) for token in tokenize(text)) for text in texts]
+    rows = ["".join(chr(ids.setdefault(token, len(ids)) + 1) for token in tokenize(text, None)) for text in texts]
     lengths = np.array([len(row) for row in rows])
     seconds, pairs, all_pairs, places, block = time.perf_counter() - start, 0, 0, np.array(kept), 128
     starts = range(0, len(rows), block)
@@ -149,9 +154,9 @@ def measure_brute_force(texts: list[str], kept: list[int], *, sample: int | None
 
 def extrapolate_upstream(texts: list[str], kept: list[int]) -> float:
     """Time Alpaca's own loop (a new process pool per text, rouge_score on every pair) on a few texts, and scale it."""
-    from alpaca_jobs.generation.rouge import tokenize
+    from rouge_score.tokenize import tokenize
 
-    tokens = [tokenize(texts[place]) for place in kept]
+    tokens = [tokenize(texts[place], None) for place in kept]
     sizes = (len(tokens) // 20, len(tokens) // 2)
     small, large = (
         statistics.median(_upstream_candidate(tokens[-number], tokens[:size]) for number in range(1, REPEATS + 1))
@@ -186,7 +191,7 @@ def measure_growth(seconds: float, rows: int, *, is_quick: bool) -> list[bool]:
     """Print how time and memory grow with the number of rows; return whether the aim for a million was met."""
     results, before = [], (rows, seconds)
     for count in (4 * rows,) if is_quick else (4 * rows, 1_000_000):
-        ours = measure_ours(make_instructions(count), repeats=1)
+        ours = measure_ours(make_instructions(count), repeats=1, confirm=False)
         exponent = math.log(ours["seconds"] / before[1]) / math.log(count / before[0])
         print(
             f"\n{count:,} rows: {ours['seconds']:.1f} s ({ours['cpu_s']:.1f} s of CPU), {ours['mib']:.0f} MiB, ", end=""

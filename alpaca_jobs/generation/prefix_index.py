@@ -35,11 +35,19 @@ _HITS_AT_A_TIME = 1 << 20  # bounds memory: 1 M hits are about 40 MB of temporar
 
 @dataclass(frozen=True)
 class Prefixes:
-    """The places of a block's texts that can prove something: token, text (row) and reach, one entry per place."""
+    """The places of a block's texts that can prove something: token, text (row) and reach, one entry per place.
+
+    Sorted by `keys`, so that a segment needs no other sort, and looking entries up goes through memory in order.
+    """
 
     tokens: Ints
     rows: Ints
     reaches: Ints
+
+    @property
+    def keys(self) -> Ints:
+        """One number per entry that sorts by token, then by reach."""
+        return (self.tokens << _REACH_BITS) | np.minimum(self.reaches, _LONGEST)
 
     def of_rows(self, rows: npt.NDArray[np.bool_]) -> Prefixes:
         """Return the entries of the rows where the mask holds."""
@@ -56,10 +64,8 @@ class Segment:
 
     @classmethod
     def build(cls, prefixes: Prefixes, rows: Ints) -> Segment:
-        """Sort a block's places; `rows` gives the number of each of the block's texts."""
-        keys = (prefixes.tokens << _REACH_BITS) | np.minimum(prefixes.reaches, _LONGEST)
-        order = np.argsort(keys, kind="stable")
-        return cls(keys[order], rows[prefixes.rows[order]])
+        """Take over a block's places; `rows` gives the number of each of the block's texts."""
+        return cls(prefixes.keys, rows[prefixes.rows])
 
     @classmethod
     def merge(cls, parts: Sequence[Segment]) -> Segment:
@@ -104,7 +110,9 @@ def find_prefixes(tokens: Ints, lengths: Lengths, order: TokenOrder, share: floa
     useful = reaches >= np.maximum(1, np.ceil(share / (1 - share) * m - 1e-6))
     # A repeated token proves most at its first place.
     useful[1:] &= (tokens[1:] != tokens[:-1]) | (rows[1:] != rows[:-1])
-    return Prefixes(tokens[useful], rows[useful], reaches[useful])
+    places = Prefixes(tokens[useful], rows[useful], reaches[useful])
+    by_key = np.argsort(places.keys, kind="stable")
+    return Prefixes(places.tokens[by_key], places.rows[by_key], places.reaches[by_key])
 
 
 def _reach(left: Ints, m: Ints, share: float) -> Ints:

@@ -29,7 +29,7 @@ from alpaca_jobs.generation.prefix_index import (
     find_prefixes,
     sign,
 )
-from alpaca_jobs.generation.rouge import f_measure, tokenize
+from alpaca_jobs.generation.rouge import f_measure
 from alpaca_jobs.generation.token_rows import TokenRows
 
 _TAIL = 256  # rows compared one by one before they are sorted into a segment
@@ -122,14 +122,14 @@ class SimilarityIndex:
         """
         if not len(self):
             return Neighbours((), 0.0)
-        self._all += self._rows.sequences(range(len(self._all), len(self)))
+        self._all += self._rows.sequences(np.arange(len(self._all), len(self)))
         block = self._encode([text])
         scores = f_measure(_lcs_with_all(block.sequences[0], self._all), block.lengths[0], self._rows.lengths)
         best = np.argsort(-scores, kind="stable")[:count]
         return Neighbours(tuple((int(place), float(scores[place])) for place in best), float(scores.mean()))
 
     def _encode(self, texts: Sequence[str]) -> _Block:
-        tokens, lengths = self._rows.encode([tokenize(text) for text in texts])
+        tokens, lengths = self._rows.encode(texts)
         return _Block(tokens, lengths, sign(tokens, lengths), self._rows.sequences_of(tokens, lengths))
 
     def _append(self, block: _Block) -> None:
@@ -165,7 +165,7 @@ class SimilarityIndex:
         for segment in self._segments:
             assert prefixes is not None
             rows, places = find_pairs(segment, prefixes, mine, indexed, self._share)
-            sequences = self._rows.sequences(places.tolist())
+            sequences = self._rows.sequences(places)
             for row, place in self._exact(block, rows, sequences, places, self._rows.lengths[places]):
                 found[row] = min(place, found.get(row, place))
         if self._tail:
@@ -237,7 +237,7 @@ class SimilarityIndex:
         if self._score is None:
             return
         drops = [(row, place) for row, place in enumerate(duplicates) if place is not None]
-        others = self._rows.sequences(place for _, place in drops)
+        others = self._rows.sequences(np.array([place for _, place in drops], np.int64))
         for (row, place), other in zip(drops, others, strict=True):
             score = self._score(block.sequences[row], other).fmeasure
             assert score > self._threshold, f"rouge_score gives {score} with row {place}, not above {self._threshold}"

@@ -5,15 +5,17 @@ For rapidfuzz a text becomes a string with one character per token, which it com
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from alpaca_jobs.generation.prefix_index import Ints, Lengths, Signatures
+from alpaca_jobs.generation.rouge import END, tokenize
 
 _SURROGATES = range(0xD800, 0xE000)  # code points that are not characters; ids skip them
+_END_ID = -1
 MAX_CHARACTERS = 0x10FFFF - len(_SURROGATES)
 """Ids beyond this have no character; such a stream is compared as lists of numbers, with the same results."""
 
@@ -24,7 +26,7 @@ class TokenRows:
     def __init__(self, *, max_characters: int = MAX_CHARACTERS) -> None:
         """Make an empty table; `max_characters` is smaller only in tests."""
         self._max_characters = max_characters
-        self._vocabulary: dict[str, int] = {}
+        self._vocabulary = _Vocabulary()
         self._counts = _Growing(np.int64)
         self._tokens = _Growing(np.int32)
         self._ends = _Growing(np.int64)
@@ -50,14 +52,16 @@ class TokenRows:
         """How often each token id was encoded, rows that were not appended included."""
         return self._counts.values
 
-    def encode(self, texts: Sequence[list[str]]) -> tuple[Ints, Lengths]:
-        """Return ids and lengths of tokenized texts, giving new tokens ids; adds no row."""
-        vocabulary = self._vocabulary
-        ids = [vocabulary.setdefault(token, len(vocabulary)) for text in texts for token in text]
-        tokens = np.array(ids, np.int64)
-        self._counts.extend(np.zeros(len(vocabulary) - len(self._counts.values), np.int64))
-        np.add.at(self._counts.values, tokens, 1)
-        return tokens, np.fromiter(map(len, texts), np.int32, len(texts))
+    def encode(self, texts: Sequence[str]) -> tuple[Ints, Lengths]:
+        """Return the ids of texts one after the other and their lengths, giving new tokens ids; adds no row."""
+        tokens = tokenize(texts)
+        ids = np.fromiter(map(self._vocabulary.__getitem__, tokens), np.int64, len(tokens))
+        is_token = ids != _END_ID
+        lengths = np.diff(np.flatnonzero(~is_token), prepend=-1) - 1
+        ids = ids[is_token]
+        self._counts.extend(np.zeros(self._vocabulary.num_tokens - len(self._counts.values), np.int64))
+        np.add.at(self._counts.values, ids, 1)
+        return ids, lengths.astype(np.int32)
 
     def append(self, tokens: Ints, lengths: Lengths, signatures: Signatures) -> None:
         """Add encoded rows."""
@@ -73,16 +77,19 @@ class TokenRows:
         last = int(self._ends.values[stop - 1]) if stop else 0
         return self._tokens.values[first:last].astype(np.int64), self._lengths.values[start:stop]
 
-    def sequences(self, places: Iterable[int]) -> list[Any]:
-        """Return rows in the form that rapidfuzz compares."""
-        ends, lengths, tokens = self._ends.values, self._lengths.values, self._tokens.values
-        return [self._sequence(tokens[ends[place] - lengths[place] : ends[place]]) for place in places]
+    def sequences(self, places: Ints) -> list[Any]:
+        """Return rows, by place, in the form that rapidfuzz compares."""
+        lengths = self._lengths.values[places]
+        before = np.cumsum(lengths, dtype=np.int64) - lengths
+        starts = self._ends.values[places] - lengths
+        wanted = np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
+        return self.sequences_of(self._tokens.values[wanted], lengths)
 
-    def sequences_of(self, tokens: Ints, lengths: Lengths) -> list[Any]:
+    def sequences_of(self, tokens: npt.NDArray[Any], lengths: Lengths) -> list[Any]:
         """Return encoded texts in the form that rapidfuzz compares."""
-        text = self._sequence(tokens)
+        everything = self._sequence(tokens)
         ends = np.cumsum(lengths, dtype=np.int64).tolist()
-        return [text[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
+        return [everything[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
 
     def _sequence(self, tokens: npt.NDArray[Any]) -> Any:
         """Return one character per token, or one number where there are more tokens than characters.
@@ -91,9 +98,24 @@ class TokenRows:
         """
         codes = tokens.astype(np.uint32)
         codes[codes >= _SURROGATES.start] += len(_SURROGATES)
-        if len(self._vocabulary) > self._max_characters:
+        if self._vocabulary.num_tokens > self._max_characters:
             return codes.tolist()
         return codes.tobytes().decode("utf-32-le")
+
+
+class _Vocabulary(dict[str, int]):
+    """Token to id; a token not seen before gets the next one."""
+
+    def __init__(self) -> None:
+        super().__init__({END: _END_ID})
+
+    def __missing__(self, token: str) -> int:
+        return self.setdefault(token, self.num_tokens)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens have ids."""
+        return len(self) - 1
 
 
 class _Growing:

@@ -15,7 +15,7 @@ from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cdist
 from rouge_score.rouge_scorer import RougeScorer, _score_lcs
 
-from alpaca_jobs.generation.rouge import f_measure, tokenize
+from alpaca_jobs.generation.rouge import END, f_measure, tokenize
 from alpaca_jobs.generation.similarity import SimilarityIndex
 from alpaca_jobs.generation.token_rows import TokenRows
 
@@ -27,15 +27,20 @@ WORDS = st.sampled_from(["a", "b", "c", "the", "The", "x1", "2023", "don't", "na
 SENTENCES = st.lists(WORDS, max_size=24).map(" ".join)
 
 
+def _tokens(text: str) -> list[str]:
+    tokens: list[str] = SCORER._tokenizer.tokenize(text)
+    return tokens
+
+
 def _rouge(target: str, prediction: str) -> float:
     return float(SCORER.score(target, prediction)["rougeL"].fmeasure)
 
 
-@given(st.one_of(UNICODE, SENTENCES))
+@given(st.lists(st.one_of(UNICODE, SENTENCES), max_size=5))
 @settings(deadline=None)
-@example("İstanbul K \u017f ǅ \u0391\u0392 \u2028x\x00y\ud800z")
-def test_tokens_are_rouge_scores_tokens(text: str) -> None:
-    assert tokenize(text) == SCORER._tokenizer.tokenize(text)
+@example(["\u0130stanbul \u212a \u017f \u01c5 \u0391\u03a3 \u2028x\x00y\ud800z", "a\x00b\x1ec", "\x00", "\u03a3"])
+def test_tokens_are_rouge_scores_tokens(texts: list[str]) -> None:
+    assert tokenize(texts) == [token for text in texts for token in [*_tokens(text), END]]
 
 
 @given(st.one_of(UNICODE, SENTENCES), st.one_of(UNICODE, SENTENCES), THRESHOLDS)
@@ -88,7 +93,7 @@ def test_two_hundred_thousand_pairs_have_rouge_scores_floats() -> None:
     texts += ["", "w1", "W1 w1 w1", "w1!w1", "12 12 12 1", "\u0130 K \u00e9 1"]
     # 10 words of which two texts share 7: F is exactly 0.7.
     texts += [" ".join(f"s{n}" if n < 7 else f"t{number}x{n}" for n in range(10)) for number in range(50)]
-    tokens = [tokenize(text) for text in texts]
+    tokens = [_tokens(text) for text in texts]
     index = SimilarityIndex()
     index.add_all(texts)
     pairs = at_the_edge = 0
@@ -109,7 +114,7 @@ def _brute_force(texts: Sequence[str], threshold: float, earlier: Sequence[str] 
     lengths: list[int] = []
     decisions: list[int | None] = []
     for number, text in enumerate([*earlier, *texts]):
-        query = "".join(chr(ids.setdefault(token, len(ids)) + 1) for token in tokenize(text))
+        query = "".join(chr(ids.setdefault(token, len(ids)) + 1) for token in _tokens(text))
         duplicate = None
         if kept and number >= len(earlier):
             lcs = cdist([query], kept, scorer=LCSseq.similarity, dtype=np.int32)[0]
@@ -219,8 +224,8 @@ def test_more_tokens_than_unicode_has_characters_change_nothing() -> None:
     single._rows = TokenRows(max_characters=300)
     assert [single.offer(text) for text in texts] == _brute_force(texts, 0.7)
     rows = TokenRows()
-    rows.encode([[str(n)] for n in range(0x11000)])
-    tokens, lengths = rows.encode([["1", str(0xD7FF), str(0xD800), str(0x10FFF)]])
+    rows.encode([" ".join(map(str, range(0x11000)))])
+    tokens, lengths = rows.encode([f"1 {0xD7FF} {0xD800} {0x10FFF}"])
     (text,) = rows.sequences_of(tokens, lengths)
     assert [ord(character) for character in text] == [1, 0xD7FF, 0xE000, 0x10FFF + 0x800], "no surrogates"
 
