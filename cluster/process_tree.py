@@ -1,8 +1,9 @@
 """Marking a node's processes and killing all of them, whatever sessions and parents they have moved to.
 
 Every process of a node inherits ALPACA_JOBS_NODE=<nonce> through its environment, which no setsid, double fork or
-death of a parent takes away (Ray's daemons do all three). A process that clears its environment would escape; nothing
-a node starts does.
+death of a parent takes away (Ray's daemons do all three). Some of Ray's processes write their title over their
+environment, though (two agents of the raylet, Ray 2.60), so the descendants of marked processes belong to the node
+as well, and whoever was seen once stays on the list after its parent is gone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,13 +47,28 @@ def new_nonce() -> str:
 
 def find_marked(nonce: str) -> list[psutil.Process]:
     """Return the live processes of a node, stopped ones included and zombies (already dead) not."""
-    return [process for process, environ in _marked_processes() if environ.get(NODE_MARK) == nonce]
+    processes: dict[int, psutil.Process] = {}
+    parents: dict[int, int] = {}
+    members: set[int] = set()
+    for process, environ in _live_processes():
+        try:
+            parents[process.pid] = process.ppid()
+        except psutil.NoSuchProcess:
+            continue
+        processes[process.pid] = process
+        if environ.get(NODE_MARK) == nonce:
+            members.add(process.pid)
+    while more := {pid for pid, parent in parents.items() if parent in members} - members:
+        members |= more
+    return [processes[pid] for pid in sorted(members)]
 
 
 def find_nodes() -> list[MarkedNode]:
     """Return every node that has a process on this machine, whoever started it."""
     nodes: dict[str, tuple[dict[str, str], list[int]]] = {}
-    for process, environ in _marked_processes():
+    for process, environ in _live_processes():
+        if NODE_MARK not in environ:
+            continue
         nodes.setdefault(environ[NODE_MARK], (environ, []))[1].append(process.pid)
     return [
         MarkedNode(
@@ -80,23 +97,25 @@ def kill_marked(nonce: str, *, timeout_s: float = 30.0) -> int:
     """
     if not nonce:
         raise ValueError("an empty nonce names no node")
-    killed: set[tuple[int, float]] = set()
+    doomed: dict[tuple[int, float], psutil.Process] = {}
     give_up_at = time.monotonic() + timeout_s
-    while processes := find_marked(nonce):
+    while True:
+        for process in find_marked(nonce):
+            with suppress(psutil.NoSuchProcess):
+                doomed[(process.pid, process.create_time())] = process
+        left = [process for process in doomed.values() if _is_live(process)]
+        if not left:
+            return len(doomed)
         if time.monotonic() > give_up_at:
-            pids = ", ".join(str(process.pid) for process in processes)
+            pids = ", ".join(str(process.pid) for process in left)
             raise ClusterError(
                 f"processes {pids} of node {nonce} are still there {timeout_s:.0f} s after SIGKILL. They belong to "
                 "another user or hang in the kernel; end them by hand before resuming the run."
             )
-        for process in processes:
-            try:
+        for process in left:
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 process.kill()
-                killed.add((process.pid, process.create_time()))
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
         time.sleep(_LOOK_AGAIN_S)  # psutil's own wait would reap children behind their Popen's back
-    return len(killed)
 
 
 def is_alive(pid: int, created_at_s: float) -> bool:
@@ -112,11 +131,19 @@ def is_alive(pid: int, created_at_s: float) -> bool:
         return False
 
 
-def _marked_processes() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+def _is_live(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _live_processes() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
     for process in psutil.process_iter():
         try:
-            environ = process.environ()
-            if NODE_MARK in environ and process.status() != psutil.STATUS_ZOMBIE:
-                yield process, environ
-        except (psutil.NoSuchProcess, psutil.AccessDenied):  # gone meanwhile, or another user's
+            if process.status() != psutil.STATUS_ZOMBIE:
+                yield process, process.environ()
+        except psutil.NoSuchProcess:  # gone meanwhile
             continue
+        except psutil.AccessDenied:  # another user's
+            yield process, {}

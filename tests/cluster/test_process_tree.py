@@ -60,6 +60,25 @@ def test_the_whole_tree_dies_and_nothing_else() -> None:
         end(neighbour)
 
 
+def test_a_child_that_lost_its_mark_dies_with_its_parent() -> None:
+    nonce = new_nonce()
+    # As Ray's agents do: the environment is gone, and once the parent is killed so is the way to find it.
+    code = """
+import os, sys, time
+if os.fork() == 0:
+    child = "print('.', end='', flush=True); import time; time.sleep(600)"
+    os.execve(sys.executable, [sys.executable, "-S", "-c", child], {})
+sys.stdout.write("."); sys.stdout.flush()
+time.sleep(600)
+"""
+    tree = start(nonce, code)
+    found = find_marked(nonce)
+    assert [NODE_MARK in process.environ() for process in found] == [True, False]
+    assert kill_marked(nonce) == 2
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in found)
+    end(tree)
+
+
 def test_stopped_processes_die_too() -> None:
     nonce = new_nonce()
     tree = start(nonce)
