@@ -4,7 +4,8 @@
     python benchmarks/dedupe.py --quick    # brute force on a sample, no million rows: under a minute
 
 Ours is timed from a list of texts to all decisions, once as it is and once with the rouge_score package confirming
-every drop on the way; each run is a process of its own, so that its peak memory is its own. Prints `aim met: yes|no` per aim, exits 1 on a no.
+every drop on the way; each run is a process of its own, so that its peak memory is its own. Prints `aim met: yes|no`
+per aim, exits 1 on a no.
 """
 
 from __future__ import annotations

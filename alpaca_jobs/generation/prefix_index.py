@@ -47,7 +47,8 @@ class Prefixes:
     @property
     def keys(self) -> Ints:
         """One number per entry that sorts by token, then by reach."""
-        return (self.tokens << _REACH_BITS) | np.minimum(self.reaches, _LONGEST)
+        keys: Ints = (self.tokens << _REACH_BITS) | np.minimum(self.reaches, _LONGEST)
+        return keys
 
     def of_rows(self, rows: npt.NDArray[np.bool_]) -> Prefixes:
         """Return the entries of the rows where the mask holds."""
