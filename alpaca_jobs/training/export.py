@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from alpaca_jobs.errors import TrainingError
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.model import build_model
 from alpaca_jobs.training.model_card import CardFacts, render_model_card
@@ -59,6 +60,7 @@ def export_model(
     Raises:
         Damaged: the commit's bytes are not what was committed.
         ModelError: the base model cannot be loaded.
+        TrainingError: the folder cannot be written, or is full.
     """
     tokenizer = load_tokenizer(tokenizer_files)
     model: Any = build_model(train, tokenizer, device=torch.device("cpu"), with_weights=False)
@@ -66,9 +68,7 @@ def export_model(
     model.to(getattr(torch, train.dtype)).eval()
     model.config.use_cache = True
     _generate_as_trained(model, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
-    write_folder(tokenizer_files, folder)
+    _write(model, tokenizer_files, folder)
     digest = weights_digest(folder)
     hexes = manifest.meta["losses"]["hex"]
     loss = float.fromhex(hexes[-1]) if hexes else None
@@ -76,6 +76,21 @@ def export_model(
     (folder / "README.md").write_text(card, encoding="utf-8")
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return Exported(files=tuple(files), weights_digest=digest, meta=manifest.meta)
+
+
+def _write(model: Any, tokenizer_files: Mapping[str, bytes], folder: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+        write_folder(tokenizer_files, folder)
+    except (OSError, SafetensorError) as exc:
+        size_gib = sum(param.numel() * param.element_size() for param in model.parameters()) / 2**30
+        raise TrainingError(
+            f"The model cannot be written to {folder}: {exc}. It needs {size_gib:.1f} GiB there. Make room or name "
+            "another folder, then resume: the checkpoints are unharmed."
+        ) from exc
 
 
 def _generate_as_trained(model: Any, *, eos_id: int, pad_id: int) -> None:

@@ -13,6 +13,14 @@ import pytest
 WORKER = Path(__file__).with_name("rank_worker.py")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Threads that spin for each other make tiny models many times slower on a busy machine."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def worker() -> Any:
     """The module rank_worker, which lies beside the tests and in no package."""

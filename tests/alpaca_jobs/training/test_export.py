@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from alpaca_jobs.errors import ModelError
+from alpaca_jobs.errors import ModelError, TrainingError
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.model_card import CardFacts, render_model_card
 from alpaca_jobs.training.weights import stored_tensors, weights_digest
@@ -115,6 +115,14 @@ def test_a_damaged_commit_is_not_exported(worker: Any, trained: Path, tmp_path: 
     shard.write_bytes(data)
     with pytest.raises(Damaged):
         _export(worker, tmp_path / "store", tmp_path / "model")
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_space_it_needs(
+    worker: Any, trained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("a file, not a folder")
+    with pytest.raises(TrainingError, match=r"cannot be written to .*taken.* It needs 0\.0 GiB there"):
+        _export(worker, trained, tmp_path / "taken")
 
 
 def test_the_digest_sees_one_flipped_bit_and_no_metadata_or_file_borders(tmp_path: Path) -> None:

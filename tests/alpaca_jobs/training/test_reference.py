@@ -49,7 +49,7 @@ def _train(worker: Any, train: TrainSpec, dataset: Any, folder: Path) -> list[An
             checkpointer=checkpointer,
             candidates=[],
             control=control,
-            threads=2,
+            threads=1,
         )
     )
     checkpointer.close()

@@ -31,6 +31,7 @@ TINY = {
     "dtype": "float32",
     "exactness": "bits",
 }
+ONE_ROW = {**TINY, "global_batch_size": 1, "micro_batch_size": 1, "max_steps": 3}
 
 Answers = dict[str, list[dict[str, Any]]]
 
@@ -48,6 +49,8 @@ def _runs(stores: Path, tiny_opt: Path) -> list[dict[str, Any]]:
     opt = {**TINY, "model": str(tiny_opt), "dtype": "bfloat16"}
     return [
         run("undisturbed", "undisturbed", 1),
+        run("finished before", "undisturbed", 2),
+        run("one row a step", "one-row", 1, train=ONE_ROW),
         run("stopped", "resumed", 1, stop_at=8, stop_on_rank=1),
         run("resumed", "resumed", 2),
         run("from step 5", "again", 1, stop_at=10),
@@ -172,6 +175,21 @@ def test_a_notice_that_a_save_does_not_fit_starts_none_and_says_so(answers: Answ
     assert first["stopped_by"] == "notice"
     assert (first["final_step"], first["saved_step"]) == (7, 5)
     assert "none was begun: step 5 is the newest committed, 2 steps will be repeated" in first["words"]
+
+
+def test_a_training_that_was_finished_makes_no_step_and_no_commit(answers: Answers, stores: Path) -> None:
+    first = answers["finished before"][0]
+    assert (first["loaded"], first["steps"], first["saved"], first["saved_step"]) == (12, [], [], 12)
+    assert first["stopped_by"] == "done"
+
+
+def test_a_rank_without_rows_takes_part_with_no_weight(
+    answers: Answers, worker: Any, one_rank: None, tmp_path: Path
+) -> None:
+    alone = worker.train_once({"store": f"file://{tmp_path}", "attempt": 1, "train": ONE_ROW}, rank=0, world_size=1)
+    theirs = [float.fromhex(loss) for loss in answers["one row a step"][0]["losses"]]
+    assert [float.fromhex(loss) for loss in alone["losses"]] == pytest.approx(theirs, abs=1e-5)
+    assert alone["grad_norms"] == pytest.approx(answers["one row a step"][0]["grad_norms"], rel=1e-4)
 
 
 def test_another_world_size_trains_on_the_same_batches(
