@@ -203,7 +203,7 @@ def decide(
         return _end(rule, last, tries=alike)
     if fruitless >= policy.max_fruitless:
         words = (
-            f"{fruitless} attempts in a row ended without one new commit; the last was {_describe(last)}. "
+            f"{fruitless} attempts in a row ended without one new commit; the last: {_sentence(last)} "
             "Save more often (checkpoints.interval_steps), or use machines that live longer (compute.spot: false)."
         )
         return Decision(Action.GIVE_UP, words, exit_code=3, reason=last.reason)

@@ -16,7 +16,7 @@ import pytest
 from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.attempts import AttemptLog
 from cluster.errors import ClusterError, RunActive, RunFinished
-from cluster.launching import cancel_run, follow_run, remove_run
+from cluster.launching import cancel_run, follow_run, remove_run, start_run
 from cluster.process_tree import find_marked, kill_marked
 from cluster.report import read_report
 from cluster.run_view import RunState, list_runs
@@ -141,6 +141,15 @@ def test_a_node_that_dies_before_it_claims_leaves_a_record(runs: Any) -> None:
     report = report_of(runs, run_id)
     assert report["stop_reasons"] == ["node_failure", "done"]
     assert report["regions"] == ["local/a", "local/b"]
+
+
+def test_a_node_that_can_never_be_started_is_given_up(runs: Any) -> None:
+    plan = runs.plan()
+    start_run(plan, runs.home, node_command=["/nowhere/python"])
+    end = runs.follow(plan.run_id)[-1]
+    assert end.fields["exit_code"] == 3
+    assert "12 attempts in a row ended without one new commit" in end.fields["words"]
+    assert "/nowhere/python could not be started" in end.fields["words"]
 
 
 def test_a_cancelled_run_saves_stops_and_goes_on_when_resumed(runs: Any) -> None:
