@@ -60,7 +60,7 @@ def shard_model(model: nn.Module, train: TrainSpec, *, device: torch.device) -> 
     if train.dtype == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     layers = set(getattr(model, "_no_split_modules", None) or ())
-    for module in model.modules():
+    for module in reversed(list(model.modules())):  # FSDP wants inner modules first
         if type(module).__name__ in layers:
             fully_shard(module, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
