@@ -58,6 +58,7 @@ class QuickCli:
         return subprocess.Popen(
             [sys.executable, str(QUICK_RUNS), json.dumps(self.behaviour), *args],
             cwd=self.folder,
+            env={**os.environ, "QUICK_STARTED": str(self.folder / "started")},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -48,6 +48,7 @@ def test_ctrl_c_while_reading_logs_leaves_the_run(quick: Any) -> None:
     assert quick("cancel", run_id).returncode == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_waiting_for_a_cancel_stops_the_waiting_only(quick: Any) -> None:
     quick.behaviour |= {"steps": 4000, "deaf": True}
     run_id = quick.launch()
@@ -59,10 +60,12 @@ def test_ctrl_c_while_waiting_for_a_cancel_stops_the_waiting_only(quick: Any) ->
     quick.wait_until_over(run_id)
 
 
-@pytest.mark.parametrize("after_s", [0.3, 0.6, 0.9, 1.2, 1.5])
+@pytest.mark.slow
+@pytest.mark.parametrize("after_s", [0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.5])
 def test_ctrl_c_at_any_moment_leaves_a_run_that_was_told_or_nothing(quick: Any, after_s: float) -> None:
     quick.behaviour |= {"steps": 4000}
     process = quick.start("launch", quick.job(), "--yes")
+    quick.wait_for((quick.folder / "started").exists)
     time.sleep(after_s)  # the moment is the point: import, plan, store, supervisor, following
     left = quick.interrupt(process)
     assert left.returncode == 130

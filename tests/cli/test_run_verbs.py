@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any
 
+import pytest
+
 RUN_ID = r"quick-[a-z0-9]{5}"
 
 
@@ -71,6 +73,7 @@ def test_detached_runs_go_on_and_are_found_again(quick: Any) -> None:
     assert run_id in quick("status", run_id[:8], "--store", quick.store).stdout
 
 
+@pytest.mark.slow
 def test_logs_show_all_and_follow_ends_with_the_runs_code(quick: Any) -> None:
     run_id = quick.launch()
     followed = quick("logs", "-f", run_id)
@@ -106,6 +109,7 @@ def test_cancel_stops_a_run_and_resume_finishes_it(quick: Any) -> None:
     assert report["regions"][1] != "local/a"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_done_is_neither_resumed_nor_cancelled(quick: Any) -> None:
     run_id = quick.launch()
     quick.wait_until_over(run_id)
@@ -126,6 +130,7 @@ def test_rm_wants_to_be_sure_and_leaves_nothing(quick: Any) -> None:
     assert "No run in" in quick("runs").stderr
 
 
+@pytest.mark.slow
 def test_rm_refuses_a_run_that_is_alive(quick: Any) -> None:
     quick.behaviour |= {"steps": 400}
     run_id = quick.launch()
@@ -136,6 +141,7 @@ def test_rm_refuses_a_run_that_is_alive(quick: Any) -> None:
     assert quick("cancel", run_id).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_run_id_that_does_not_exist_is_wrong_input(quick: Any) -> None:
     for verb in (["status"], ["logs"], ["cancel"], ["resume", "--yes"], ["rm", "--yes"], ["export"]):
         refused = quick(verb[0], "quick-zzzzz", *verb[1:])
@@ -144,6 +150,7 @@ def test_a_run_id_that_does_not_exist_is_wrong_input(quick: Any) -> None:
         assert "alpaca-jobs runs" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_beginning_that_fits_several_runs_is_refused_with_their_names(quick: Any) -> None:
     names = {quick.launch(), quick.launch()}
     for name in names:
@@ -153,12 +160,14 @@ def test_a_beginning_that_fits_several_runs_is_refused_with_their_names(quick: A
     assert all(name in refused.stderr for name in names)
 
 
+@pytest.mark.slow
 def test_the_latest_run_is_the_one_launched_last(quick: Any) -> None:
     for name in (quick.launch(), latest := quick.launch()):
         quick.wait_until_over(name)
     assert json.loads(quick("status", "--json").stdout)["run_id"] == latest
 
 
+@pytest.mark.slow
 def test_a_job_that_crashes_ends_with_1_and_says_how_to_go_on(quick: Any) -> None:
     quick.behaviour |= {str(attempt): {"crash_at": 2} for attempt in range(1, 10)}
     failed = quick("launch", quick.job(), "--yes", "--json")
@@ -168,6 +177,7 @@ def test_a_job_that_crashes_ends_with_1_and_says_how_to_go_on(quick: Any) -> Non
     assert "alpaca-jobs resume" in failed.stderr
 
 
+@pytest.mark.slow
 def test_a_store_that_went_away_is_left_out_of_the_list(quick: Any) -> None:
     run_id = quick.launch()
     quick.wait_until_over(run_id)
