@@ -132,11 +132,13 @@ class Completer:
             TeacherError: the openai package is not installed.
         """
         self._teacher = teacher
-        self._api_key = api_key
+        self._api_key = api_key = (api_key or "").strip() or None
+        # Told by `complete`, not here: a Ray actor whose constructor fails dies without its error arriving anywhere.
+        self._is_key_possible = api_key is None or (api_key.isascii() and api_key.isprintable() and " " not in api_key)
         self._sleep, self._jitter = sleep, jitter
         self._unsupported: set[str] = set()
         self._where = f"teacher {teacher.model} at {_address(teacher)}"
-        self._client = _make_client(teacher, api_key)
+        self._client = _make_client(teacher, api_key if self._is_key_possible else None)
 
     async def complete(self, request: TeacherRequest) -> TeacherAnswer:
         """Ask until there is an answer, at most `max_retries` times more than once.
@@ -148,6 +150,12 @@ class Completer:
             TeacherGarbage: answers that are none, to the last.
             TeacherError: anything else the server refuses (unknown model, prompt alone too long); at once.
         """
+        if not self._is_key_possible:
+            # The HTTP library would refuse such a header too, but its message repeats the key.
+            raise TeacherAuth(
+                f"The key in {self._teacher.api_key_env} holds a space, a line break or another character that no key "
+                "has. It is not repeated here. Copy the key again, without quotes around it."
+            )
         max_tokens, retries, spent = request.max_tokens, 0, NOTHING
         while True:
             try:

@@ -243,6 +243,24 @@ def test_without_a_key_the_one_in_the_environment_stays_at_home(monkeypatch: pyt
     assert KEY not in asked.headers[0]["authorization"]
 
 
+def test_a_key_with_a_line_break_at_its_end_is_sent_without_it() -> None:
+    assert _ask(lambda n, body: _text(), api_key=f"{KEY}\n").headers[0]["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\nb", f"{KEY}\u201d", f"a {KEY}"])
+def test_a_key_that_cannot_be_one_is_refused_without_repeating_it(key: str) -> None:
+    asked = _ask(lambda n, body: _text(), api_key=key, api_key_env="MY_KEY")
+    assert isinstance(asked.error, TeacherAuth)
+    assert "The key in MY_KEY holds a space, a line break" in str(asked.error)
+    assert asked.asked == []
+
+
+def test_a_proxy_in_the_environment_does_not_stand_between_us_and_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert _ask(lambda n, body: _text()).answer is not None
+
+
 def test_a_refused_connection_is_unreachable_after_the_retries() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from alpaca_jobs.errors import DataError, TeacherGarbage
 from alpaca_jobs.generation.completer import Completer, TeacherAnswer, TeacherRequest
@@ -185,6 +187,38 @@ def test_a_near_copy_of_a_seed_is_dropped() -> None:
     text = f" {copy}\n4. Input:\n<noinput>\n4. Output:\nFine."
     answer = TeacherAnswer(1, request.digest, text, "stop", None, None, None, 0)
     assert pipeline.consume(answer) == Consumed((), {"similar": 1})
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.text(max_size=40),
+            st.sampled_from(
+                [
+                    "###",
+                    "\n4. Instruction:",
+                    " 4. Input:\n",
+                    "\n4. Output:",
+                    "5. Instruction: a b c d",
+                    "<noinput>",
+                    "word ",
+                ]
+            ),
+        ),
+        max_size=25,
+    ).map("".join),
+    st.sampled_from(["stop", "length"]),
+)
+@settings(deadline=None)
+def test_no_answer_breaks_the_pipeline_and_every_piece_is_accounted_for(text: str, finish_reason: str) -> None:
+    pipeline = Pipeline(DATA, SEEDS[:3])
+    answer = TeacherAnswer(1, pipeline.request(1).digest, text, finish_reason, None, None, None, 0)
+    consumed = pipeline.consume(answer)
+    pieces = sum(bool(piece.strip()) for piece in f"x{text}".split("###"))
+    assert abs(len(consumed.rows) + sum(consumed.drops.values()) - pieces) <= 1, "the first or last piece may be blank"
+    for row in consumed.rows:
+        assert row.instruction == row.instruction.strip() != ""
+        assert row.output
 
 
 def test_statistics_add_up_and_a_barren_teacher_is_given_up() -> None:
