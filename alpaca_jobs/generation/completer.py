@@ -150,45 +150,52 @@ class Completer:
             TeacherGarbage: answers that are none, to the last.
             TeacherError: anything else the server refuses (unknown model, prompt alone too long); at once.
         """
+        self._check_key()
+        max_tokens, retries, spent = request.max_tokens, 0, NOTHING
+        while True:
+            try:
+                reply = await self._ask(request, max_tokens)
+            except _ContextExceeded as exc:
+                max_tokens = self._shrink(max_tokens, request.number, str(exc))
+            except _Fault as fault:
+                spent = _add(spent, fault.usage)
+                self._raise_if_final(fault, retries, request.number)
+                await self._sleep(self._delay(retries, fault.retry_after_s))
+                retries += 1
+            else:
+                spent = _add(spent, reply.usage)
+                return TeacherAnswer(
+                    number=request.number,
+                    digest=request.digest,
+                    text=reply.text,
+                    finish_reason=reply.finish_reason,
+                    prompt_tokens=spent.prompt_tokens,
+                    completion_tokens=spent.completion_tokens,
+                    cost_usd=cost_usd(self._teacher, spent.prompt_tokens, spent.completion_tokens),
+                    retries=retries,
+                )
+
+    async def close(self) -> None:
+        """Close the connections; the completer cannot be used afterwards."""
+        await self._client.close()
+
+    def _check_key(self) -> None:
         if not self._is_key_possible:
             # The HTTP library would refuse such a header too, but its message repeats the key.
             raise TeacherAuth(
                 f"The key in {self._teacher.api_key_env} holds a space, a line break or another character that no key "
                 "has. It is not repeated here. Copy the key again, without quotes around it."
             )
-        max_tokens, retries, spent = request.max_tokens, 0, NOTHING
-        while True:
-            try:
-                reply = await self._ask(request, max_tokens)
-            except _ContextExceeded as exc:
-                max_tokens = int(max_tokens * SHRINK)
-                if max_tokens < 1:
-                    raise TeacherError(
-                        f"{self._where}: the prompt of request {request.number} alone does not fit the model "
-                        f"({exc}). Use shorter seed tasks, fewer of them (data.num_prompt_seeds), or a larger model."
-                    ) from None
-                continue
-            except _Fault as fault:
-                spent = _add(spent, fault.usage)
-                self._raise_if_final(fault, retries, request.number)
-                await self._sleep(self._delay(retries, fault.retry_after_s))
-                retries += 1
-                continue
-            spent = _add(spent, reply.usage)
-            return TeacherAnswer(
-                number=request.number,
-                digest=request.digest,
-                text=reply.text,
-                finish_reason=reply.finish_reason,
-                prompt_tokens=spent.prompt_tokens,
-                completion_tokens=spent.completion_tokens,
-                cost_usd=cost_usd(self._teacher, spent.prompt_tokens, spent.completion_tokens),
-                retries=retries,
-            )
 
-    async def close(self) -> None:
-        """Close the connections; the completer cannot be used afterwards."""
-        await self._client.close()
+    def _shrink(self, max_tokens: int, number: int, said: str) -> int:
+        """Return a shorter completion to allow after the server refused this one as too long."""
+        shorter = int(max_tokens * SHRINK)
+        if shorter < 1:
+            raise TeacherError(
+                f"{self._where}: the prompt of request {number} alone does not fit the model ({said}). Use shorter "
+                "seed tasks, fewer of them (data.num_prompt_seeds), or a model with a longer context."
+            ) from None
+        return shorter
 
     async def _ask(self, request: TeacherRequest, max_tokens: int) -> Reply:
         """Send one HTTP request; raises _Fault or _ContextExceeded."""
@@ -197,17 +204,19 @@ class Completer:
         is_chat = self._teacher.api == "chat"
         endpoint = self._client.chat.completions if is_chat else self._client.completions
         try:
-            async with asyncio.timeout(self._teacher.timeout_s):  # httpx's own timeout is per read, not per answer
+            async with asyncio.timeout(self._teacher.timeout_s):
                 raw = await endpoint.with_raw_response.create(**self._arguments(request, max_tokens))
             return read_reply(raw.content, is_chat=is_chat)
         except openai.APIStatusError as exc:
             return self._read_refusal(exc.status_code, read_complaint(exc.body), exc.response.headers)
         except openai.APIConnectionError as exc:
-            words = f"no connection ({exc.__cause__ or exc})"
-            raise _Fault(TeacherUnreachable, self._scrub(words), is_temporary=True) from None
+            never_sent = type(exc.__cause__).__name__ == "ConnectError"  # httpx or httpx2, whichever openai brought
+            words = f"{'no connection' if never_sent else 'connection lost'} ({exc.__cause__ or exc})"
+            # What was sent may have been answered, and billed, all the same: its cost is unknown, not nothing.
+            usage = NOTHING if never_sent else Usage()
+            raise _Fault(TeacherUnreachable, self._scrub(words), is_temporary=True, usage=usage) from None
         except TimeoutError:
             words = f"no answer within {self._teacher.timeout_s:g} s"
-            # The server may have worked, and billed, all the same: what it cost is unknown, not nothing.
             raise _Fault(TeacherUnreachable, words, is_temporary=True, usage=Usage()) from None
         except Unusable as exc:
             raise _Fault(TeacherGarbage, self._scrub(str(exc)), is_temporary=True, usage=exc.usage) from None
@@ -319,7 +328,7 @@ def _make_client(teacher: TeacherSpec, api_key: str | None) -> Any:
         api_key=api_key or "none",
         base_url=teacher.base_url,
         max_retries=0,
-        timeout=teacher.timeout_s,
+        timeout=None,  # `_ask` limits the whole answer; this one would only limit the pause between two reads
         # A proxy from the environment cannot reach a server on this machine.
         http_client=openai.DefaultAsyncHttpxClient(trust_env=False) if teacher.is_local else None,
     )

@@ -61,6 +61,10 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):
             self.wfile.write(data)
 
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            super().handle()
+
     def log_message(self, format: str, *args: Any) -> None:
         return
 
@@ -276,6 +280,17 @@ def test_a_server_that_hangs_up_is_unreachable() -> None:
     asked = _ask(lambda n, body: (200, {"content-length": "500"}, b"{"), timeout_s=0.3, max_retries=1)
     assert isinstance(asked.error, TeacherUnreachable)
     assert "no answer within 0.3 s" in str(asked.error)
+
+
+def test_what_a_lost_connection_cost_is_unknown_not_nothing() -> None:
+    def script(n: int, body: dict[str, Any]) -> Reply:
+        if n == 0:
+            raise ConnectionAbortedError  # the server takes the request and closes the connection
+        return _text(**USAGE)
+
+    answer = _ask(script, price_per_million_input_usd=1, price_per_million_output_usd=1).answer
+    assert answer is not None
+    assert (answer.retries, answer.prompt_tokens, answer.cost_usd) == (1, None, None)
 
 
 def test_a_broken_server_is_unreachable_and_its_words_are_passed_on_without_the_key() -> None:
