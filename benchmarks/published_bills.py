@@ -17,8 +17,8 @@ from alpaca_jobs.spec import DataSpec, TeacherSpec
 from cluster.estimate import STATE_BYTES_PER_PARAMETER, WEIGHTS_BYTES_PER_PARAMETER, Assumptions
 from cluster.offers import SNAPSHOT, load_offers
 from cluster.plan import Pricing
-from cluster.pricing import SECONDS_PER_HOUR
 from cluster.simulation import Course, play, quantiles
+from cluster.spending import SECONDS_PER_HOUR
 from cluster.teacher_cost import estimate_teacher
 from cluster.throughput import MFU_PRIOR, Throughput, measured_mfu
 

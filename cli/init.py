@@ -20,33 +20,22 @@ def init(
 
     Example: alpaca-jobs init my-job.yaml --example alpaca-7b
     """
-    examples = example_jobs()
+    from alpaca_jobs.examples import example_names, example_text
+
     if list_examples:
-        rows = tuple((name, _first_comment(text)) for name, text in examples.items())
+        rows = tuple((name, _first_comment(example_text(name))) for name in example_names())
         render.out_grid(render.Grid(("example", "what it is"), rows))
         return
-    if example not in examples:
-        raise Refused(f"There is no example {example!r}. There are: {', '.join(examples)}.")
+    text = example_text(example)
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(examples[example])
+            file.write(text)
     except FileExistsError:
         raise Refused(f"{path} exists already and was left as it is. Name another: alpaca-jobs init FILE") from None
     except (FileNotFoundError, PermissionError, IsADirectoryError) as exc:
         raise Refused(f"{path} cannot be written ({exc.strerror}). Name another: alpaca-jobs init FILE") from exc
     render.out(str(path))
     render.say(f"Look it over, then: alpaca-jobs validate {path}, and: alpaca-jobs launch {path}")
-
-
-def example_jobs() -> dict[str, str]:
-    """The job files that ship with the package, name -> text; the demo first."""
-    from importlib.resources import files
-
-    folder = files("alpaca_jobs") / "examples"
-    jobs = {entry.name[: -len(".yaml")]: entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
-    return {
-        name: jobs[name].read_text(encoding="utf-8") for name in sorted(jobs, key=lambda name: (name != "demo", name))
-    }
 
 
 def _first_comment(text: str) -> str:

@@ -14,8 +14,8 @@ from cluster.errors import PlanError
 from cluster.hardware import peak_flops
 from cluster.hazard import Hazard, spot_hazard
 from cluster.plan import LaunchPlan, Placement, Pricing
-from cluster.pricing import SECONDS_PER_HOUR, Usage
 from cluster.simulation import Course, Played, Quantiles, play, quantiles
+from cluster.spending import SECONDS_PER_HOUR, compute_usd
 from cluster.throughput import MFU_PRIOR, MFU_SPREAD, Throughput
 from cluster.workload import Workload
 
@@ -134,7 +134,7 @@ def _estimate(
 
 def _bill_usd(place: Placement, game: Played, work: Workload, assumed: Assumptions) -> float | None:
     """Machines + state read again after each loss + checkpoints kept; inf for a run that never finishes."""
-    machines_usd = Usage(game.billed_s, place.num_nodes, place.price_per_hour_usd).cost_usd
+    machines_usd = compute_usd(place, game.billed_s)
     if machines_usd is None or math.isinf(game.wall_s):
         return machines_usd
     state_gb = work.num_parameters * STATE_BYTES_PER_PARAMETER / _GB

@@ -75,10 +75,10 @@ def test_drill_table_ends_with_the_verdict() -> None:
 
 @pytest.mark.parametrize("example", ["demo", "alpaca-7b", "alpaca-13b", "vicuna-7b", "opt-6.7b"])
 def test_every_example_shows_a_plan_with_its_price(example: str) -> None:
+    from alpaca_jobs.examples import example_text
     from alpaca_jobs.spec_io import parse_job
-    from cli.init import example_jobs
 
-    job = parse_job(example_jobs()[example], example)
+    job = parse_job(example_text(example), example)
     plan = plan_launch(job, run_id=f"{job.name}-x3fkd", offers=offers_for(job))
     summary, places = plan_grids(plan)
     assert summary.title == f"Plan for {job.name}-x3fkd"

@@ -22,11 +22,11 @@ PROMISED = {
 @pytest.fixture
 def small_job(tmp_path: Path) -> str:
     """The demo, made smaller: fewer rows and steps, everything else as it ships."""
+    from alpaca_jobs.examples import example_text
     from alpaca_jobs.spec_io import change_job, parse_job, render_job
-    from cli.init import example_jobs
 
     job = change_job(
-        parse_job(example_jobs()["demo"], "demo"),
+        parse_job(example_text("demo"), "demo"),
         {"store": f"file://{tmp_path}/runs", "data.num_rows": 64, "train.epochs": 10, "checkpoints.interval_steps": 4},
     )
     path = tmp_path / "job.yaml"
