@@ -4,6 +4,7 @@
     stores.json                  stores that runs were started in, newest first
     runs/<run_id>/session.json   what the supervisor was told: plan, limits, node command
     runs/<run_id>/supervisor.pid, .lock, .log
+    runs/<run_id>/end.json       how its newest session ended
     runs/<run_id>/node-000001.json, node-000001.log, scratch-000001/
 
 Nothing here is state of the run: with all of it gone, `resume` goes on from the store.
@@ -102,6 +103,11 @@ class RunFolder:
     def session(self) -> Path:
         """What the supervisor is told."""
         return self.path / "session.json"
+
+    @property
+    def last_word(self) -> Path:
+        """How the newest session ended; the store has it too, unless the store was what failed."""
+        return self.path / "end.json"
 
     @property
     def supervisor_log(self) -> Path:

@@ -24,7 +24,7 @@ from cluster.code_version import code_version
 from cluster.control import answer_cancels, ask_cancel
 from cluster.errors import BackendMissing, ClusterError, LaunchFailed, RunActive, RunFinished, WrongInput
 from cluster.events import Event, EventReader, seconds_of, utc_now
-from cluster.home import Home, RunFolder, write_json
+from cluster.home import Home, RunFolder, read_json, write_json
 from cluster.inputs import freeze_inputs
 from cluster.local_backend import NODE_COMMAND, LocalBackend
 from cluster.node_exits import Notice
@@ -209,6 +209,9 @@ def follow_run(root: Store, run_id: str, home: Home, *, since: str = "", poll_s:
         if event.t > since:
             yield event
     if is_ours and (last_word is None or last_word.kind != "end"):
+        if (said := read_json(folder.last_word)) is not None:
+            yield Event(utc_now(), "end", last_word.attempt if last_word else 0, "supervisor", said)
+            return
         left = LocalBackend(home).find(run_id)
         node = f"Its node is still running (attempt {left[-1].attempt}). " if left else "Nothing of it is running. "
         raise ClusterError(

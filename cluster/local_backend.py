@@ -38,6 +38,7 @@ from cluster.process_tree import (
     kill_marked,
     new_nonce,
 )
+from cluster.ray_runtime import ray_folder
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +146,9 @@ class LocalBackend:
         self.kill(handle)
 
     def kill(self, handle: Handle) -> None:
-        """SIGKILL the whole tree until nothing of it is left, reap it, delete its scratch folder."""
+        """SIGKILL the whole tree until nothing of it is left, reap it, delete its scratch folders."""
         kill_marked(handle.nonce)
+        shutil.rmtree(ray_folder(handle.nonce), ignore_errors=True)
         if (child := self._children.get(handle.nonce)) is not None:
             child.wait(timeout=30)
         marks = self.marks(handle)

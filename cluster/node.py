@@ -36,6 +36,7 @@ from cluster.node_exits import NODE_EXITS, Notice, read_notice
 from cluster.node_failures import Failure, describe_failure
 from cluster.node_stages import run_stages
 from cluster.phase import PhaseMarker
+from cluster.process_tree import NODE_MARK
 from cluster.recovery import StopReason
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,10 @@ def _world_size(job: JobSpec, placement: Mapping[str, Any]) -> int:
 
 
 def _claim(log: AttemptLog, arguments: NodeArguments) -> None:
-    body = {"placement": dict(arguments.placement), "code_version": code_version(), "started_at": utc_now()}
+    body = {
+        "placement": dict(arguments.placement), "code_version": code_version(), "started_at": utc_now(),
+        "node": os.environ.get(NODE_MARK),
+    }  # fmt: skip
     try:
         log.claim(arguments.attempt, body)
     except AlreadyExists as exc:

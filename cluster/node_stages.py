@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from alpaca_jobs.rows import Row
-from checkpoints.errors import NotCommitted
+from checkpoints.errors import NoGoodCommit
 from checkpoints.keys import CommitRef
 from checkpoints.lineage import counting_commits
 from checkpoints.reader import list_commits
@@ -16,6 +16,7 @@ from cluster.attempt_context import AttemptContext
 from cluster.generate_stage import GeneratedRows, GenerateStage, read_generated
 from cluster.inputs import frozen_rows
 from cluster.phase import Phase
+from cluster.process_tree import NODE_MARK
 from cluster.ray_runtime import RayRuntime
 from cluster.train_stage import TrainStage
 
@@ -32,7 +33,7 @@ def run_stages(ctx: AttemptContext) -> None:
         ctx.log.put_base(ctx.attempt, newest)
         return
     runtime = RayRuntime(
-        num_cpus=ctx.job.data.num_actors + ctx.world_size, name=os.environ.get("ALPACA_JOBS_NODE", str(os.getpid())),
+        num_cpus=ctx.job.data.num_actors + ctx.world_size, name=os.environ.get(NODE_MARK, str(os.getpid())),
         env={},
     )  # fmt: skip
     try:
@@ -92,7 +93,7 @@ def _export(ctx: AttemptContext, stage: TrainStage) -> None:
     commits = counting_commits(ctx.log.records(), list_commits(ctx.store, ctx.layout), ctx.layout)
     trained = [ref for ref in commits if ref.stage == "train"]
     if not trained:
-        raise NotCommitted("There is no train commit to export although training ended; nothing was exported.")
+        raise NoGoodCommit("There is no train commit to export although training ended; nothing was exported.")
     ref: CommitRef = trained[0]
     digest = stage.export(ref)
     logger.info("model of step %d exported, weights sha256 %s", ref.position, digest)

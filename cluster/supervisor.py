@@ -31,7 +31,7 @@ from cluster.backend import Backend, Handle
 from cluster.control import CancelWatch
 from cluster.errors import ClusterError, LaunchFailed, NoCapacity, RunActive
 from cluster.events import EventLogHandler, EventReader, EventWriter, read_events, seconds_of, utc_now
-from cluster.home import Home, RunFolder, read_json
+from cluster.home import Home, RunFolder, read_json, write_json
 from cluster.local_backend import LocalBackend
 from cluster.node_exits import Notice
 from cluster.plan import Placement
@@ -89,7 +89,7 @@ class Supervisor:
                 self._backend.cancel(handle, Notice(StopReason.CANCELLED, self._timing.notice_s))
             exit_code = exc.exit_code if isinstance(exc, ClusterError) else 3
             words = f"{exc} Nothing is left running. Go on with `alpaca-jobs resume {self._plan.run_id}`."
-            self._events.emit("end", exit_code=exit_code, reason=StopReason.STORE_FAILURE.value, words=words)
+            self._say_end(exit_code, StopReason.STORE_FAILURE.value, words)
             return exit_code
 
     def _go_on(self) -> int:
@@ -275,8 +275,13 @@ class Supervisor:
                 lambda: put_report(self._store, self._plan, outcome, self._handed_out), self._timing.store_patience_s
             )
         # The last word: whoever follows finds the report there already.
-        self._events.emit("end", exit_code=exit_code, reason=reason, words=decision.words)
+        self._say_end(exit_code, reason, decision.words)
         return exit_code
+
+    def _say_end(self, exit_code: int, reason: str, words: str) -> None:
+        """Say the last word in the store, and on this machine: the store may be what failed."""
+        self._events.emit("end", exit_code=exit_code, reason=reason, words=words)
+        write_json(self._folder.last_word, {"exit_code": exit_code, "reason": reason, "words": words})
 
 
 def supervise(home: Home, run_id: str) -> int:
@@ -292,6 +297,7 @@ def supervise(home: Home, run_id: str) -> int:
         if body is None:
             raise ClusterError(f"{folder.session} is not there. Start the run with `alpaca-jobs launch` or `resume`.")
         session = Session.from_json(body)
+        folder.last_word.unlink(missing_ok=True)
         store = Store.open(session.plan.store_uri).child(run_id)
         first = patiently(AttemptLog(store, LAYOUT).newest, session.timing.store_patience_s) + 1
         events = EventWriter(store, first, "supervisor", flush_s=0.2)
