@@ -16,7 +16,7 @@ test: venv ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
 
 check: venv lint types ## what to run before a commit: lint, types, the quick tests (under 3 minutes)
-	$(BIN)/python -m pytest -q -m "not slow and not cloud" $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not cloud" $(ARGS)
 
 lint: venv ## ruff: rules and format
 	$(BIN)/ruff check .
