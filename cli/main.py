@@ -12,7 +12,23 @@ from typing import Annotated
 
 import typer
 
-from cli import cancel, drill, export, generate, init, launch, logs, render, resume, rm, runs, status, train, validate
+from cli import (
+    cancel,
+    drill,
+    export,
+    generate,
+    init,
+    launch,
+    logs,
+    offers,
+    render,
+    resume,
+    rm,
+    runs,
+    status,
+    train,
+    validate,
+)
 from cli.exits import DEBUG_VARIABLE, guarded
 
 START, WATCH, STEER, PROVE, STAGES = "Start", "Watch", "Steer", "Prove", "One stage by itself, on this machine"
@@ -20,6 +36,7 @@ START, WATCH, STEER, PROVE, STAGES = "Start", "Watch", "Steer", "Prove", "One st
 COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("init", init.init, START),
     ("validate", validate.validate, START),
+    ("offers", offers.offers, START),
     ("launch", launch.launch, START),
     ("runs", runs.runs, WATCH),
     ("status", status.status, WATCH),

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cluster.errors import CatalogError
 from cluster.plan import Pricing
@@ -57,6 +57,7 @@ class Offer:
         infra, region, zone: as in Placement.
         price_per_hour_usd: for one machine, GPUs included; None when the catalog gives no price, and then `note` says
             why. Never 0 for "unknown".
+        note: what is odd about the row, and what was done about it.
         gpu_name, gpu_count: GPUs of one machine; None and 0 without.
         vcpus, memory_gib: host size, None when unknown.
     """
@@ -78,6 +79,10 @@ class Offer:
         """NAME:COUNT, or None without GPUs."""
         return f"{self.gpu_name}:{self.gpu_count}" if self.gpu_name else None
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, `pricing` by its value."""
+        return {**asdict(self), "pricing": self.pricing.value, "gpus": self.gpus}
+
 
 @dataclass(frozen=True)
 class PriceSource:
@@ -91,12 +96,15 @@ class PriceSource:
     path: Path
     dated: str | None
 
+    @property
+    def origin(self) -> str:
+        """Where from, in words."""
+        if self.dated is None:
+            return "the snapshot that ships with alpaca-jobs (undated)"
+        return f"SkyPilot's catalog of {self.dated}"
+
     def __str__(self) -> str:
-        return f"{self.infra} from " + (
-            f"SkyPilot's catalog of {self.dated}"
-            if self.dated
-            else "the snapshot that ships with alpaca-jobs (undated)"
-        )
+        return f"{self.infra} from {self.origin}"
 
 
 @dataclass(frozen=True)
@@ -153,9 +161,14 @@ def _source(cloud: str, catalogs: Path | None) -> PriceSource:
         return PriceSource(cloud, catalogs / cloud / "vms.csv", None)
     cached = _SKYPILOT_CATALOGS.expanduser() / cloud / "vms.csv"
     if cached.is_file():
-        written = datetime.fromtimestamp(cached.stat().st_mtime, UTC).date().isoformat()
-        return PriceSource(cloud, cached, written)
+        return PriceSource(cloud, cached, datetime.fromtimestamp(_fetched_at_s(cached), UTC).date().isoformat())
     return PriceSource(cloud, SNAPSHOT / cloud / "vms.csv", None)
+
+
+def _fetched_at_s(cached: Path) -> float:
+    """When SkyPilot fetched a catalog. After a fetch that failed it touches the catalog, too, but not its digest."""
+    digest = _SKYPILOT_CATALOGS.expanduser() / ".meta" / cached.parent.name / f"{cached.name}.md5"
+    return (digest if digest.is_file() else cached).stat().st_mtime
 
 
 class _Row(NamedTuple):
@@ -256,6 +269,8 @@ def _offers_of(cloud: str, row: _Row) -> Iterator[Offer]:
         note = "the catalog lists no spot price"
     elif spot_price == row.price and cloud in _EQUAL_MEANS_NO_SPOT:
         spot_price, note = None, _EQUAL_MEANS_NO_SPOT[cloud]
+    gpu_count = _GPU_COUNT_FIXES.get((cloud, row.instance_type), row.gpu_count)
+    counted = "" if gpu_count == row.gpu_count else f"the catalog says {row.gpu_count} GPUs, the cloud {gpu_count}"
     for pricing, price, why in (
         (Pricing.ON_DEMAND, row.price, "" if row.price is not None else "the catalog lists no price"),
         (Pricing.SPOT, spot_price, note),
@@ -268,8 +283,8 @@ def _offers_of(cloud: str, row: _Row) -> Iterator[Offer]:
             pricing=pricing,
             price_per_hour_usd=price,
             gpu_name=row.gpu_name or None,
-            gpu_count=_GPU_COUNT_FIXES.get((cloud, row.instance_type), row.gpu_count),
+            gpu_count=gpu_count,
             vcpus=row.vcpus,
             memory_gib=row.memory_gib,
-            note=why,
+            note="; ".join(filter(None, (why, counted))),
         )

@@ -6,7 +6,6 @@ resort come after every spot one. On local the pretend regions keep the order th
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,11 +14,10 @@ from alpaca_jobs.known_models import KNOWN_MODELS
 from alpaca_jobs.spec import LOCAL_REGIONS, JobSpec
 from cluster.code_version import code_version as own_code_version
 from cluster.errors import PlanError
+from cluster.gpu_choice import join, nearest_region, offers_with_gpus
 from cluster.memory_fit import BYTES_PER_PARAMETER, memory_fit
 from cluster.offers import CLOUDS, Offer, PriceList, load_offers
 from cluster.plan import LaunchPlan, Placement, Pricing
-
-_MAX_NAMED = 6
 
 
 def offers_for(job: JobSpec) -> PriceList:
@@ -93,7 +91,7 @@ def resolve_store(job: JobSpec, folder: Path) -> str:
         raise PlanError(f"store is {store}, which lives inside one process, and a run has several. Use file://./runs.")
     if not is_local:
         raise PlanError(
-            f"store is {store}, a folder of this machine, which machines on {_join(job.compute.infra)} cannot reach. "
+            f"store is {store}, a folder of this machine, which machines on {join(job.compute.infra)} cannot reach. "
             "Use s3://, gs:// or az://, or auto."
         )
     return f"file://{(folder / Path(rest if found else store).expanduser()).resolve()}"
@@ -102,7 +100,7 @@ def resolve_store(job: JobSpec, folder: Path) -> str:
 def _in_infra(job: JobSpec, offers: Iterable[Offer]) -> list[Offer]:
     found = [offer for offer in offers if offer.infra in job.compute.infra]
     if not found:
-        raise PlanError(f"There are no prices for {_join(job.compute.infra)}. Known: local, {_join(CLOUDS)}.")
+        raise PlanError(f"There are no prices for {join(job.compute.infra)}. Known: local, {join(CLOUDS)}.")
     return found
 
 
@@ -114,23 +112,10 @@ def _with_gpus(job: JobSpec, offers: list[Offer], notes: list[str]) -> list[Offe
     wanted = compute.gpu_request
     if wanted is None:
         return offers if compute.is_local else _host_machines(job, offers)
-    names = sorted({offer.gpu_name for offer in offers if offer.gpu_name})
-    name = next((one for one in names if one.lower() == wanted.name.lower()), None)
-    if name is None:
-        close = difflib.get_close_matches(wanted.name, names, n=1, cutoff=0.5)
-        hint = f"Did you mean {close[0]}:{wanted.count}?" if close else ""
-        raise PlanError(
-            f"compute.gpus is {compute.gpus}, but {_join(compute.infra)} sell no {wanted.name}. "
-            f"{hint or f'There are: {_join(names)}.'}"
-        )
-    counts = sorted({offer.gpu_count for offer in offers if offer.gpu_name == name})
-    if wanted.count not in counts:
-        raise PlanError(
-            f"compute.gpus is {compute.gpus}, but {_join(compute.infra)} sell {name} only with "
-            f"{_join(map(str, counts))} in a machine. Set gpus: {name}:{_nearest(wanted.count, counts)}, or use "
-            "num_nodes to add machines."
-        )
-    found = [offer for offer in offers if offer.gpu_name == name and offer.gpu_count == wanted.count]
+    found = offers_with_gpus(
+        offers, wanted.name, wanted.count, asked=f"compute.gpus is {compute.gpus}", sellers=compute.infra,
+        key="gpus: ", elsewhere=", or use num_nodes to add machines",
+    )  # fmt: skip
     _check_memory(job, found[0], offers, notes)
     return found
 
@@ -149,7 +134,7 @@ def _automatic(job: JobSpec, offers: list[Offer], notes: list[str]) -> list[Offe
     if not priced:
         state_gib = known.num_parameters * BYTES_PER_PARAMETER / 2**30
         raise PlanError(
-            f"compute.gpus is auto, but nothing sold on {_join(job.compute.infra)} at a known price holds "
+            f"compute.gpus is auto, but nothing sold on {join(job.compute.infra)} at a known price holds "
             f"{job.train.model}, whose {known.num_parameters / 1e9:.2f} B parameters need {state_gib:.0f} GiB of "
             "state. Raise num_nodes, allow more regions or clouds, or set spot: false."
         )
@@ -187,7 +172,7 @@ def _check_memory(job: JobSpec, offer: Offer, offers: Iterable[Offer], notes: li
         return
     if not fit.fits:
         shapes = sorted(_fitting_shapes(job, known.num_parameters, offers))
-        remedy = f"Take one of {_join(shapes)}" if shapes else "Allow other clouds"
+        remedy = f"Take one of {join(shapes)}" if shapes else "Allow other clouds"
         raise PlanError(
             f"compute.gpus is {job.compute.gpus}, but {job.train.model} does not fit: {fit}. "
             f"{remedy}, or raise num_nodes."
@@ -201,7 +186,7 @@ def _host_machines(job: JobSpec, offers: Iterable[Offer]) -> list[Offer]:
     if not found:
         raise PlanError(
             f"compute asks for workers x threads_per_worker = {wanted} CPUs in a machine, and the price lists of "
-            f"{_join(job.compute.infra)} have none that large. Lower workers, or ask for GPUs."
+            f"{join(job.compute.infra)} have none that large. Lower workers, or ask for GPUs."
         )
     return found
 
@@ -211,9 +196,10 @@ def _check_region_names(job: JobSpec, offers: Iterable[Offer]) -> None:
     names = _region_names(offers)
     for region in job.compute.regions or ():
         if region not in names:
-            close = difflib.get_close_matches(region, names, n=1)
-            hint = f"Did you mean {close[0]}?" if close else f"There are: {_join(names)}."
-            raise PlanError(f"compute.regions names {region}, which {_join(job.compute.infra)} do not have. {hint}")
+            raise PlanError(
+                f"compute.regions names {region}, which {join(job.compute.infra)} do not have. "
+                f"{nearest_region(region, names)}"
+            )
 
 
 def _in_regions(job: JobSpec, offers: list[Offer], exclude: Sequence[str], notes: list[str]) -> list[Offer]:
@@ -221,18 +207,18 @@ def _in_regions(job: JobSpec, offers: list[Offer], exclude: Sequence[str], notes
     selling = _region_names(offers)
     absent = [region for region in job.compute.regions or () if region not in selling]
     if absent:
-        notes.append(f"Left out, because the price list has no such machine there: {_join(absent)}.")
+        notes.append(f"Left out, because the price list has no such machine there: {join(absent)}.")
     allowed = [offer for offer in offers if _is_in_regions(job, offer)]
     kept = [offer for offer in allowed if not {offer.region, f"{offer.infra}/{offer.region}"} & set(exclude)]
     if kept:
         return kept
     if not allowed:
         raise PlanError(
-            f"compute.regions allows {_join(job.compute.regions or ())}, and none of them sells what the job asks for. "
-            f"These do: {_join(selling)}."
+            f"compute.regions allows {join(job.compute.regions or ())}, and none of them sells what the job asks for. "
+            f"These do: {join(selling)}."
         )
     raise PlanError(
-        f"No region is left: {_join(exclude)} excluded, and the job allows {_join(_region_names(allowed))}. "
+        f"No region is left: {join(exclude)} excluded, and the job allows {join(_region_names(allowed))}. "
         "Allow more in compute.regions, or exclude fewer."
     )
 
@@ -255,7 +241,7 @@ def _with_pricing(job: JobSpec, offers: list[Offer], notes: list[str]) -> list[O
     why = sorted({offer.note for offer in offers if offer.note})
     raise PlanError(
         f"compute.spot allows only {'spot' if job.compute.spot_policy else 'on-demand'} machines, and none of those "
-        f"that fit has such a price ({_join(why) or 'none is listed'}). "
+        f"that fit has such a price ({join(why) or 'none is listed'}). "
         "Set spot: false, or spot: {on_demand: last-resort}, or allow other clouds."
     )
 
@@ -294,15 +280,3 @@ def _check_batch(job: JobSpec, world_size: int) -> None:
             f"train.global_batch_size is {job.train.global_batch_size}, but there would be {world_size} training "
             "ranks, and some would never see a row. Use fewer GPUs or workers, or a larger batch."
         )
-
-
-def _nearest(wanted: int, counts: Sequence[int]) -> int:
-    """The next larger count, or the largest."""
-    return min((count for count in counts if count >= wanted), default=max(counts))
-
-
-def _join(names: Iterable[str]) -> str:
-    """Names for a sentence, the first few of many."""
-    listed = list(names)
-    rest = f" and {len(listed) - _MAX_NAMED} more" if len(listed) > _MAX_NAMED else ""
-    return ", ".join(listed[:_MAX_NAMED]) + rest

@@ -17,7 +17,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
     "fsspec": ("checkpoints/store*.py",),
     "s3fs": ("checkpoints/store*.py",),
     "ray": ("cluster/ray_runtime*.py",),
-    "sky": ("cluster/sky_backend.py", "cluster/sky_plugin.py"),
+    "sky": ("cluster/sky_*.py",),
     "openai": ("alpaca_jobs/generation/completer.py",),
     "torch": (
         "checkpoints/torch_*.py",

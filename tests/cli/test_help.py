@@ -59,6 +59,7 @@ def test_the_commands_are_the_ones_promised() -> None:
     promised = [
         "init",
         "validate",
+        "offers",
         "launch",
         "runs",
         "status",

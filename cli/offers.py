@@ -1,0 +1,118 @@
+"""`alpaca-jobs offers`: what can be had where, spot and on demand, and where each price comes from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import options, render, words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cluster.offers import Offer, PriceList
+
+
+def offers(
+    gpus: Annotated[
+        str | None, typer.Option("--gpus", metavar="NAME[:COUNT]", help="GPUs of one machine; left out: all kinds.")
+    ] = None,
+    infra: Annotated[
+        list[str] | None, typer.Option("--infra", metavar="CLOUD", help="Only this cloud. Repeatable.")
+    ] = None,
+    region: Annotated[
+        list[str] | None, typer.Option("--region", metavar="REGION", help="Only this region. Repeatable.")
+    ] = None,
+    spot: Annotated[
+        bool | None, typer.Option("--spot/--on-demand", help="Only one way of paying.", show_default="both")
+    ] = None,
+    limit: Annotated[int, typer.Option("--max", "-n", min=1, help="Show at most so many, the cheapest.")] = 20,
+    live: Annotated[
+        bool, typer.Option("--live", help="Let SkyPilot fetch today's price catalogs first (needs it and a network).")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show what machines cost where, cheapest first. Prices are list prices; whether your account may start one is
+    not known here.
+
+    Example: alpaca-jobs offers --gpus A100-80GB:8 --spot
+    """
+    from cluster.offer_query import choose_offers, fetch_prices
+    from cluster.offers import CLOUDS
+    from cluster.plan import Pricing
+
+    clouds = tuple(infra or ())
+    prices = fetch_prices(clouds)  # also says which cloud is none, before anything is fetched
+    if live:
+        from cluster.sky_catalogs import refresh_catalogs
+
+        for cloud in refresh_catalogs(clouds or CLOUDS):
+            render.say(f"{cloud}: its catalog was written by hand, and SkyPilot does not replace such a one.")
+        prices = fetch_prices(clouds)
+    pricing = None if spot is None else Pricing.SPOT if spot else Pricing.ON_DEMAND
+    found = choose_offers(prices, gpus, regions=region or (), pricing=pricing)
+    if as_json:
+        render.out_json(offers_json(prices, found, limit))
+    elif gpus is None:
+        render.out_grid(shapes_grid(prices, found))
+    else:
+        render.out_grid(offers_grid(prices, found, limit))
+
+
+def offers_json(prices: PriceList, found: Sequence[Offer], limit: int) -> dict[str, object]:
+    """What `--json` prints: offers, how many more there are, and where the prices come from."""
+    sources = [{"infra": one.infra, "path": str(one.path), "dated": one.dated} for one in prices.sources]
+    return {
+        "offers": [one.to_json() for one in found[:limit]],
+        "hidden": max(len(found) - limit, 0),
+        "sources": sources,
+    }
+
+
+def offers_grid(prices: PriceList, found: Sequence[Offer], limit: int) -> render.Grid:
+    """Offers with a price, cheapest first; what is odd about the others below."""
+    from cluster.offer_query import odd_rows
+
+    priced = [one for one in found if one.price_per_hour_usd is not None]
+    notes = [f"... and {len(priced) - limit} more: --max {len(priced)}"] if len(priced) > limit else []
+    rows = (
+        (
+            one.infra if one.zone is None else f"{one.infra}/{one.zone}",
+            one.region,
+            f"{one.instance_type} ({one.gpus})",
+            one.pricing.value,
+            words.rate(one.price_per_hour_usd),
+            words.rate(None if one.price_per_hour_usd is None else one.price_per_hour_usd / max(one.gpu_count, 1)),
+            words.number(one.vcpus),
+            words.number(one.memory_gib),
+        )
+        for one in priced[:limit]
+    )
+    return render.Grid(
+        ("where", "region", "machine", "pricing", ">price", ">per GPU", ">vCPUs", ">GiB"),
+        tuple(rows),
+        notes=(*notes, *odd_rows(found), _prices_from(prices)),
+    )
+
+
+def shapes_grid(prices: PriceList, found: Sequence[Offer]) -> render.Grid:
+    """Every kind of GPU machine with its lowest prices."""
+    from cluster.offer_query import shapes_of
+
+    rows = (
+        (shape.gpus, ", ".join(shape.infra), words.rate(shape.spot_usd), words.rate(shape.on_demand_usd))
+        for shape in shapes_of(found)
+    )
+    return render.Grid(
+        ("GPUs", "sold by", ">lowest spot", ">lowest on demand"),
+        tuple(rows),
+        notes=("Where each is to be had: alpaca-jobs offers --gpus NAME:COUNT", _prices_from(prices)),
+    )
+
+
+def _prices_from(prices: PriceList) -> str:
+    by_origin: dict[str, list[str]] = {}
+    for source in prices.sources:
+        by_origin.setdefault(source.origin, []).append(source.infra)
+    return "Prices: " + "; ".join(f"{', '.join(infra)} from {origin}" for origin, infra in by_origin.items()) + "."
