@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,8 @@ from cli.exits import Refused
 
 if TYPE_CHECKING:
     from checkpoints.store import Store
+
+COPY_BYTES = 64 * 2**20
 
 
 def export(
@@ -61,13 +64,15 @@ def copy_model(store: Store, run_id: str, folder: Path) -> dict[str, int]:
         raise Refused(f"{run_id} has no model yet; committed is {newest}. Go on with: alpaca-jobs resume {run_id}")
     reader = CommitReader.open(store, LAYOUT, exported[0])
     partial = folder.with_name(f"{folder.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)  # what an interrupted copy left
     files = {}
     for entry in reader.manifest.objects:
         target = partial / entry.name
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as file:
-            for placed in reader.blocks(entry.name):  # a model is larger than memory; a block is 16 MiB
-                file.write(reader.read_block(placed))
+            for start in range(0, entry.size, COPY_BYTES):  # a model may be larger than memory
+                file.write(reader.read_range(entry.name, start, min(COPY_BYTES, entry.size - start)))
         files[entry.name] = entry.size
     if folder.exists():
         folder.rmdir()

@@ -1,0 +1,56 @@
+"""A model leaves its store whole and verified, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alpaca_jobs.run_layout import LAYOUT
+from checkpoints.attempts import AttemptLog
+from checkpoints.errors import Damaged
+from checkpoints.keys import CommitRef
+from checkpoints.store import Store
+from checkpoints.writer import CommitWriter
+from cli import export
+
+WEIGHTS = bytes(range(256)) * 400
+EXPORTED = CommitRef("export", 0, 1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A run's store with one exported model of two files."""
+    store = Store.open(f"file://{tmp_path}/store").child("demo-x3fkd")
+    log = AttemptLog(store, LAYOUT)
+    log.claim(1, {"placement": {}})
+    log.put_base(1, None)
+    writer = CommitWriter(store, LAYOUT, EXPORTED)
+    writer.put("model.safetensors", WEIGHTS)
+    writer.put("config.json", b"{}")
+    writer.publish(meta={})
+    return store
+
+
+def test_files_are_copied_byte_for_byte(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "COPY_BYTES", 1000)  # many pieces, the last one short
+    files = export.copy_model(store, "demo-x3fkd", tmp_path / "model")
+    assert files == {"model.safetensors": len(WEIGHTS), "config.json": 2}
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == WEIGHTS
+    assert not (tmp_path / "model.partial").exists()
+
+
+def test_an_empty_folder_may_be_there_and_old_remains_are_cleared(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model.partial").mkdir()
+    (tmp_path / "model.partial" / "stale.bin").write_bytes(b"old")
+    export.copy_model(store, "demo-x3fkd", tmp_path / "model")
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_flipped_bit_stops_the_copy_and_leaves_no_model(store: Store, tmp_path: Path) -> None:
+    key = LAYOUT.commit_prefix(EXPORTED) + "model.safetensors"
+    store.put(key, WEIGHTS[:500] + bytes([WEIGHTS[500] ^ 1]) + WEIGHTS[501:])
+    with pytest.raises(Damaged):
+        export.copy_model(store, "demo-x3fkd", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
