@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,7 +39,13 @@ def drill(
     job = load_job(job_file)
     sizes = _sizes(world_size)
     starting.check_installed(job)
-    result = run_drill(job, kills=kills, seed=seed, world_sizes=sizes, home=Home.default(), on_event=Talk().hear)
+    home = Home.default()
+    before = {folder.run_id for folder in home.runs()}
+    try:
+        result = run_drill(job, kills=kills, seed=seed, world_sizes=sizes, home=home, on_event=Talk().hear)
+    except KeyboardInterrupt:
+        end_runs([folder.run_id for folder in home.runs() if folder.run_id not in before])
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
     body = result.to_json()
     if as_json:
         render.out_json(body)
@@ -67,6 +74,27 @@ class Talk:
             line = f"KILLED attempt {what.attempt} in {what.region}, in phase {what.phase}" + _at(what.reached)
         if line:
             render.say(f"{run:>11} | {line}")
+
+
+def end_runs(run_ids: Sequence[str]) -> None:
+    """Stop the runs of a drill that was interrupted; nobody would come back to them."""
+    from cli.finding import find_run
+    from cli.follow import how_to_come_back
+    from cluster.launching import cancel_run
+
+    for run_id in run_ids:
+        found = find_run(run_id, None)
+        if not found.is_alive_here:
+            continue
+        render.say(f"Interrupted. Stopping {run_id}, which may save for up to half a minute ...")
+        try:
+            cancel_run(found.root, run_id, found.home)
+            while found.home.run(run_id).supervisor_pid() is not None:
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            render.say(f"It was asked to stop and is left to it.\n{how_to_come_back(found)}")
+            return
+        render.say(f"{run_id} has stopped. alpaca-jobs rm {run_id} deletes what it left in its store.")
 
 
 def drill_grid(result: Mapping[str, Any]) -> render.Grid:

@@ -19,6 +19,7 @@ def use_quick_nodes(behaviour: str) -> None:
     """Let launch and resume start quick nodes, in this process."""
     import functools
 
+    import cluster.drill
     import cluster.launching
     from cluster.session import Timing
 
@@ -26,7 +27,10 @@ def use_quick_nodes(behaviour: str) -> None:
     command = (sys.executable, str(FAKE_NODE), behaviour)
     for name in ("start_run", "resume_run"):
         real = getattr(cluster.launching, name)
-        setattr(cluster.launching, name, functools.partial(real, timing=timing, node_command=command))
+        quick = functools.partial(real, timing=timing, node_command=command)
+        setattr(cluster.launching, name, quick)
+        if hasattr(cluster.drill, name):
+            setattr(cluster.drill, name, quick)
 
 
 def main() -> None:

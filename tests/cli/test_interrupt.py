@@ -78,3 +78,15 @@ def test_ctrl_c_at_any_moment_leaves_a_run_that_was_told_or_nothing(quick: Any, 
     files = [path for path in (quick.folder / "runs").rglob("*") if path.is_file()]
     assert files == []
     quick.wait_for(lambda: not [node for node in find_nodes() if node.run_id and node.run_id.startswith("quick-")], 10)
+
+
+def test_ctrl_c_during_a_drill_stops_the_run_that_nobody_would_come_back_to(quick: Any) -> None:
+    quick.behaviour |= {"steps": 4000}
+    process = quick.start("drill", quick.job(checkpoints={"interval_steps": 4}), "--kills", "1")
+    read_until(process, "| step ")
+    left = quick.interrupt(process)
+    assert left.returncode == 130
+    run_id = quick.home.runs()[0].run_id
+    assert f"{run_id} has stopped" in left.stderr
+    assert quick.home.run(run_id).supervisor_pid() is None
+    assert [node for node in find_nodes() if node.run_id == run_id] == []
