@@ -6,13 +6,13 @@ data = CommitReader.open(store, layout, newest).read("rows.jsonl")
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from checkpoints.errors import Damaged, NotCommitted, ObjectMissing
 from checkpoints.keys import MANIFEST, CommitRef, Layout
-from checkpoints.manifest import DIGESTS, Block, BlockSource, Manifest, ObjectEntry
+from checkpoints.manifest import DIGESTS, MAX_BLOCK_BYTES, Block, BlockSource, Manifest, ObjectEntry
 from checkpoints.store import Store
 
 READ_THREADS = 4
@@ -36,6 +36,26 @@ class PlacedBlock:
     offset: int
     block: Block
     source: BlockSource
+
+
+def group_blocks(blocks: Iterable[PlacedBlock]) -> list[tuple[PlacedBlock, ...]]:
+    """Put blocks that lie one after the other in the store together, up to 16 MiB, to be read by one request. Pure."""
+    spans: list[list[PlacedBlock]] = []
+    size = 0
+    for placed in blocks:
+        last = spans[-1][-1] if spans else None
+        follows = (
+            last is not None
+            and (last.source.prefix, last.source.name) == (placed.source.prefix, placed.source.name)
+            and last.source.offset + last.block.size == placed.source.offset
+        )
+        if follows and size + placed.block.size <= MAX_BLOCK_BYTES:
+            spans[-1].append(placed)
+            size += placed.block.size
+        else:
+            spans.append([placed])
+            size = placed.block.size
+    return [tuple(span) for span in spans]
 
 
 class CommitReader:
@@ -78,11 +98,11 @@ class CommitReader:
             Damaged: the bytes are not those that were committed.
             NotCommitted: the commit was deleted meanwhile.
         """
-        blocks = list(self.blocks(name))
-        if len(blocks) == 1:
-            return self.read_block(blocks[0])
+        spans = group_blocks(self.blocks(name))
+        if len(spans) == 1:
+            return b"".join(self.read_span(spans[0]))
         with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read") as pool:
-            return b"".join(pool.map(self.read_block, blocks))
+            return b"".join(part for parts in pool.map(self.read_span, spans) for part in parts)
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes of `name` from `start` on; reads and verifies the blocks they lie in, and only those.
@@ -95,9 +115,9 @@ class CommitReader:
         if start < 0 or length < 0 or start + length > size:
             raise ValueError(f"{self._prefix}{name} has {size} bytes: there are no {length} from {start} on")
         parts = []
-        for placed in self.blocks(name, start, length):
-            data = memoryview(self.read_block(placed))
-            parts.append(data[max(0, start - placed.offset) : start + length - placed.offset])
+        for span in group_blocks(self.blocks(name, start, length)):
+            for placed, data in zip(span, self.read_span(span), strict=True):
+                parts.append(data[max(0, start - placed.offset) : start + length - placed.offset])
         return b"".join(parts)
 
     def blocks(self, name: str, start: int = 0, length: int | None = None) -> Iterator[PlacedBlock]:
@@ -108,28 +128,38 @@ class CommitReader:
             if offset < end and offset + block.size > start:
                 yield PlacedBlock(name, offset, block, source)
 
-    def read_block(self, placed: PlacedBlock) -> bytes:
-        """The bytes of one block, verified.
+    def read_span(self, span: Sequence[PlacedBlock]) -> list[memoryview]:
+        """The bytes of each block of a span that `group_blocks` made, verified; one request.
 
         Raises:
             Damaged, NotCommitted: as for `read`.
         """
-        source, block = placed.source, placed.block
+        source = span[0].source
         key = source.prefix + source.name
         try:
-            data = self._store.get_range(key, source.offset, block.size)
+            data = self._store.get_range(key, source.offset, sum(placed.block.size for placed in span))
         except ObjectMissing as exc:
             if not self._store.exists(self._layout.manifest_key(self.manifest.ref)):
                 raise _not_committed(self._store, self._layout, self.manifest.ref) from exc
             raise Damaged(key, "the object is missing", self._store.uri) from exc
-        span = f"block of {block.size} bytes at offset {source.offset}"
+        parts, start, whole = [], 0, memoryview(data)
+        for placed in span:
+            part = whole[start : start + placed.block.size]
+            self._check(placed, part)
+            parts.append(part)
+            start += placed.block.size
+        return parts
+
+    def _check(self, placed: PlacedBlock, data: memoryview) -> None:
+        source, block = placed.source, placed.block
+        words = f"block of {block.size} bytes at offset {source.offset}"
         if len(data) != block.size:
-            raise Damaged(key, f"{span}: only {len(data)} bytes are there (truncated)", self._store.uri)
+            problem = f"{words}: only {len(data)} bytes are there (truncated)"
+            raise Damaged(source.prefix + source.name, problem, self._store.uri)
         digest = self._digest(data)
         if digest != block.digest:
-            problem = f"{span}: its {self.manifest.digest} is {digest[:16]}…, committed was {block.digest[:16]}…"
-            raise Damaged(key, problem, self._store.uri)
-        return data
+            problem = f"{words}: its {self.manifest.digest} is {digest[:16]}…, committed was {block.digest[:16]}…"
+            raise Damaged(source.prefix + source.name, problem, self._store.uri)
 
     def verify(self) -> None:
         """Read every block of every object.
@@ -137,13 +167,13 @@ class CommitReader:
         Raises:
             Damaged: names the first object that is not as committed.
         """
-        blocks = [placed for entry in self.manifest.objects for placed in self.blocks(entry.name)]
+        spans = group_blocks(placed for entry in self.manifest.objects for placed in self.blocks(entry.name))
         with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="verify") as pool:
-            for _ in pool.map(self._check_block, blocks):
+            for _ in pool.map(self._verify_span, spans):
                 pass
 
-    def _check_block(self, placed: PlacedBlock) -> None:
-        self.read_block(placed)
+    def _verify_span(self, span: Sequence[PlacedBlock]) -> None:
+        self.read_span(span)  # and let go of the bytes: a result that is returned would be kept until it is asked for
 
     def _entry(self, name: str) -> ObjectEntry:
         entry = self.manifest.by_name.get(name)

@@ -16,10 +16,13 @@ from typing import Any
 
 from checkpoints.store_errors import error_code, http_status, is_missing
 
-PART_BYTES = 16 * 2**20
+PART_BYTES = 8 * 2**20
 """Size of one part of a multipart upload; objects up to twice this go in one request. S3 wants at least 5 MiB and at
 most 10,000 parts. Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html (2026-11-20)."""
-PARTS_IN_FLIGHT = 4
+BODIES_IN_FLIGHT = 4
+"""Of all objects together: each is a copy of its bytes, and the event loop makes another of what the socket does not
+take at once, so this bounds the memory that sending takes (128 MiB)."""
+PARTS_AT_A_TIME = 4
 MAX_PARTS = 10_000
 _DELETE_BATCH = 1000  # the most that DeleteObjects takes
 
@@ -36,6 +39,7 @@ class S3Driver:
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._lock = threading.Lock()
+        self._bodies = threading.BoundedSemaphore(BODIES_IN_FLIGHT)
         self._filesystem: Any = None
         self._pid = 0
         self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
@@ -43,7 +47,7 @@ class S3Driver:
     def write(self, key: str, data: bytes | memoryview) -> None:
         view = memoryview(data).cast("B")
         if len(view) <= 2 * PART_BYTES:
-            self._call("put_object", Key=self._key(key), Body=_body(data))
+            self._send("put_object", view, Key=self._key(key))
         else:
             self._write_parts(self._key(key), view)
 
@@ -122,13 +126,12 @@ class S3Driver:
         upload = self._call("create_multipart_upload", Key=key)["UploadId"]
 
         def send(number: int) -> dict[str, Any]:
-            # The client takes no memoryview; copying part by part keeps the extra memory to the parts in flight.
-            part = bytes(view[starts[number] : starts[number] + part_bytes])
-            answer = self._call("upload_part", Key=key, UploadId=upload, PartNumber=number + 1, Body=part)
+            part = view[starts[number] : starts[number] + part_bytes]
+            answer = self._send("upload_part", part, Key=key, UploadId=upload, PartNumber=number + 1)
             return {"PartNumber": number + 1, "ETag": answer["ETag"]}
 
         try:
-            with ThreadPoolExecutor(PARTS_IN_FLIGHT, thread_name_prefix="s3-part") as pool:
+            with ThreadPoolExecutor(PARTS_AT_A_TIME, thread_name_prefix="s3-part") as pool:
                 parts = list(pool.map(send, range(len(starts))))
             self._call("complete_multipart_upload", Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
         except BaseException:
@@ -140,6 +143,11 @@ class S3Driver:
             self._call("abort_multipart_upload", Key=key, UploadId=upload)
         except OSError:
             return  # the failure that brought us here is the one to tell; a sweep aborts what dangles
+
+    def _send(self, verb: str, view: memoryview, **arguments: Any) -> Any:
+        self._fs()  # in a forked child this makes the semaphore anew
+        with self._bodies:  # the client takes no memoryview, so what is on its way is a copy
+            return self._call(verb, Body=bytes(view), **arguments)
 
     def _call(self, verb: str, **arguments: Any) -> Any:
         async def call() -> Any:
@@ -155,15 +163,12 @@ class S3Driver:
             with self._lock:
                 if self._pid != os.getpid():
                     self._filesystem = self._connect()
+                    self._bodies = threading.BoundedSemaphore(BODIES_IN_FLIGHT)  # one copied by fork may be taken
                     self._pid = os.getpid()
         return self._filesystem
 
     def _key(self, key: str) -> str:
         return self._prefix + key
-
-
-def _body(data: bytes | memoryview) -> bytes:
-    return data if isinstance(data, bytes) else bytes(data)
 
 
 def _http_range(start: int, length: int | None) -> str:

@@ -301,15 +301,15 @@ class Checkpointer:
         writer = CommitWriter(self._store, self._layout, ref, fence=self._fence, known=known)
 
         def put_objects(writer: CommitWriter) -> None:
+            prepared = [
+                writer.prepare(planned.name, job.snapshot.bytes_of(planned.name), cuts=planned.cuts)
+                for planned in job.layout.objects
+            ]
+            if job.record:
+                prepared.append(writer.prepare(STATE_OBJECT, job.record))
             with ThreadPoolExecutor(SAVE_THREADS, thread_name_prefix="store") as pool:
-                jobs = [
-                    pool.submit(writer.put, planned.name, job.snapshot.bytes_of(planned.name), cuts=planned.cuts)
-                    for planned in job.layout.objects
-                ]
-                if job.record:
-                    jobs.append(pool.submit(writer.put, STATE_OBJECT, job.record))
-                for each in jobs:
-                    each.result()
+                for _ in pool.map(writer.store, prepared):
+                    pass
 
         return commit_together(writer, self._exchange, put_objects, fingerprint=job.fingerprint, meta=job.meta)
 

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
-from checkpoints.reader import CommitReader, PlacedBlock
+from checkpoints.reader import CommitReader, PlacedBlock, group_blocks
 from checkpoints.torch_state import FlatState, StoredState
 
 LOAD_THREADS = 4
@@ -36,10 +36,10 @@ class _Piece:
     missing: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def fill(self, data: bytes, offset: int) -> None:
+    def fill(self, data: memoryview, offset: int) -> None:
         """Copy what `data` (lying at `offset` of the object) has of this piece."""
         first, last = max(self.start, offset), min(self.end, offset + len(data))
-        self.buffer[first - self.start : last - self.start] = memoryview(data)[first - offset : last - offset]
+        self.buffer[first - self.start : last - self.start] = data[first - offset : last - offset]
         with self.lock:
             self.missing -= 1
             done = self.missing == 0
@@ -62,17 +62,16 @@ def load_tensors(reader: CommitReader, stored: StoredState, flat: FlatState) -> 
             for item in planner.create_local_plan().items
             if (piece := _piece(item, stored, planner.resolve_tensor(item).detach())) is not None
         ]
-        wanted = _blocks_of(reader, pieces)
+        takers = _takers(reader, pieces)
 
-        def fetch(job: tuple[PlacedBlock, list[_Piece]]) -> None:
-            placed, takers = job
-            data = reader.read_block(placed)
-            with torch.no_grad():
-                for piece in takers:
-                    piece.fill(data, placed.offset)
+        def fetch(span: tuple[PlacedBlock, ...]) -> None:
+            with torch.no_grad():  # it is a thread's own setting
+                for placed, data in zip(span, reader.read_span(span), strict=True):
+                    for piece in takers[placed]:
+                        piece.fill(data, placed.offset)
 
         with ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="load") as pool:
-            for _ in pool.map(fetch, wanted):
+            for _ in pool.map(fetch, group_blocks(sorted(takers, key=lambda placed: (placed.name, placed.offset)))):
                 pass
 
 
@@ -97,14 +96,14 @@ def _piece(item: ReadItem, stored: StoredState, target: torch.Tensor) -> _Piece 
     return _Piece(place.name, start, end, raw.numpy().data, target, staged)
 
 
-def _blocks_of(reader: CommitReader, pieces: Sequence[_Piece]) -> list[tuple[PlacedBlock, list[_Piece]]]:
-    """Every block that is needed, once, with the pieces that take from it; in the order they lie in."""
-    takers: dict[tuple[str, int], tuple[PlacedBlock, list[_Piece]]] = {}
+def _takers(reader: CommitReader, pieces: Sequence[_Piece]) -> dict[PlacedBlock, list[_Piece]]:
+    """Every block that is needed, with the pieces that take from it."""
+    takers: dict[PlacedBlock, list[_Piece]] = {}
     for piece in pieces:
         for placed in reader.blocks(piece.name, piece.start, piece.end - piece.start):
-            takers.setdefault((placed.name, placed.offset), (placed, []))[1].append(piece)
+            takers.setdefault(placed, []).append(piece)
             piece.missing += 1
-    return [takers[key] for key in sorted(takers)]
+    return takers
 
 
 def _row_major(sizes: torch.Size) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
 from checkpoints.torch_state import ChunkPlace, FlatState
 
-OBJECT_BYTES = 64 * 2**20
+OBJECT_BYTES = 16 * 2**20
 """An object is closed once it holds this much; several objects are stored at a time. A larger tensor makes its own."""
 _ALIGN = 64  # any dtype can be viewed at such an offset
 _OWN_BLOCK_BYTES = 2**20  # tensors this large share no block with others: a frozen one can be referenced later

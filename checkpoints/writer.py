@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +28,16 @@ KnownBlocks = Mapping[tuple[int, str], BlockSource]
 """(size, digest) -> where a block with these bytes lies already: what an incremental save may refer to."""
 
 _DIGEST_THREADS = 2
+
+
+@dataclass(frozen=True)
+class PreparedObject:
+    """An object whose digests are being computed: its bytes, its blocks' spans, and their digests to come."""
+
+    name: str
+    view: memoryview
+    spans: tuple[tuple[int, int], ...]
+    digests: tuple[Future[str], ...]
 
 
 class CommitWriter:
@@ -52,6 +63,7 @@ class CommitWriter:
         self._digest_name, self._digest = digest, DIGESTS[digest]
         self._lock = threading.Lock()
         self._entries: dict[str, ObjectEntry] = {}
+        self._hashers = ThreadPoolExecutor(_DIGEST_THREADS, thread_name_prefix="digest")  # they end with this object
         self.ref = ref
         self.prefix = layout.commit_prefix(ref)
 
@@ -72,17 +84,36 @@ class CommitWriter:
         Raises:
             StoreFull, StorePermission, StoreUnreachable, StoreError: nothing is committed then.
         """
+        return self.store(self.prepare(name, data, cuts=cuts))
+
+    def prepare(self, name: str, data: bytes | memoryview, *, cuts: Iterable[int] = ()) -> PreparedObject:
+        """Begin to compute the digests of an object that will be stored; `put` in two parts, for several objects.
+
+        Preparing all before storing the first lets hashing run ahead of sending, so neither waits for the other.
+        """
         with self._lock:
             if name in self._entries or name == MANIFEST:
                 raise ValueError(f"{self.prefix}{name} was put before: an object of a commit is written once")
             self._entries[name] = ObjectEntry(name, ())
         view = memoryview(data).cast("B")
-        spans = list(block_spans(len(view), cuts))
-        put = self._put_new_blocks if self._known else self._put_all
-        entry, stored = put(name, view, spans)
+        spans = tuple(block_spans(len(view), cuts))
+        digests = tuple(self._hashers.submit(self._digest, view[start:end]) for start, end in spans)
+        return PreparedObject(name, view, spans, digests)
+
+    def store(self, prepared: PreparedObject) -> ObjectEntry:
+        """Store what was prepared, but for the blocks that are known to lie elsewhere; errors as for `put`."""
+        if self._known:
+            entry = self._put_new_blocks(prepared)
+        else:
+            self._store.put(self.prefix + prepared.name, prepared.view)  # while the digests are being computed
+            blocks = (
+                Block(end - start, digest.result())
+                for (start, end), digest in zip(prepared.spans, prepared.digests, strict=True)
+            )
+            entry = ObjectEntry(prepared.name, tuple(blocks))
         with self._lock:
-            self._entries[name] = entry
-        logger.debug("stored %s%s: %d of %d bytes", self.prefix, name, stored, len(view))
+            self._entries[prepared.name] = entry
+        logger.debug("stored %s%s: %d of %d bytes", self.prefix, entry.name, entry.stored_bytes, entry.size)
         return entry
 
     def publish(
@@ -124,29 +155,18 @@ class CommitWriter:
         logger.info("committed %s: %d bytes in %d objects", self.ref, manifest.size_bytes, len(objects))
         return manifest
 
-    def _put_all(self, name: str, view: memoryview, spans: list[tuple[int, int]]) -> tuple[ObjectEntry, int]:
-        # The digests are computed while the bytes are on their way: hashing leaves the interpreter free.
-        with ThreadPoolExecutor(_DIGEST_THREADS, thread_name_prefix="digest") as pool:
-            digests = pool.map(lambda span: self._digest(view[span[0] : span[1]]), spans)
-            self._store.put(self.prefix + name, view)
-            blocks = tuple(Block(end - start, digest) for (start, end), digest in zip(spans, digests, strict=True))
-        return ObjectEntry(name, blocks), len(view)
-
-    def _put_new_blocks(self, name: str, view: memoryview, spans: list[tuple[int, int]]) -> tuple[ObjectEntry, int]:
-        with ThreadPoolExecutor(_DIGEST_THREADS, thread_name_prefix="digest") as pool:
-            digests = list(pool.map(lambda span: self._digest(view[span[0] : span[1]]), spans))
+    def _put_new_blocks(self, prepared: PreparedObject) -> ObjectEntry:
         blocks, new = [], []
-        for (start, end), digest in zip(spans, digests, strict=True):
-            source = self._known.get((end - start, digest))
-            blocks.append(Block(end - start, digest, source))
+        for (start, end), digest in zip(prepared.spans, prepared.digests, strict=True):
+            source = self._known.get((end - start, digest.result()))
+            blocks.append(Block(end - start, digest.result(), source))
             if source is None:
-                new.append(view[start:end])
-        stored = sum(len(part) for part in new)
+                new.append(prepared.view[start:end])
         if len(new) == len(blocks):
-            self._store.put(self.prefix + name, view)
+            self._store.put(self.prefix + prepared.name, prepared.view)
         elif new:
-            self._store.put(self.prefix + name, b"".join(new))
-        return ObjectEntry(name, tuple(blocks)), stored
+            self._store.put(self.prefix + prepared.name, b"".join(new))
+        return ObjectEntry(prepared.name, tuple(blocks))
 
     def _check_references(self, objects: Iterable[ObjectEntry]) -> None:
         needed: dict[str, int] = {}

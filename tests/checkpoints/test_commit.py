@@ -18,7 +18,7 @@ from checkpoints.fence import Fence
 from checkpoints.keys import TRAIN_ONLY, CommitRef
 from checkpoints.lineage import counting_commits
 from checkpoints.manifest import Manifest
-from checkpoints.reader import CommitReader, list_commits
+from checkpoints.reader import CommitReader, group_blocks, list_commits
 from checkpoints.retention import Retention, known_blocks
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter, block_spans, commit_together
@@ -62,6 +62,20 @@ def test_a_ranged_read_fetches_only_the_blocks_it_needs(memory_store: Store) -> 
         reader.read_range("a", 95, 10)
     with pytest.raises(KeyError, match="no object 'b'"):
         reader.read("b")
+
+
+def test_blocks_side_by_side_are_read_by_one_request(memory_store: Store) -> None:
+    half = 8 * 2**20
+    writer = CommitWriter(memory_store, TRAIN_ONLY, REF)
+    writer.put("a", bytes(2 * half + 30), cuts=[10, 20, half, 2 * half])
+    writer.put("b", b"1234", cuts=[2])
+    writer.publish(meta={})
+    reader = CommitReader.open(memory_store, TRAIN_ONLY, REF)
+    placed = [*reader.blocks("a"), *reader.blocks("b")]
+    spans = group_blocks(placed)
+    assert [[block.block.size for block in span] for span in spans] == [[10, 10, half - 20, half], [30], [2, 2]]
+    assert [len(part) for part in reader.read_span(spans[0])] == [10, 10, half - 20, half]
+    assert group_blocks([placed[0], placed[2]]) == [(placed[0],), (placed[2],)], "a gap is not read over"
 
 
 def test_blocks_cover_everything_once_and_begin_at_the_cuts() -> None:
