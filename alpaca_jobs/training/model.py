@@ -103,6 +103,9 @@ def _tiny_llama(train: TrainSpec, tokenizer: RowTokenizer) -> Any:
         num_key_value_heads=_TINY_HEADS,
         max_position_embeddings=max(train.max_length, 512),
         tie_word_embeddings=True,
+        # 1 / sqrt(width). The library's 0.02 suits models ten times as wide: with it the demo's last epoch ends at 4.2
+        # nats instead of 1.2 (160 rows, 60 steps, unigram entropy 5.4; 2026-11-21).
+        initializer_range=_TINY_HIDDEN**-0.5,
         bos_token_id=None,  # its tokenizer puts nothing before a text
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.pad_id,

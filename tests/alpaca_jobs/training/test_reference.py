@@ -16,6 +16,8 @@ from alpaca_jobs.training.data import unigram_entropy
 from alpaca_jobs.training.dataset import prepare_dataset
 from checkpoints.store import Store
 
+pytestmark = pytest.mark.timeout(300)  # 10 s alone, more on a busy machine
+
 TRAIN = TrainSpec(
     model="tiny-llama",
     global_batch_size=8,
