@@ -44,8 +44,8 @@ class TrainStage:
     def start(self, world_size: int) -> None:
         """Place the workers and let them import what they need; returns at once."""
         self._workers = self._runtime.worker_group(TrainWorker, world_size)
-        threads = self._ctx.job.compute.threads_per_worker
-        self._prepared = [worker.prepare.remote(threads) for worker in self._workers]
+        job = job_to_dict(self._ctx.job)
+        self._prepared = [worker.prepare.remote(job) for worker in self._workers]
 
     def load(self, rows: Sequence[Row] | str) -> None:
         """Turn rows (or the file of rows at a URI) into what the workers train on; once, before anything else."""

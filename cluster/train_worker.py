@@ -1,7 +1,7 @@
 """What runs in one training worker: join the others, train, tell the driver how it goes, export at the end.
 
 A worker is one process with one rank. `run` takes the process's time from the first step to the last; the driver's
-questions (`drain`, `notice`, `halt`) are answered from other threads meanwhile.
+questions (`drain`, `notice`) are answered from other threads meanwhile.
 """
 
 from __future__ import annotations
@@ -69,13 +69,12 @@ class ExportOrder:
 
 
 class WorkerControl:
-    """The worker's side of the talk with the driver: a queue of facts out, a notice and a halt in."""
+    """The worker's side of the talk with the driver: a queue of facts out, a notice in."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._facts: list[dict[str, Any]] = []
         self._until: float | None = None
-        self._halted = False
         self._log: AttemptLog | None = None
         self._assignment: WorkerAssignment | None = None
         self._marker: PhaseMarker | None = None
@@ -117,16 +116,12 @@ class WorkerControl:
         return None if self._until is None else max(0.0, self._until - time.monotonic())
 
     def stop_requested(self) -> bool:
-        """Whether the driver wants the loop to end at the next step without a save."""
-        return self._halted
+        """Never: what stops a node is a notice, and that has a window."""
+        return False
 
     def give_notice(self, window_s: float) -> None:
         """The driver's notice; the window counts from now."""
         self._until = time.monotonic() + window_s
-
-    def halt(self) -> None:
-        """The driver's wish to end at the next step."""
-        self._halted = True
 
     def tell(self, fact: dict[str, Any]) -> None:
         """Queue one fact for the driver."""
@@ -147,12 +142,16 @@ class TrainWorker:
         self._rank = rank
         self._control = WorkerControl()
 
-    def prepare(self, threads: int) -> float:
+    def prepare(self, job: dict[str, Any]) -> float:
         """Import what training needs, while the driver reads rows; returns the seconds that took."""
         began = time.monotonic()
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+        spec = job_from_dict(job)
+        os.environ["OMP_NUM_THREADS"] = str(spec.compute.threads_per_worker)
+        import alpaca_jobs.training.loop  # noqa: F401
         import checkpoints.torch_bridge  # noqa: F401
+        from alpaca_jobs.training.model import preload
 
+        preload(spec.train)
         return time.monotonic() - began
 
     def tokenize(self, job: dict[str, Any], rows: Sequence[Row] | str) -> Dataset:
@@ -229,10 +228,6 @@ class TrainWorker:
     def notice(self, window_s: float) -> None:
         """The machine goes within this window: save if it fits, then end."""
         self._control.give_notice(window_s)
-
-    def halt(self) -> None:
-        """End at the next step."""
-        self._control.halt()
 
 
 def card_facts(job: JobSpec, run_id: str, *, num_rows: int) -> CardFacts:
