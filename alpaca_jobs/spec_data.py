@@ -54,6 +54,9 @@ class TeacherSpec(SpecPart):
     """Seconds until one try of a request counts as lost."""
     max_retries: Count = 6
     """Tries after the first one before a request is given up."""
+    max_billed_retries: Count = 2
+    """Of those, tries after one that may have been billed: an unusable answer, a timeout, a lost connection. A request
+    is reserved at 1 + this many worst cases. Not counted for a teacher that is free."""
     price_per_million_input_usd: NotNegative | None = None
     """What the server asks per million prompt tokens; null when unknown (then no teacher budget can be kept)."""
     price_per_million_output_usd: NotNegative | None = None

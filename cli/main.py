@@ -14,6 +14,8 @@ import typer
 
 from cli import (
     cancel,
+    checkpoints,
+    data_dedupe,
     drill,
     export,
     generate,
@@ -32,6 +34,7 @@ from cli import (
 from cli.exits import DEBUG_VARIABLE, guarded
 
 START, WATCH, STEER, PROVE, STAGES = "Start", "Watch", "Steer", "Prove", "One stage by itself, on this machine"
+DATA, STATE = "Data", "State"
 
 COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("init", init.init, START),
@@ -48,7 +51,14 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("generate", generate.generate, STAGES),
     ("train", train.train, STAGES),
     ("export", export.export, STAGES),
+    ("checkpoints ls", checkpoints.ls, STATE),
+    ("checkpoints verify", checkpoints.verify, STATE),
+    ("checkpoints prune", checkpoints.prune, STATE),
+    ("checkpoints copy", checkpoints.copy, STATE),
+    ("data dedupe", data_dedupe.dedupe, DATA),
 )
+GROUPS = {"checkpoints": ("the committed state of a run", STATE), "data": ("work on files of rows", DATA)}
+"""First words that stand before others, what all of those are about, and their panel."""
 
 app = typer.Typer(
     name="alpaca-jobs",
@@ -63,8 +73,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
+_groups = {
+    name: typer.Typer(help=f"{words[0].upper()}{words[1:]}.", no_args_is_help=True)
+    for name, (words, _) in GROUPS.items()
+}
 for _name, _command, _panel in COMMANDS:
-    app.command(_name, rich_help_panel=_panel)(guarded(_command))
+    _group, _, _verb = _name.rpartition(" ")
+    if _group:
+        _groups[_group].command(_verb)(guarded(_command))
+    else:
+        app.command(_name, rich_help_panel=_panel)(guarded(_command))
+for _name, _typer in _groups.items():
+    app.add_typer(_typer, name=_name, rich_help_panel=GROUPS[_name][1])
 
 
 def _show_version(wanted: bool) -> None:

@@ -9,33 +9,33 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alpaca_jobs.errors import TeacherGarbage
+from alpaca_jobs.errors import TeacherError
 from alpaca_jobs.generation.completer import TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.pipeline import Pipeline
 from alpaca_jobs.generation.seeds import load_seed_tasks
+from alpaca_jobs.generation.statistics import GenerationStatistics
 from alpaca_jobs.rows import Row, parse_rows, render_rows
 from alpaca_jobs.spec import TeacherSpec
 from checkpoints.keys import CommitRef
 from checkpoints.reader import CommitReader
 from checkpoints.writer import CommitWriter
+from cluster.actor_runtime import ActorRuntime
 from cluster.attempt_context import AttemptContext
 from cluster.inputs import frozen_seed_tasks
 from cluster.ledger import Ledger
 from cluster.offline_server import teacher_endpoint
 from cluster.phase import Phase
-from cluster.ray_runtime import RayRuntime
 from cluster.teacher_actor import TeacherActor
 
 logger = logging.getLogger(__name__)
 
 ROWS_OBJECT = "rows.jsonl"
-FRUITLESS_REQUESTS = 40  # consecutive answers without one kept row before the teacher is given up
 _REPORT_EVERY_S = 0.5
+_ROUNDS_AHEAD = 4
 _NOTICE_RESERVE_S = 3.0  # of a notice's window, kept for the commit of the rows at hand
 
 
@@ -47,7 +47,7 @@ class GeneratedRows:
     part: int = 0
     request: int = 0
     complete: bool = False
-    drops: Counter[str] = field(default_factory=Counter)
+    statistics: GenerationStatistics = field(default_factory=GenerationStatistics)
 
 
 def read_generated(ctx: AttemptContext, parts: Sequence[CommitRef]) -> GeneratedRows:
@@ -64,25 +64,25 @@ def read_generated(ctx: AttemptContext, parts: Sequence[CommitRef]) -> Generated
         )
         state.part, state.request = ref.position, int(reader.manifest.meta["last_request"])
         state.complete = bool(reader.manifest.meta["complete"])
-        state.drops.update(reader.manifest.meta["drops"])
+        meta = reader.manifest.meta
+        state.statistics.add_part(state.request - int(meta["first_request"]) + 1, meta["num_rows"], meta["drops"])
     return state
 
 
 class GenerateStage:
     """Brings `state` to `data.num_rows` rows; one object per attempt."""
 
-    def __init__(self, ctx: AttemptContext, runtime: RayRuntime, state: GeneratedRows) -> None:
+    def __init__(self, ctx: AttemptContext, runtime: ActorRuntime, state: GeneratedRows) -> None:
         self._ctx = ctx
         self._runtime = runtime
         self._state = state
         self._data = ctx.job.data
         self._part_rows: list[Row] = []
-        self._part_drops: Counter[str] = Counter()
+        self._part = GenerationStatistics()
         self._part_first = state.request + 1
         self._next_number = state.request + 1
         self._arrived: dict[int, TeacherAnswer] = {}
         self._flying: dict[Any, TeacherRequest] = {}
-        self._fruitless = 0
         self._reported = 0.0
 
     def run(self) -> None:
@@ -107,6 +107,9 @@ class GenerateStage:
                     self._collect(timeout_s=0.2)
                 if ctx.interruption.notice is not None:
                     self._leave()
+            except TeacherError:
+                self._let_land(teacher.timeout_s)
+                raise
             finally:
                 self._runtime.end_actors(actors)
 
@@ -122,30 +125,47 @@ class GenerateStage:
     def _send(self, actors: Sequence[Any]) -> None:
         """Fill the free places: stored answers are taken as they are, the rest is reserved as one batch and sent."""
         capacity = self._data.num_actors * self._data.concurrency
-        free = min(capacity, self._wanted()) - len(self._flying) - len(self._arrived)
+        # One slow answer holds back those after it, which wait; asking goes on meanwhile, a few rounds ahead at most.
+        ahead = min(_ROUNDS_AHEAD * capacity, self._wanted()) - len(self._flying) - len(self._arrived)
+        free = min(capacity - len(self._flying), ahead)
         if free < max(1, min(capacity // 4, self._wanted() // 4)):
             return
         batch: list[TeacherRequest] = []
         while len(batch) < free and not self._out_of_requests():
             request = self._pipeline.request(self._next_number)
-            self._next_number += 1
             if (stored := self._ledger.find(request)) is not None:
                 self._arrived[stored.number] = stored
                 free -= 1
-            else:
+            elif self._is_affordable([*batch, request]):
                 batch.append(request)
+            else:
+                break
+            self._next_number += 1
         if batch:
             self._ledger.reserve(batch)
             for request in batch:
-                call = actors[request.number % len(actors)].ask.remote(request)
+                call = self._runtime.call(actors[request.number % len(actors)], "ask", request)
                 self._flying[call] = request
+
+    def _is_affordable(self, batch: Sequence[TeacherRequest]) -> bool:
+        """Whether the budget holds these, too; if not, what is under way is waited for, since it frees reservations.
+
+        Raises:
+            BudgetExceeded: nothing is under way any more, and not one request fits. What there is has been committed.
+        """
+        if self._ledger.has_room_for(batch):
+            return True
+        if len(batch) == 1 and not self._flying and self._state.request + 1 not in self._arrived:
+            if self._part_first <= self._state.request:
+                self._commit(complete=False)
+            self._ledger.reserve(batch)
+        return False
 
     def _wanted(self) -> int:
         """Requests worth having under way or waiting: what the missing rows need at the yield so far, and no more."""
-        consumed = self._state.request
-        produced = len(self._state.rows) + len(self._part_rows)
-        per_request = produced / consumed if consumed and produced else 1.0
-        missing = self._data.num_rows - produced
+        seen = self._state.statistics
+        per_request = seen.num_rows / seen.num_requests if seen.num_rows else 1.0
+        missing = self._data.num_rows - seen.num_rows
         return max(1, round(missing / per_request))
 
     def _out_of_requests(self) -> bool:
@@ -169,27 +189,17 @@ class GenerateStage:
 
     def _consume(self, answer: TeacherAnswer) -> None:
         result = self._pipeline.consume(answer)
-        missing = self._data.num_rows - len(self._state.rows) - len(self._part_rows)
-        self._part_rows += result.rows[:missing]
-        self._part_drops.update(result.drops)
+        self._part_rows += result.rows
+        self._part.add(result)
+        self._state.statistics.add(result)
         self._state.request = answer.number
-        self._fruitless = 0 if result.rows else self._fruitless + 1
-        if self._fruitless >= FRUITLESS_REQUESTS:
-            raise TeacherGarbage(self._fruitless_words(answer))
-        enough = len(self._state.rows) + len(self._part_rows) >= self._data.num_rows
+        self._state.statistics.check_progress(answer.text)
+        enough = self._state.statistics.num_rows >= self._data.num_rows
         if enough or answer.number - self._part_first + 1 >= self._data.part_requests:
             self._commit(complete=enough)
 
-    def _fruitless_words(self, answer: TeacherAnswer) -> str:
-        reasons = ", ".join(f"{name} {count}" for name, count in self._part_drops.most_common(4)) or "nothing to parse"
-        return (
-            f"The teacher's last {self._fruitless} answers gave no row that could be kept ({reasons}); the last one "
-            f"begins with {answer.text[:80]!r}. {len(self._state.rows)} of {self._data.num_rows} rows are kept. "
-            "Try a more capable model, other seed tasks, or a higher data.similarity_threshold."
-        )
-
     def _finish_short(self) -> None:
-        have = len(self._state.rows) + len(self._part_rows)
+        have = self._state.statistics.num_rows
         logger.warning("data.max_requests reached with %d of %d rows; going on with those", have, self._data.num_rows)
         self._commit(complete=True)
 
@@ -203,14 +213,21 @@ class GenerateStage:
         state.rows += self._part_rows
         meta = {
             "first_request": self._part_first, "last_request": state.request, "num_rows": len(self._part_rows),
-            "rows_total": len(state.rows), "drops": dict(self._part_drops), "complete": complete,
+            "rows_total": len(state.rows), "drops": self._part.to_json()["drops"], "complete": complete,
             "teacher_usd": self._ledger.spent_usd,
         }  # fmt: skip
         writer.publish(meta=meta)
         state.part, state.complete = ref.position, complete
-        state.drops.update(self._part_drops)
-        self._part_rows, self._part_drops, self._part_first = [], Counter(), state.request + 1
+        self._part_rows, self._part, self._part_first = [], GenerationStatistics(), state.request + 1
         ctx.marker.reached("generate", ref.position)
+
+    def _let_land(self, limit_s: float) -> None:
+        """The teacher failed one request for good: wait for the others, so that what they cost is stored."""
+        until = time.monotonic() + limit_s
+        flying = list(self._flying)
+        while flying and time.monotonic() < until and self._ctx.interruption.notice is None:
+            self._ctx.interruption.check()
+            _, flying = self._runtime.wait(flying, timeout_s=0.5)
 
     def _leave(self) -> None:
         """A notice came: send nothing more, take what still arrives in the window, commit it."""
@@ -223,11 +240,10 @@ class GenerateStage:
         if time.monotonic() - self._reported < _REPORT_EVERY_S and not self._state.complete:
             return
         self._reported = time.monotonic()
-        kept = len(self._state.rows) + len(self._part_rows)
-        drops = self._state.drops + self._part_drops
-        candidates = kept + sum(drops.values())
+        so_far = self._state.statistics
+        accept_rate = so_far.accept_rate
         self._ctx.events.emit(
-            "generation", rows=kept, target=self._data.num_rows, requests=self._state.request,
-            accept_rate=round(kept / candidates, 4) if candidates else None, drops=dict(drops),
+            "generation", rows=so_far.num_rows, target=self._data.num_rows, requests=self._state.request,
+            accept_rate=None if accept_rate is None else round(accept_rate, 4), drops=so_far.to_json()["drops"],
             usd=self._ledger.spent_usd, in_flight=len(self._flying),
         )  # fmt: skip

@@ -3,9 +3,10 @@
     ledger/attempt-000001/batch-000004.json    requests about to be sent, each at its worst-case price; put once
     answers/request-000123/attempt-000001.json one paid answer, put once before anything is made of it
 
-Money spent is the sum over stored answers; a reservation without an answer counts at its worst case, because the
-attempt that made it may have died after the teacher had started to bill. An answer is found again by request number
-and digest, whichever attempt asked: it is a fact about the teacher, not state of an attempt.
+Money spent is the sum over stored answers, tries of unknown cost at their worst case; a reservation without an answer
+counts at its worst case, because the attempt that made it may have died after the teacher had started to bill. An
+answer is found again by request number and digest, whichever attempt asked: it is a fact about the teacher, not state
+of an attempt.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 
 from alpaca_jobs.errors import BudgetExceeded
 from alpaca_jobs.generation.completer import TeacherAnswer, TeacherRequest
+from alpaca_jobs.generation.pricing import num_billable_tries, worst_try_usd
 from alpaca_jobs.spec import TeacherSpec
 from checkpoints.fence import Fence
 from checkpoints.store import Store
@@ -36,14 +38,9 @@ def batch_key(attempt: int, batch: int) -> str:
 
 
 def worst_case_usd(request: TeacherRequest, teacher: TeacherSpec) -> float | None:
-    """Most dollars a request can cost, None while a price is unknown.
-
-    A token is at least one byte of UTF-8 in every byte-level vocabulary, so the prompt's bytes bound its tokens.
-    """
-    if teacher.price_per_million_input_usd is None or teacher.price_per_million_output_usd is None:
-        return None
-    prompt = len(request.prompt.encode()) * teacher.price_per_million_input_usd
-    return (prompt + request.max_tokens * teacher.price_per_million_output_usd) / 1e6
+    """Most dollars a request can cost with all its tries, None while a price is unknown."""
+    one_try = worst_try_usd(teacher, request.prompt, request.max_tokens)
+    return None if one_try is None else one_try * num_billable_tries(teacher)
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class Ledger:
         if self._budget_usd is None:
             return
         for request, attempt in sorted(answered):
-            self._spent_usd += self._read(request, attempt).cost_usd or 0.0
+            self._spent_usd += self._read(request, attempt).at_most_usd or 0.0
         for attempt, body in _batches(self._store):
             for entry in body["requests"]:
                 if (entry["number"], attempt) not in answered:
@@ -121,16 +118,27 @@ class Ledger:
         self._store.put_once(batch_key(self._attempt, self._batches), {"requests": entries})
         self._open.update({number: price or 0.0 for number, price in prices.items()})
 
+    def has_room_for(self, requests: Sequence[TeacherRequest]) -> bool:
+        """Whether a batch could be reserved now; what is under way frees most of its reservation when it settles."""
+        prices = [worst_case_usd(request, self._teacher) for request in requests]
+        return self._budget_usd is None or (
+            None not in prices and self._committed_usd + sum(price or 0.0 for price in prices) <= self._budget_usd
+        )
+
     def settle(self, answer: TeacherAnswer) -> None:
         """Replace a reservation of this attempt by what the stored answer cost."""
-        worst = self._open.pop(answer.number, 0.0)
-        self._spent_usd += worst if answer.cost_usd is None else answer.cost_usd
+        self._open.pop(answer.number, None)
+        self._spent_usd += answer.at_most_usd or 0.0  # None: the price is unknown, and so is `spent_usd`
 
     @property
     def spent_usd(self) -> float | None:
         """Dollars spent over all attempts, open reservations at their worst case; None while the price is unknown."""
         if self._teacher.price_per_million_input_usd is None or self._teacher.price_per_million_output_usd is None:
             return None
+        return self._committed_usd
+
+    @property
+    def _committed_usd(self) -> float:
         return self._spent_usd + sum(self._open.values())
 
     def _check_budget(self, batch_usd: float, *, unknown: bool) -> None:
@@ -141,12 +149,12 @@ class Ledger:
                 f"limits.teacher_max_usd is {self._budget_usd}, but the price of {self._teacher.model} is unknown, so "
                 "the limit cannot be kept. Set data.teacher.price_per_million_input_usd and _output_usd."
             )
-        committed = self._spent_usd + sum(self._open.values())
+        committed = self._committed_usd
         if committed + batch_usd > self._budget_usd:
             raise BudgetExceeded(
                 f"The teacher's budget is used up: {committed:.4f} USD spent or reserved, the next requests could cost "
                 f"{batch_usd:.4f}, limits.teacher_max_usd is {self._budget_usd}. Raise it and resume, or train on the "
-                "rows there are (data.from)."
+                "rows there are (data.from). A lower data.teacher.max_tokens or max_billed_retries reserves less."
             )
 
     def _read(self, request: int, attempt: int) -> TeacherAnswer:

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from alpaca_jobs.errors import TeacherUnreachable
+from alpaca_jobs.generation.offline_spec import offline_teacher_spec
 from alpaca_jobs.spec import TeacherSpec
 
-OFFLINE_MODEL = "offline-demo"
 OFFLINE_LATENCY_S = (
     0.2  # a real teacher takes seconds; with none at all there would be nothing to watch or to interrupt
 )
@@ -35,10 +35,7 @@ def teacher_endpoint(teacher: TeacherSpec | str | None, scratch: Path) -> Iterat
         command += ["--log", log]  # tests count there what was really asked, outside the store
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
-        yield TeacherSpec(
-            model=OFFLINE_MODEL, base_url=_wait_for(ready, server), api="completions", api_key_env=None,
-            price_per_million_input_usd=0.0, price_per_million_output_usd=0.0,
-        )  # fmt: skip
+        yield offline_teacher_spec(_wait_for(ready, server))
     finally:
         server.terminate()
         server.wait()

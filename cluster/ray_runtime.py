@@ -86,6 +86,10 @@ class RayRuntime:
             for _ in range(count)
         ]
 
+    def call(self, actor: Any, method: str, *args: Any) -> Any:
+        """Start one call of an actor's method; `wait` and `result` take what this returns."""
+        return getattr(actor, method).remote(*args)
+
     def worker_group(self, factory: type, count: int, *, gpus_each: int = 0, concurrency: int = 4) -> list[Any]:
         """Start `count` workers together or not at all (a placement group), in rank order."""
         import ray

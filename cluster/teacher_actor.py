@@ -49,6 +49,10 @@ class TeacherActor:
         await asyncio.to_thread(self._keep, answer)
         return answer
 
+    async def close(self) -> None:
+        """Close the teacher's connections."""
+        await self._completer.close()
+
     def _keep(self, answer: TeacherAnswer) -> None:
         self._fence.check()
         store_answer(self._store, self._attempt, answer)

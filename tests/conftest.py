@@ -27,6 +27,11 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ[SESSION_MARK] = f"{os.getpid()}-{time.time_ns()}"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Say how often the kill tests kill; the long counts are for a night, not for every commit."""
+    parser.addoption("--row-kills", type=int, default=8, help="kills of the row generation (issue 5 asks for 50)")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip, with the reason, what this machine cannot run."""
     missing = {"gpu": _missing_gpu(), "cloud": _missing_cloud()}

@@ -13,12 +13,14 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import reduce
 from typing import Any
 from urllib.parse import urlsplit
 
 from alpaca_jobs.errors import TeacherAuth, TeacherError, TeacherGarbage, TeacherRateLimited, TeacherUnreachable
+from alpaca_jobs.generation.pricing import cost_usd, num_billable_tries, worst_try_usd
 from alpaca_jobs.generation.teacher_reply import (
     CONTENT_FILTER,
     NOTHING,
@@ -68,6 +70,7 @@ class TeacherAnswer:
             the server does not say.
         cost_usd: those tokens at the job's prices; None if tokens or a price are unknown.
         retries: how often the request was asked again before this answer.
+        at_most_usd: as cost_usd, every try whose tokens are unknown at its worst case; None if a price is unknown.
     """
 
     number: int
@@ -78,6 +81,7 @@ class TeacherAnswer:
     completion_tokens: int | None
     cost_usd: float | None
     retries: int
+    at_most_usd: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the answer as JSON fields."""
@@ -86,17 +90,7 @@ class TeacherAnswer:
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> TeacherAnswer:
         """Return the answer that `to_json` wrote; other fields (a store's nonce) are left out."""
-        return cls(**{item.name: body[item.name] for item in fields(cls)})
-
-
-def cost_usd(teacher: TeacherSpec, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
-    """Return what tokens cost at the job's prices, in dollars; None if a count or a price is unknown."""
-    prices = (teacher.price_per_million_input_usd, teacher.price_per_million_output_usd)
-    if prices == (0.0, 0.0):
-        return 0.0
-    if prompt_tokens is None or completion_tokens is None or prices[0] is None or prices[1] is None:
-        return None
-    return (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6
+        return cls(**{item.name: body[item.name] for item in fields(cls) if item.name in body})
 
 
 @dataclass(eq=False)
@@ -143,6 +137,9 @@ class Completer:
     async def complete(self, request: TeacherRequest) -> TeacherAnswer:
         """Ask until there is an answer, at most `max_retries` times more than once.
 
+        Tries that may have been billed are fewer where asking costs money (`max_billed_retries`), so that
+        (1 + max_billed_retries) worst cases bound what one request can cost.
+
         Raises:
             TeacherAuth: the key was refused (401, 403), or its account has no credit left; at once.
             TeacherRateLimited: 429 to the last, or with a longer Retry-After than MAX_RETRY_AFTER_S.
@@ -151,33 +148,41 @@ class Completer:
             TeacherError: anything else the server refuses (unknown model, prompt alone too long); at once.
         """
         self._check_key()
-        max_tokens, retries, spent = request.max_tokens, 0, NOTHING
+        max_tokens, retries = request.max_tokens, 0
+        billed: list[Usage] = []
         while True:
             try:
                 reply = await self._ask(request, max_tokens)
             except _ContextExceeded as exc:
                 max_tokens = self._shrink(max_tokens, request.number, str(exc))
             except _Fault as fault:
-                spent = _add(spent, fault.usage)
-                self._raise_if_final(fault, retries, request.number)
+                if fault.usage != NOTHING:
+                    billed.append(fault.usage)
+                self._raise_if_final(fault, retries, len(billed), request.number)
                 await self._sleep(self._delay(retries, fault.retry_after_s))
                 retries += 1
             else:
-                spent = _add(spent, reply.usage)
-                return TeacherAnswer(
-                    number=request.number,
-                    digest=request.digest,
-                    text=reply.text,
-                    finish_reason=reply.finish_reason,
-                    prompt_tokens=spent.prompt_tokens,
-                    completion_tokens=spent.completion_tokens,
-                    cost_usd=cost_usd(self._teacher, spent.prompt_tokens, spent.completion_tokens),
-                    retries=retries,
-                )
+                return self._answer(request, reply, [*billed, reply.usage], retries)
 
     async def close(self) -> None:
         """Close the connections; the completer cannot be used afterwards."""
         await self._client.close()
+
+    def _answer(self, request: TeacherRequest, reply: Reply, billed: Sequence[Usage], retries: int) -> TeacherAnswer:
+        spent = reduce(_add, billed)
+        worst = worst_try_usd(self._teacher, request.prompt, request.max_tokens)
+        costs = [cost_usd(self._teacher, usage.prompt_tokens, usage.completion_tokens) for usage in billed]
+        return TeacherAnswer(
+            number=request.number,
+            digest=request.digest,
+            text=reply.text,
+            finish_reason=reply.finish_reason,
+            prompt_tokens=spent.prompt_tokens,
+            completion_tokens=spent.completion_tokens,
+            cost_usd=cost_usd(self._teacher, spent.prompt_tokens, spent.completion_tokens),
+            retries=retries,
+            at_most_usd=None if worst is None else sum(worst if cost is None else cost for cost in costs),
+        )
 
     def _check_key(self) -> None:
         if not self._is_key_possible:
@@ -263,10 +268,14 @@ class Completer:
     def _can_do_without(self, name: str) -> bool:
         return name not in self._unsupported and (name == "max_tokens" or name in _DISPENSABLE)
 
-    def _raise_if_final(self, fault: _Fault, retries: int, number: int) -> None:
-        """Raise the error in words unless the request may be asked again."""
+    def _raise_if_final(self, fault: _Fault, retries: int, num_billed: int, number: int) -> None:
+        """Raise the error in words unless the request may be asked again.
+
+        `num_billed`: tries so far that may have been billed; one more may be, so there must be room for it.
+        """
+        is_affordable = num_billed < num_billable_tries(self._teacher)
         too_long = fault.retry_after_s is not None and fault.retry_after_s > MAX_RETRY_AFTER_S
-        if fault.is_temporary and retries < self._teacher.max_retries and not too_long:
+        if fault.is_temporary and retries < self._teacher.max_retries and is_affordable and not too_long:
             logger.info("%s, request %d: %s; asking again (%d)", self._where, number, fault.words, retries + 1)
             return
         tries = f" after {retries + 1} tries" if retries else ""

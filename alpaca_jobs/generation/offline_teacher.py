@@ -56,7 +56,7 @@ class OfflineTeacher(ThreadingHTTPServer):
         Args:
             host, port: where to listen; port 0 takes a free one.
             latency_s: how long each answer is held back.
-            log: file that gets one JSON line per request: time, digest of the request, hash of its prompt, status.
+            log: file that gets one JSON line per request: time, its digest, hash of its prompt, status, usage.
             refuses_some: whether some requests get a 429 or a 500 when first asked.
             context_tokens: prompt and completion together.
         """
@@ -108,7 +108,7 @@ class OfflineTeacher(ThreadingHTTPServer):
             return 429, _error("Rate limit reached (demo).", "rate_limit_exceeded"), {"retry-after": str(RETRY_AFTER_S)}
         return 500, _error("The server had an error while processing your request (demo).", "server_error"), {}
 
-    def write_log(self, body: dict[str, Any], status: int, *, is_chat: bool) -> None:
+    def write_log(self, body: dict[str, Any], status: int, reply: dict[str, Any], *, is_chat: bool) -> None:
         """Append one line about a request to the log file, if there is one."""
         if self.log_path is None:
             return
@@ -117,6 +117,7 @@ class OfflineTeacher(ThreadingHTTPServer):
             "digest": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest(),
             "prompt": hashlib.sha256(_read_prompt(body, is_chat=is_chat).encode()).hexdigest(),
             "status": status,
+            "usage": reply.get("usage"),
         }
         with self._lock, self.log_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
@@ -126,6 +127,10 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # headers and body are two writes; with it on, each answer waits 40 ms
     server: OfflineTeacher
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # a client that was killed resets its idle connections, too
+            super().handle()
 
     def do_GET(self) -> None:
         if self.path.rstrip("/") == "/v1/models":
@@ -147,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(400, _error("the body is not a JSON object", "invalid_request"), {})
         time.sleep(self.server.latency_s)
         status, reply, headers = self.server.answer(body, is_chat=is_chat)
-        self.server.write_log(body, status, is_chat=is_chat)
+        self.server.write_log(body, status, reply, is_chat=is_chat)
         self._send(status, reply, headers)
 
     def _send(self, status: int, reply: dict[str, Any], headers: dict[str, str]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from alpaca_jobs.errors import TeacherGarbage
 from alpaca_jobs.generation.pipeline import SURPLUS, Consumed
 
-MAX_BARREN_REQUESTS = 20
+MAX_BARREN_REQUESTS = 40
 """Answers in a row without a single row before the teacher is given up."""
 
 
@@ -30,14 +31,20 @@ class GenerationStatistics:
         is_fruitful = bool(consumed.rows) or SURPLUS in consumed.drops
         self.num_barren_in_a_row = 0 if is_fruitful else self.num_barren_in_a_row + 1
 
+    def add_part(self, num_requests: int, num_rows: int, drops: Mapping[str, int]) -> None:
+        """Count many answers whose sums are known, such as a part that an earlier attempt committed."""
+        self.num_requests += num_requests
+        self.num_rows += num_rows
+        self.drops.update(drops)
+
     @property
     def accept_rate(self) -> float | None:
         """Rows kept over pieces seen, 0 to 1; None before the first piece. Surplus rows count as neither."""
         seen = self.num_rows + self.drops.total() - self.drops[SURPLUS]
         return self.num_rows / seen if seen else None
 
-    def check_progress(self, *, limit: int = MAX_BARREN_REQUESTS) -> None:
-        """Stop paying a teacher whose answers cannot be used.
+    def check_progress(self, last_text: str = "", *, limit: int = MAX_BARREN_REQUESTS) -> None:
+        """Stop paying a teacher whose answers cannot be used; `last_text` is the answer just counted.
 
         Raises:
             TeacherGarbage: the last `limit` answers gave no row; says what was dropped and why.
@@ -46,9 +53,10 @@ class GenerationStatistics:
             return
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.drops.most_common()) or "nothing was in them"
         raise TeacherGarbage(
-            f"The last {self.num_barren_in_a_row} answers of the teacher gave not one row (dropped so far: {reasons}). "
-            "It should continue the numbered list it is shown. Look at a stored answer, then try another "
-            "teacher.model, the other teacher.api, or more seed tasks if most were similar."
+            f"The teacher's last {self.num_barren_in_a_row} answers gave no row that could be kept (dropped so far: "
+            f"{reasons}); the last one begins with {last_text[:80]!r}. {self.num_rows} rows are kept. Try another "
+            "teacher.model or the other teacher.api; if most were similar, more seed tasks or a higher "
+            "data.similarity_threshold."
         )
 
     def to_json(self) -> dict[str, Any]:

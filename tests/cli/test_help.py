@@ -50,7 +50,7 @@ def test_help_answers_in_under_four_tenths_of_cpu_second() -> None:
 
 @pytest.mark.parametrize("name", [name for name, _, _ in main.COMMANDS])
 def test_every_command_has_help_with_an_example(run_cli: Cli, name: str) -> None:
-    shown = run_cli(name, "--help")
+    shown = run_cli(*name.split(), "--help")
     assert shown.returncode == 0, shown.stderr
     assert f"Example: alpaca-jobs {name}" in shown.stdout
 
@@ -71,6 +71,7 @@ def test_the_commands_are_the_ones_promised() -> None:
         "generate",
         "train",
         "export",
+        "data dedupe",
     ]
     assert sorted(name for name, _, _ in main.COMMANDS) == sorted(promised)
 

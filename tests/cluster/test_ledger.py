@@ -14,7 +14,11 @@ from checkpoints.fence import Fence
 from checkpoints.store import Store
 from cluster.ledger import Ledger, batch_key, count_asked, store_answer, worst_case_usd
 
-PRICED = TeacherSpec(model="m", api_key_env=None, price_per_million_input_usd=1.0, price_per_million_output_usd=10.0)
+PRICED = TeacherSpec(
+    model="m", api_key_env=None, price_per_million_input_usd=1.0, price_per_million_output_usd=10.0,
+    max_billed_retries=0,
+)  # fmt: skip
+WORST = (1032 * 1.0 + 100 * 10.0) / 1e6  # of one try of `request`
 
 
 def request(number: int, *, prompt: str = "x" * 1000, digest: str = "d") -> TeacherRequest:
@@ -23,10 +27,12 @@ def request(number: int, *, prompt: str = "x" * 1000, digest: str = "d") -> Teac
     )
 
 
-def answer(number: int, *, cost_usd: float | None = 0.0005, digest: str = "d") -> TeacherAnswer:
+def answer(
+    number: int, *, cost_usd: float | None = 0.0005, digest: str = "d", at_most_usd: float | None = None
+) -> TeacherAnswer:
     return TeacherAnswer(
         number=number, digest=f"{digest}{number}", text="t", finish_reason="stop", prompt_tokens=1,
-        completion_tokens=1, cost_usd=cost_usd, retries=0,
+        completion_tokens=1, cost_usd=cost_usd, retries=0, at_most_usd=cost_usd if at_most_usd is None else at_most_usd,
     )  # fmt: skip
 
 
@@ -44,13 +50,30 @@ def ledger(store: Store, attempt: int, *, budget_usd: float | None = None, teach
 
 
 def test_worst_case_is_every_byte_a_token_and_the_longest_answer() -> None:
-    assert worst_case_usd(request(1), PRICED) == pytest.approx((1000 * 1.0 + 100 * 10.0) / 1e6)
+    assert worst_case_usd(request(1), PRICED) == pytest.approx(WORST)
+
+
+def test_worst_case_holds_every_try_that_may_be_billed() -> None:
+    patient = PRICED.model_copy(update={"max_billed_retries": 2, "max_retries": 6})
+    assert worst_case_usd(request(1), patient) == pytest.approx(3 * WORST)
+    hasty = PRICED.model_copy(update={"max_billed_retries": 5, "max_retries": 1})
+    assert worst_case_usd(request(1), hasty) == pytest.approx(2 * WORST)
+
+
+def test_tries_of_unknown_cost_count_at_their_worst_case_in_this_attempt_and_the_next(store: Store) -> None:
+    first = ledger(store, 1, budget_usd=1.0)
+    first.reserve([request(1)])
+    unknown = answer(1, cost_usd=None, at_most_usd=0.0015)
+    store_answer(store, 1, unknown)
+    first.settle(unknown)
+    assert first.spent_usd == pytest.approx(0.0015)
+    assert ledger(store, 2, budget_usd=1.0).spent_usd == pytest.approx(0.0015)
 
 
 def test_a_batch_that_could_cross_the_limit_is_not_reserved(store: Store) -> None:
     small = ledger(store, 1, budget_usd=0.005)
     small.reserve([request(1), request(2)])
-    with pytest.raises(BudgetExceeded, match=r"0\.0040 USD spent or reserved.*limits\.teacher_max_usd is 0\.005"):
+    with pytest.raises(BudgetExceeded, match=r"0\.0041 USD spent or reserved.*limits\.teacher_max_usd is 0\.005"):
         small.reserve([request(3)])
     assert not store.exists(batch_key(1, 2))
 
@@ -69,7 +92,7 @@ def test_the_next_attempt_counts_unanswered_reservations_at_their_worst_case(sto
     first.reserve([request(1), request(2)])
     store_answer(store, 1, answer(1))
     second = ledger(store, 2, budget_usd=1.0)
-    assert second.spent_usd == pytest.approx(0.0005 + 0.002)
+    assert second.spent_usd == pytest.approx(0.0005 + WORST)
 
 
 def test_a_stored_answer_is_found_by_number_and_digest_whoever_asked(store: Store) -> None:

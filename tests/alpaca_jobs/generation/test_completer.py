@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from alpaca_jobs.errors import TeacherAuth, TeacherError, TeacherGarbage, TeacherRateLimited, TeacherUnreachable
-from alpaca_jobs.generation.completer import Completer, TeacherAnswer, TeacherRequest, cost_usd
+from alpaca_jobs.generation.completer import Completer, TeacherAnswer, TeacherRequest
+from alpaca_jobs.generation.pricing import cost_usd, num_billable_tries, worst_try_usd
 from alpaca_jobs.generation.teacher_reply import read_retry_after
 from alpaca_jobs.spec import TeacherSpec
 
@@ -147,7 +148,9 @@ def _everything(exc: BaseException) -> str:
 
 def test_a_completions_answer_arrives_with_its_usage_and_cost() -> None:
     asked = _ask(lambda n, body: _text(**USAGE), price_per_million_input_usd=2, price_per_million_output_usd=8)
-    assert asked.answer == TeacherAnswer(7, "d1gest", " Do it", "stop", 10, 20, (10 * 2 + 20 * 8) / 1e6, 0)
+    assert asked.answer == TeacherAnswer(
+        7, "d1gest", " Do it", "stop", 10, 20, (10 * 2 + 20 * 8) / 1e6, 0, (10 * 2 + 20 * 8) / 1e6
+    )
     assert asked.asked == [
         {
             "path": "/v1/completions",
@@ -293,6 +296,46 @@ def test_what_a_lost_connection_cost_is_unknown_not_nothing() -> None:
     assert (answer.retries, answer.prompt_tokens, answer.cost_usd) == (1, None, None)
 
 
+PRICED: dict[str, Any] = {"price_per_million_input_usd": 2, "price_per_million_output_usd": 8}
+
+
+@pytest.mark.parametrize("kind", ["garbage", "timeout", "lost", "no usage"])
+def test_no_request_can_cost_more_than_all_its_billable_tries(kind: str) -> None:
+    """Whatever happens to the tries before the last, `at_most_usd` counts each at its tokens or its worst case."""
+    teacher = TeacherSpec(model="m", max_billed_retries=2, **PRICED)
+    worst = worst_try_usd(teacher, REQUEST.prompt, REQUEST.max_tokens)
+    assert worst is not None
+    used = (10 * 2 + 20 * 8) / 1e6
+
+    def script(n: int, body: dict[str, Any]) -> Reply:
+        if kind == "no usage":
+            return _text()
+        if n == 2:
+            return _text(**USAGE)
+        if kind == "lost":
+            raise ConnectionAbortedError
+        return _text("", **USAGE) if kind == "garbage" else (200, {"content-length": "500"}, b"{")
+
+    asked = _ask(script, timeout_s=0.3 if kind == "timeout" else 5, max_billed_retries=2, **PRICED)
+    assert asked.answer is not None
+    bound = asked.answer.at_most_usd
+    expected = {"garbage": 3 * used, "no usage": worst}.get(kind, 2 * worst + used)
+    assert bound == pytest.approx(expected)
+    assert bound <= num_billable_tries(teacher) * worst
+
+
+def test_what_is_not_billed_is_asked_again_to_the_full_count_and_costs_nothing() -> None:
+    asked = _ask(lambda n, body: _text(**USAGE) if n == 3 else _error([429, 500, 503][n]), **PRICED)
+    assert asked.answer is not None
+    assert asked.answer.at_most_usd == asked.answer.cost_usd == pytest.approx(180e-6)
+
+
+def test_a_free_teacher_is_asked_again_as_often_as_any() -> None:
+    free = {"price_per_million_input_usd": 0, "price_per_million_output_usd": 0}
+    asked = _ask(lambda n, body: _text(None), **free)
+    assert len(asked.asked) == 4
+
+
 def test_a_broken_server_is_unreachable_and_its_words_are_passed_on_without_the_key() -> None:
     asked = _ask(lambda n, body: _error(503, f"overloaded, dear {KEY}"))
     assert isinstance(asked.error, TeacherUnreachable)
@@ -320,7 +363,7 @@ GARBAGE = {
 def test_garbage_is_asked_again_and_named_in_the_end(reply: Reply) -> None:
     asked = _ask(lambda n, body: reply)
     assert isinstance(asked.error, TeacherGarbage)
-    assert len(asked.asked) == 4
+    assert len(asked.asked) == 3, "once and max_billed_retries, not max_retries: each may have been billed"
     assert "An OpenAI-compatible completions answer is wanted" in str(asked.error)
     recovered = _ask(lambda n, body: reply if n == 0 else _text())
     assert recovered.answer is not None

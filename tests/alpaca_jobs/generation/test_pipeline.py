@@ -238,5 +238,5 @@ def test_statistics_add_up_and_a_barren_teacher_is_given_up() -> None:
     statistics.check_progress(limit=3)
     for _ in range(3):
         statistics.add(Consumed((), {"malformed": 1}))
-    with pytest.raises(TeacherGarbage, match=r"The last 3 answers of the teacher gave not one row .*malformed 6"):
+    with pytest.raises(TeacherGarbage, match=r"last 3 answers gave no row that could be kept .*malformed 6"):
         statistics.check_progress(limit=3)

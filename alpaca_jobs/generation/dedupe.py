@@ -1,0 +1,65 @@
+"""Dedupe of records that exist already: which are kept, in their order, by the same decisions as in generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alpaca_jobs.data_files import NEIGHBOURS
+from alpaca_jobs.generation.similarity import SimilarityIndex
+from alpaca_jobs.record_files import Record
+
+NUM_NEIGHBOURS = 10
+"""Nearest instructions that a kept record names. Source: Stanford Alpaca, generate_instruction.py."""
+
+
+@dataclass(frozen=True)
+class Deduped:
+    """What was kept, every field of it, in order; `num_dropped` were too similar to something before them."""
+
+    kept: tuple[Mapping[str, Any], ...]
+    num_dropped: int
+
+
+def dedupe_records(
+    records: Sequence[Record],
+    *,
+    field: str = "instruction",
+    threshold: float = 0.7,
+    against: Iterable[str] = (),
+    with_neighbours: bool = False,
+) -> Deduped:
+    """Keep the records whose text has no ROUGE-L F above `threshold` with any of `against` or kept before it.
+
+    Args:
+        records: in the order in which they are decided.
+        field: which field's text is compared.
+        against: texts that count as kept already, such as the seed tasks.
+        with_neighbours: add Alpaca's `most_similar_instructions` (the 10 nearest of `against` and those kept before,
+            with their F) and `avg_similarity_score` to every kept record; compares with all, so it takes longer.
+
+    Raises:
+        DataError: a record without a text in that field; says which.
+    """
+    texts = [record.text(field, may_be_empty=True) for record in records]
+    index = SimilarityIndex(threshold)
+    earlier = list(against)
+    index.add_all(earlier)
+    if not with_neighbours:
+        kept = [
+            record.fields
+            for record, duplicate in zip(records, index.offer_all(texts), strict=True)
+            if duplicate is None
+        ]  # fmt: skip
+        return Deduped(tuple(kept), len(records) - len(kept))
+    kept = []
+    for record, text in zip(records, texts, strict=True):
+        if index.duplicate_of(text) is not None:
+            continue
+        found = index.neighbours(text, count=NUM_NEIGHBOURS)
+        nearest = {earlier[place]: score for place, score in found.nearest}
+        kept.append({**record.fields, NEIGHBOURS: nearest, "avg_similarity_score": found.average})
+        index.add(text)
+        earlier.append(text)
+    return Deduped(tuple(kept), len(records) - len(kept))

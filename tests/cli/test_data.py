@@ -1,0 +1,103 @@
+"""`alpaca-jobs data ...`: from file to file, in every format, with the decisions of rouge_score."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from alpaca_jobs.data_files import load_table, write_table
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+WORDS = [
+    "write",
+    "list",
+    "name",
+    "explain",
+    "the",
+    "a",
+    "short",
+    "long",
+    "poem",
+    "story",
+    "about",
+    "cats",
+    "dogs",
+    "rivers",
+    "of",
+    "in",
+    "three",
+    "words",
+]
+
+
+def _records(count: int) -> list[dict[str, Any]]:
+    dice = random.Random(3)
+    return [
+        {"instruction": " ".join(dice.choices(WORDS, k=dice.randint(3, 9))), "output": "o", "id": number}
+        for number in range(count)
+    ]
+
+
+def _kept_by_rouge_score(records: list[dict[str, Any]], earlier: list[str]) -> list[int]:
+    scorer, pool, kept = RougeScorer(["rougeL"]), list(earlier), []
+    for record in records:
+        if all(scorer.score(other, record["instruction"])["rougeL"].fmeasure <= 0.7 for other in pool):
+            pool.append(record["instruction"])
+            kept.append(record["id"])
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("given", "out"), [("in.json", "out.jsonl"), ("in.jsonl", "out.parquet"), ("in.parquet", "o.json")]
+)
+def test_dedupe_keeps_what_rouge_score_keeps_in_any_format(run_cli: Cli, tmp_path: Path, given: str, out: str) -> None:
+    records = _records(120)
+    write_table(tmp_path / given, records)
+    write_table(tmp_path / "seeds.jsonl", [{"instruction": "write a short poem about cats"}])
+    files = [str(tmp_path / name) for name in (given, out, "seeds.jsonl")]
+    done = run_cli("data", "dedupe", *files[:2], "--against", files[2], "--json")
+    assert done.returncode == 0, done.stderr
+    kept = [record.fields["id"] for record in load_table(str(tmp_path / out))]
+    assert kept == _kept_by_rouge_score(records, ["write a short poem about cats"])
+    said = json.loads(done.stdout)
+    assert (said["rows"], said["kept"], said["dropped"]) == (120, len(kept), 120 - len(kept))
+    assert 0 < said["dropped"] < 120
+
+
+def test_dedupe_names_the_neighbours_under_alpacas_own_names(run_cli: Cli, tmp_path: Path) -> None:
+    write_table(tmp_path / "in.json", _records(40))
+    done = run_cli("data", "dedupe", str(tmp_path / "in.json"), str(tmp_path / "out.json"), "--neighbours")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "out.json")
+    kept = [record.fields for record in load_table(str(tmp_path / "out.json"))]
+    assert kept[0]["most_similar_instructions"] == {}
+    last = kept[-1]
+    assert len(last["most_similar_instructions"]) == 10
+    scorer = RougeScorer(["rougeL"])
+    for text, score in last["most_similar_instructions"].items():
+        assert scorer.score(text, last["instruction"])["rougeL"].fmeasure == score <= 0.7
+    assert 0 < last["avg_similarity_score"] < 0.7
+
+
+def test_dedupe_refuses_in_words_and_leaves_files_alone(run_cli: Cli, tmp_path: Path) -> None:
+    write_table(tmp_path / "in.json", [{"text": "no instruction"}])
+    write_table(tmp_path / "there.json", [{"a": 1}])
+    for args, said in (
+        (["in.json", "there.json"], "exists already"),
+        (["in.json", "out.json"], "has no 'instruction'; its fields are: text"),
+        (["missing.json", "out.json"], "does not exist"),
+        (["in.json", "out.csv"], "no format"),
+        (["in.json", "out.json", "--against", "in.json"], "is the input itself"),
+    ):
+        paths = [word if word.startswith("--") else str(tmp_path / word) for word in args]
+        refused = run_cli("data", "dedupe", *paths)
+        assert (refused.returncode, refused.stdout) == (2, ""), refused.stderr
+        assert said in refused.stderr
+    assert not (tmp_path / "out.json").exists()
