@@ -42,6 +42,11 @@ class CheckpointError(Exception):
         return _rebuild, (type(self), self.message, {k: v for k, v in vars(self).items() if k != "message"})
 
 
+def restated(error: CheckpointError, message: str) -> CheckpointError:
+    """An error of the same class, with the same facts, that says `message`."""
+    return _rebuild(type(error), message, {name: value for name, value in vars(error).items() if name != "message"})
+
+
 def _rebuild(cls: type[CheckpointError], message: str, facts: dict[str, Any]) -> CheckpointError:
     error = cls.__new__(cls)
     CheckpointError.__init__(error, message)
@@ -122,12 +127,29 @@ class StateMismatch(CheckpointError):
 
 
 class SaveFailed(CheckpointError):
-    """At least one rank could not save its part; `failures` maps rank to its words. Nothing was committed."""
+    """Ranks could not save their part, for different or unknown reasons; `failures` maps rank to its words.
+
+    Where all failing ranks met the same kind of CheckpointError, that kind is raised instead: who reads classes learns
+    whether the disk is full or the store is away. Nothing was committed either way.
+    """
 
     def __init__(self, failures: Mapping[int, str], what: str) -> None:
-        words = "; ".join(f"rank {rank}: {failures[rank]}" for rank in sorted(failures))
-        super().__init__(f"{what} was not committed. {words}. The commit before it is unharmed.")
+        super().__init__(_not_committed_words(failures, what))
         self.failures = dict(failures)
+
+    @staticmethod
+    def of(failures: Mapping[int, CheckpointError | str], what: str) -> CheckpointError:
+        """The error that every rank raises when `failures` (ours, or a foreign one's words) happened on some."""
+        words = {rank: str(error) for rank, error in failures.items()}
+        first = failures[min(failures)]
+        if isinstance(first, CheckpointError) and {type(error) for error in failures.values()} == {type(first)}:
+            return restated(first, _not_committed_words(words, what))
+        return SaveFailed(words, what)
+
+
+def _not_committed_words(failures: Mapping[int, str], what: str) -> str:
+    words = " ".join(f"rank {rank}: {failures[rank].rstrip('.')}." for rank in sorted(failures))
+    return f"{what} was not committed; the commit before it is unharmed. {words}"
 
 
 class LineageError(CheckpointError):

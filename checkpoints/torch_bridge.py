@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -234,9 +234,15 @@ class Checkpointer:
         if not candidates:
             return None
         raise NoGoodCommit(
-            f"none of {len(candidates)} commits in {self._store.uri} could be read, and nothing starts over silently. "
-            f"The newest: {fallbacks[0]} If the store itself is fine, begin a new run (or copy a good state back)."
+            f"none of the {len(candidates)} commits in {self._store.uri} could be read, and nothing starts over "
+            f"silently. The newest: {fallbacks[0]} If the store itself is fine, begin a new run (or copy a good state "
+            "back)."
         )
+
+    def pin(self, refs: Collection[CommitRef]) -> None:
+        """Keep these commits from being deleted, whatever `keep` says: the best by some metric, say. Replaces the last."""
+        if self._retention is not None:
+            self._retention.pinned = tuple(refs)
 
     def close(self) -> None:
         """Wait for the save under way and give the process group back. A failure that nobody polled is logged."""

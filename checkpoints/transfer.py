@@ -8,7 +8,7 @@ copying again finishes it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,10 +105,10 @@ def copy_records(source: Store, destination: Store, layout: Layout) -> int:
         if body is None:
             raise Damaged(key, "it is no JSON object, or its own digest does not fit it", source.uri)
         try:
-            destination.put_once(key, _content(body))
+            destination.put_once(key, content_of(body))
             copied += 1
         except AlreadyExists as exc:
-            if exc.existing is None or _content(exc.existing) != _content(body):
+            if exc.existing is None or content_of(exc.existing) != content_of(body):
                 raise
     return copied
 
@@ -125,7 +125,8 @@ def copy_run(source: Store, destination: Store, layout: Layout, *, stage: str | 
     copy_records(source, destination, layout)
 
 
-def _content(body: Any) -> dict[str, Any]:
+def content_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record that was put once says, without the store's own marks; those are made anew at every put."""
     return {name: value for name, value in body.items() if name not in ("nonce", BODY_DIGEST)}
 
 

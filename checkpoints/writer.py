@@ -197,19 +197,23 @@ def commit_together(
         meta: rank 0's is written.
 
     Raises:
-        SaveFailed: at least one rank could not store its part; says which and why.
+        SaveFailed: at least one rank could not store its part; says which and why. If all that failed met the same kind
+            of CheckpointError (StoreFull, ...), that kind.
         CheckpointError: what kept rank 0 from publishing, the same class on every rank.
     """
-    failure: str | None = None
+    failure: CheckpointError | str | None = None
     try:
         put_objects(writer)
+    except CheckpointError as exc:
+        failure = exc
     except Exception as exc:
-        failure = str(exc) if isinstance(exc, CheckpointError) else f"{type(exc).__name__}: {exc}"
+        # It travels to the other ranks, and not every library's exception can: its words can.
+        failure = f"{type(exc).__name__}: {exc}"
         logger.exception("rank %d could not store its part of %s", exchange.rank, writer.ref)
     gathered = exchange.gather((list(writer.entries), failure))
-    failures = {rank: words for rank, (_, words) in enumerate(gathered) if words is not None}
+    failures = {rank: error for rank, (_, error) in enumerate(gathered) if error is not None}
     if failures:
-        raise SaveFailed(failures, str(writer.ref))
+        raise SaveFailed.of(failures, str(writer.ref))
     outcome: Manifest | CheckpointError | None = None
     if exchange.rank == 0:
         objects = [entry for entries, _ in gathered for entry in entries]

@@ -13,7 +13,7 @@ import pytest
 
 from checkpoints.attempts import AttemptLog
 from checkpoints.barrier import Alone, RanksParted, ThreadExchange
-from checkpoints.errors import AlreadyExists, Damaged, NotCommitted, SaveFailed, Superseded
+from checkpoints.errors import AlreadyExists, Damaged, NotCommitted, SaveFailed, StoreFull, Superseded
 from checkpoints.fence import Fence
 from checkpoints.keys import TRAIN_ONLY, CommitRef
 from checkpoints.lineage import counting_commits
@@ -221,8 +221,24 @@ def test_a_failure_on_one_rank_reaches_every_rank_and_nothing_is_committed(memor
     assert [type(error) for error in errors] == [SaveFailed] * 3
     for error in errors:
         assert error.failures == {1: "OSError: the disk of rank 1 is on fire"}
-        assert "train 10 (attempt 1) was not committed. rank 1: OSError: the disk of rank 1 is on fire" in str(error)
+        assert str(error) == (
+            "train 10 (attempt 1) was not committed; the commit before it is unharmed. "
+            "rank 1: OSError: the disk of rank 1 is on fire."
+        )
     assert list_commits(memory_store, TRAIN_ONLY) == []
+
+
+def test_the_same_trouble_on_several_ranks_keeps_its_class(memory_store: Store) -> None:
+    def full(writer: CommitWriter) -> None:
+        raise StoreFull("no space left.")
+
+    def act(seat: ThreadExchange) -> Any:
+        put = full if seat.rank else lambda w: void(w.put("s", b""))
+        return _save(memory_store, seat, put)
+
+    errors = _on_threads(3, act)
+    assert [type(error) for error in errors] == [StoreFull] * 3
+    assert "rank 1: no space left. rank 2: no space left." in str(errors[0])
 
 
 def test_what_keeps_rank_0_from_publishing_is_raised_on_every_rank(memory_store: Store, log: AttemptLog) -> None:

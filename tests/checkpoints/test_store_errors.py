@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,12 +32,16 @@ class _Scripted(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     answers: list[Any] = []  # noqa: RUF012 - set per test by the fixture, which makes a subclass
     requests = 0
+    release = threading.Event()
 
     def _answer(self) -> None:
         cls = type(self)
         answer = cls.answers[min(cls.requests, len(cls.answers) - 1)]
         cls.requests += 1
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if answer == "hang":
+            cls.release.wait(20)
+            return
         if answer == "hang up":
             self.close_connection = True
             self.connection.close()
@@ -60,7 +65,7 @@ def scripted() -> Iterator[Any]:
     """`scripted(answers)` -> (an S3 store that gets these answers, the handler class)."""
     servers: list[ThreadingHTTPServer] = []
 
-    def make(*answers: Any) -> tuple[Store, type[_Scripted]]:
+    def make(*answers: Any, **more: Any) -> tuple[Store, type[_Scripted]]:
         handler = type("Handler", (_Scripted,), {"answers": list(answers), "requests": 0})
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -69,6 +74,7 @@ def scripted() -> Iterator[Any]:
             "endpoint_url": f"http://127.0.0.1:{server.server_address[1]}",
             "key": "AKIAABCDEFGHIJKLMNOP",
             "secret": "very-secret",
+            **more,
         }
         retries = Retries(tries=3, sleep=lambda seconds: None)
         return Store.open("s3://bucket/run", storage_options=options, retries=retries), handler
@@ -117,6 +123,16 @@ def test_a_missing_bucket_says_so(scripted: Any) -> None:
     store, _ = scripted((404, "NoSuchBucket"))
     with pytest.raises(StoreError, match=r"there is no such bucket\. Create it, or correct the store's URL"):
         store.list()
+
+
+def test_a_store_that_hangs_is_given_up_in_bounded_time(scripted: Any) -> None:
+    store, handler = scripted("hang", config_kwargs={"read_timeout": 0.2})
+    started = time.monotonic()
+    with pytest.raises(StoreUnreachable):
+        store.get("shard")
+    assert time.monotonic() - started < 15
+    assert handler.requests == 3
+    handler.release.set()
 
 
 def test_a_conflict_while_putting_once_is_tried_again(scripted: Any) -> None:

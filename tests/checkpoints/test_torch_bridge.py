@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from checkpoints.attempts import AttemptLog
-from checkpoints.errors import AlreadyExists, Damaged, NoGoodCommit, SaveFailed, StateMismatch
+from checkpoints.errors import AlreadyExists, Damaged, NoGoodCommit, StateMismatch, StoreFull
 from checkpoints.fence import Fence
 from checkpoints.keys import TRAIN_ONLY, CommitRef
 from checkpoints.reader import CommitReader, list_commits
@@ -106,6 +106,13 @@ def test_frozen_parts_are_stored_once(memory_store: Store, checkpointer: Checkpo
     assert manifest.references == ("checkpoints/step-00000001/attempt-000001/",)
     assert torch.equal(loaded["base"], frozen)
     assert [ref.position for ref in list_commits(memory_store, TRAIN_ONLY)] == [6, 5, 4]
+
+
+def test_a_pinned_commit_stays(memory_store: Store, checkpointer: Checkpointer) -> None:
+    for position in (1, 2, 3, 4, 5, 6):
+        checkpointer.pin([CommitRef("train", 2, 1)])  # the best so far
+        _save(checkpointer, position, {"n": position})
+    assert [ref.position for ref in list_commits(memory_store, TRAIN_ONLY)] == [6, 5, 4, 2]
 
 
 def test_the_next_attempt_refers_to_what_it_loaded(memory_store: Store) -> None:
@@ -206,7 +213,7 @@ def test_a_background_failure_comes_out_of_poll_once_and_the_next_save_works(
     with caplog.at_level(logging.CRITICAL):
         made.save(1, {"w": torch.ones(1)}, meta={}, fingerprint="")
         made._join()
-    with pytest.raises(SaveFailed, match=r"rank 0: .*no space or quota left"):
+    with pytest.raises(StoreFull, match=r"rank 0: .*no space or quota left"):
         made.poll()
     assert made.poll() == []
     made._store = memory_store

@@ -69,7 +69,8 @@ def test_failures_of_one_rank_reach_both_and_commit_nothing(answers: dict[str, A
     first, second = answers["failures"]["everywhere"]
     assert first == second
     failed, recovered, mismatch, superseded = first
-    assert failed.startswith("SaveFailed: train 50 (attempt 7) was not committed. rank 1: ")
+    assert failed.startswith("StoreFull: train 50 (attempt 7) was not committed; the commit before it is unharmed. ")
+    assert "rank 1: file://" in failed
     assert "no space or quota left" in failed
     assert recovered == "fine", "the next save is whole again"
     assert mismatch.startswith("StateMismatch: bad is a object")
