@@ -240,7 +240,7 @@ class Checkpointer:
         )
 
     def pin(self, refs: Collection[CommitRef]) -> None:
-        """Keep these commits from being deleted, whatever `keep` says: the best by some metric, say. Replaces the last."""
+        """Keep these commits (the best by some metric, say) whatever `keep` says; replaces those pinned before."""
         if self._retention is not None:
             self._retention.pinned = tuple(refs)
 
