@@ -18,6 +18,7 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -327,7 +328,11 @@ def measure(uri: str, options: dict[str, str], arguments: argparse.Namespace) ->
     )
     command = [sys.executable, __file__, "--job", job, "--rank"]
     ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(WORLD)]
-    outputs = [rank.communicate()[0] for rank in ranks]
+    try:
+        outputs = [rank.communicate()[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()  # of a rank that has ended this does nothing
     if any(rank.returncode for rank in ranks):
         raise SystemExit(f"a rank failed: {[rank.returncode for rank in ranks]}")
     found: dict[str, Any] = json.loads(outputs[0])
@@ -384,6 +389,7 @@ def main() -> int:
     if arguments.job:
         run_rank(arguments.rank, json.loads(arguments.job))
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.platform()}")
     aims: list[tuple[str, bool]] = []
     if "file" in arguments.stores:
