@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 MISSING = "-"
 
 
@@ -33,6 +35,15 @@ def duration(seconds: float | None) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+def size(num_bytes: float | None) -> str:
+    """`512 B`, `12.1 MiB`, `75.3 GiB`."""
+    if num_bytes is None:
+        return MISSING
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(int(math.log2(max(abs(num_bytes), 1)) // 10), len(units) - 1)
+    return f"{num_bytes / 1024**power:,.{1 if power else 0}f} {units[power]}"
 
 
 def share(part: float | None, whole: float | None = 1.0) -> str:

@@ -60,6 +60,7 @@ def test_the_commands_are_the_ones_promised() -> None:
         "init",
         "validate",
         "offers",
+        "estimate",
         "launch",
         "runs",
         "status",
@@ -71,7 +72,14 @@ def test_the_commands_are_the_ones_promised() -> None:
         "generate",
         "train",
         "export",
+        "checkpoints ls",
+        "checkpoints verify",
+        "checkpoints prune",
+        "checkpoints copy",
         "data dedupe",
+        "plugin install",
+        "plugin status",
+        "plugin remove",
     ]
     assert sorted(name for name, _, _ in main.COMMANDS) == sorted(promised)
 

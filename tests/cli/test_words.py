@@ -33,6 +33,14 @@ def test_money(usd: float | None, text: str) -> None:
     assert words.money(usd) == text
 
 
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(None, "-"), (0, "0 B"), (1023, "1,023 B"), (1024, "1.0 KiB"), (12_742_056, "12.2 MiB"), (81e9, "75.4 GiB")],
+)
+def test_sizes(num_bytes: float | None, text: str) -> None:
+    assert words.size(num_bytes) == text
+
+
 def test_a_missing_value_is_a_dash() -> None:
     assert (words.rate(None), words.share(None), words.share(1, 0), words.number(None), words.yes_no(None)) == (
         "-",

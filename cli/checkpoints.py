@@ -1,0 +1,146 @@
+"""`alpaca-jobs checkpoints ls | verify | prune | copy`: the committed state of a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cli import options, render, starting, words
+from cli.exits import ExitCode
+
+Keep = Annotated[int, typer.Option("--keep", min=2, help="The newest that stay.")]
+KeepEvery = Annotated[
+    int | None,
+    typer.Option("--keep-every", min=1, help="Every checkpoint whose step is a multiple of this stays, too."),
+]
+
+
+def ls(run: options.RunName = None, store: options.Store = None, as_json: options.Json = False) -> None:
+    """List what a run has committed, newest first, and whether it counts.
+
+    Example: alpaca-jobs checkpoints ls
+    """
+    from alpaca_jobs.run_layout import LAYOUT
+    from checkpoints.attempts import AttemptLog
+    from checkpoints.lineage import counting_commits
+    from checkpoints.reader import CommitReader, list_commits
+    from cli.finding import find_run
+
+    found = find_run(run, store)
+    folder = found.root.child(found.run_id)
+    commits = list_commits(folder, LAYOUT)
+    counting = set(counting_commits(AttemptLog(folder, LAYOUT).records(), commits, LAYOUT))
+    rows: list[dict[str, Any]] = []
+    for ref in commits:
+        manifest = CommitReader.open(folder, LAYOUT, ref).manifest
+        rows.append(
+            {
+                **ref.to_json(),
+                "counts": ref in counting,
+                "bytes": manifest.size_bytes,
+                "stored_bytes": manifest.stored_bytes,
+                "world_size": manifest.world_size,
+            }
+        )
+    if as_json:
+        render.out_json({"run_id": found.run_id, "store": found.root.uri, "commits": rows})
+    else:
+        render.out_grid(_commits_grid(found.run_id, rows))
+
+
+def verify(run: options.RunName = None, store: options.Store = None, as_json: options.Json = False) -> None:
+    """Read every committed byte of a run and compare it with its digest. Exit code 3: something is damaged.
+
+    Example: alpaca-jobs checkpoints verify demo-x3fkd
+    """
+    from alpaca_jobs.run_layout import LAYOUT
+    from checkpoints.transfer import verify_commits
+    from cli.finding import find_run
+
+    found = find_run(run, store)
+    results = []
+    for report in verify_commits(found.root.child(found.run_id), LAYOUT):
+        render.say(f"{report.ref}: {report.problem or 'every byte is as it was committed'}")
+        results.append({**report.ref.to_json(), "counts": report.counts, "problem": report.problem})
+    damaged = [one for one in results if one["problem"] is not None]
+    if as_json:
+        render.out_json({"run_id": found.run_id, "commits": results, "damaged": len(damaged)})
+    else:
+        render.out(f"{words.plural(len(results), 'commit')} read, {len(damaged)} damaged")
+    raise typer.Exit(ExitCode.SURROUNDINGS_FAILED if damaged else ExitCode.DONE)
+
+
+def prune(
+    run: options.RunName = None,
+    keep: Keep = 2,
+    keep_every: KeepEvery = None,
+    store: options.Store = None,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
+) -> None:
+    """Delete a finished run's older checkpoints, and what broken saves left behind.
+
+    Example: alpaca-jobs checkpoints prune demo-x3fkd --keep 2
+    """
+    from alpaca_jobs.run_layout import LAYOUT
+    from checkpoints.retention import prune as prune_commits
+    from cli.finding import find_run
+
+    found = find_run(run, store)
+    folder = found.root.child(found.run_id)
+    doomed = prune_commits(folder, LAYOUT, stage="train", keep=keep, keep_every=keep_every, dry_run=True)
+    names = ", ".join(f"step {ref.position}" for ref in sorted(doomed, key=LAYOUT.sort_key)) or "no checkpoint"
+    starting.agree(f"Delete {names} of {found.run_id} for good?", yes=yes, grids=[])
+    gone = prune_commits(folder, LAYOUT, stage="train", keep=keep, keep_every=keep_every)
+    body = [ref.to_json() for ref in sorted(gone, key=LAYOUT.sort_key)]
+    if as_json:
+        render.out_json({"run_id": found.run_id, "deleted": body})
+    else:
+        render.out(f"Deleted {words.plural(len(body), 'checkpoint')} of {found.run_id}.")
+
+
+def copy(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the start of it.")],
+    to: Annotated[str, typer.Option("--to", metavar="URI", help="Root of the other store.")],
+    store: options.Store = None,
+    as_json: options.Json = False,
+) -> None:
+    """Copy a run that is over to another store or region, verified, so that it can be resumed from there.
+
+    Example: alpaca-jobs checkpoints copy demo-x3fkd --to s3://elsewhere/runs
+    """
+    from checkpoints.store import Store
+    from cli.finding import find_run
+    from cluster.run_copy import copy_whole_run
+
+    found = find_run(run, store)
+    destination = Store.open(to)
+    copied = []
+    for name in copy_whole_run(found.root, destination, found.run_id, is_alive_here=found.is_alive_here):
+        render.say(f"copied {name}")
+        copied.append(name)
+    found.home.remember_store(destination.uri)
+    if as_json:
+        render.out_json({"run_id": found.run_id, "from": found.root.uri, "to": destination.uri, "copied": copied})
+    else:
+        render.out(f"{found.run_id} is in {destination.uri} as well. Go on from there: alpaca-jobs resume --store {to}")
+
+
+def _commits_grid(run_id: str, rows: list[dict[str, Any]]) -> render.Grid:
+    cells = [
+        (
+            row["stage"],
+            words.number(row["position"]),
+            str(row["attempt"]),
+            words.size(row["bytes"]),
+            words.size(row["stored_bytes"]),
+            words.yes_no(row["counts"]),
+        )
+        for row in rows
+    ]
+    return render.Grid(
+        title=f"Commits of {run_id}",
+        columns=("stage", ">position", ">attempt", ">size", ">stored", "counts"),
+        rows=tuple(cells),
+    )
