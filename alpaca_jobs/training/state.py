@@ -18,7 +18,6 @@ from alpaca_jobs.training.fingerprint import train_fingerprint
 from alpaca_jobs.training.model import build_model, shard_model
 from alpaca_jobs.training.optimizer import ShardedAdamW
 from alpaca_jobs.training.tokenizer import load_tokenizer
-from checkpoints.errors import Damaged, NoGoodCommit
 from checkpoints.keys import CommitRef
 
 if TYPE_CHECKING:
@@ -96,33 +95,21 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def restore(state: TrainState, ctx: TrainContext) -> tuple[CommitRef | None, list[str]]:
+def restore(state: TrainState, ctx: TrainContext) -> tuple[CommitRef | None, tuple[str, ...]]:
     """Load the newest candidate that is whole; all ranks together.
 
     Returns:
-        The commit that was loaded (None without candidates: step 0), and one text for each newer one that is damaged.
+        The commit that was loaded (None without candidates: step 0), and one text for each newer one that was not whole.
 
     Raises:
-        NoGoodCommit: there are candidates, and all are damaged.
+        NoGoodCommit: there are candidates, and none is whole.
         TrainingError: the newest whole one belongs to another training.
     """
-    fallbacks: list[str] = []
-    tensors = state.tensors()
-    for ref in ctx.candidates:
-        try:
-            manifest = ctx.checkpointer.load(ref, tensors)
-        except Damaged as exc:
-            fallbacks.append(str(exc))
-            continue
-        _continue_from(state, ref, manifest)
-        return ref, fallbacks
-    if fallbacks:
-        raise NoGoodCommit(
-            f"All {len(fallbacks)} checkpoints of this run are damaged, and starting over silently would hide it: "
-            f"{' '.join(fallbacks)} Look at them with: alpaca-jobs checkpoints verify RUN. To start over on purpose, "
-            "launch the job anew."
-        )
-    return None, fallbacks
+    loaded = ctx.checkpointer.load_newest(ctx.candidates, state.tensors())
+    if loaded is None:
+        return None, ()
+    _continue_from(state, loaded.ref, loaded.manifest)
+    return loaded.ref, loaded.fallbacks
 
 
 def _continue_from(state: TrainState, ref: CommitRef, manifest: Manifest) -> None:

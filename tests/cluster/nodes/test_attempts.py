@@ -79,8 +79,7 @@ def test_with_every_checkpoint_damaged_the_run_stops_and_never_starts_over(bench
     assert bench.wait_exit(following) is StopReason.STORE_FAILURE
     end = bench.end_of(2)
     assert (end["exit_code"], end["retryable"]) == (3, False)
-    assert "are damaged, and starting over silently would hide it" in end["detail"]
-    assert "checkpoints verify" in end["detail"]
+    assert "could be read, and nothing starts over silently" in end["detail"]
 
 
 def test_a_number_that_is_taken_is_left_alone(bench: Any) -> None:
