@@ -260,7 +260,7 @@ def test_every_commit_damaged_is_an_error_and_none_at_all_is_none(
     assert checkpointer.load_newest([], {}) is None
     _save(checkpointer, 1, {"w": torch.ones(50)})
     memory_store.put("checkpoints/step-00000001/attempt-000001/rank-00000-0000.bin", bytes(200))
-    with pytest.raises(NoGoodCommit, match=r"none of 1 commits .* nothing starts over silently"):
+    with pytest.raises(NoGoodCommit, match=r"none of the 1 commits .* nothing starts over silently"):
         checkpointer.load_newest(list_commits(memory_store, TRAIN_ONLY), {"w": torch.zeros(50)})
 
 
