@@ -20,6 +20,7 @@ from alpaca_jobs.spec_base import (
     want,
     want_hidden,
 )
+from alpaca_jobs.teacher_prices import list_price
 
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # compared, never bound
 
@@ -58,9 +59,23 @@ class TeacherSpec(SpecPart):
     """Of those, tries after one that may have been billed: an unusable answer, a timeout, a lost connection. A request
     is reserved at 1 + this many worst cases. Not counted for a teacher that is free."""
     price_per_million_input_usd: NotNegative | None = None
-    """What the server asks per million prompt tokens; null when unknown (then no teacher budget can be kept)."""
+    """What the server asks per million prompt tokens, in dollars. Left out: OpenAI's own models at their list price (of
+    the day in alpaca_jobs/teacher_prices.json), all others unknown; then no teacher budget can be kept."""
     price_per_million_output_usd: NotNegative | None = None
-    """What the server asks per million completion tokens; null when unknown."""
+    """What the server asks per million completion tokens; left out, as above."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _at_list_price(cls, value: Any) -> Any:
+        """Fill in the list price, so that the plan, the ledger and a rendered job all show the price that is used."""
+        names = ("price_per_million_input_usd", "price_per_million_output_usd")
+        if not isinstance(value, dict) or any(value.get(name) is not None for name in names):
+            return value
+        model, base_url = value.get("model"), value.get("base_url")
+        if not isinstance(model, str) or not isinstance(base_url, str | None):
+            return value  # its own validator says what is wrong with it
+        price = list_price(model, base_url)
+        return value if price is None else {**value, names[0]: price.input_usd, names[1]: price.output_usd}
 
     @property
     def needs_key(self) -> bool:

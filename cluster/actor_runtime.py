@@ -15,11 +15,23 @@ from concurrent.futures import wait as wait_for_futures
 from typing import Any, Protocol
 
 
+class Peer(Protocol):
+    """One actor as another one calls it; can be sent to another process."""
+
+    async def ask(self, method: str, *args: Any) -> Any:
+        """Await one of its methods."""
+
+
 class ActorRuntime(Protocol):
     """Actors and their calls. Calls are handed around as they are; one driver thread uses a runtime."""
 
-    def actors(self, factory: type, count: int, *args: Any, concurrency: int, **kwargs: Any) -> list[Any]:
-        """Start `count` actors of a class; each runs up to `concurrency` calls at once."""
+    def actors(
+        self, factory: type, count: int, *args: Any, concurrency: int, cpus: int = 1, **kwargs: Any
+    ) -> list[Any]:
+        """Start `count` actors of a class; each runs up to `concurrency` calls at once and books `cpus`."""
+
+    def peer(self, actor: Any) -> Peer:
+        """An actor as others may be handed it."""
 
     def call(self, actor: Any, method: str, *args: Any) -> Any:
         """Start one call of an actor's method."""
@@ -32,6 +44,16 @@ class ActorRuntime(Protocol):
 
     def end_actors(self, actors: Iterable[Any]) -> None:
         """End actors at once, with the calls that they still run."""
+
+
+class _Here:
+    """A peer on the same event loop."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def ask(self, method: str, *args: Any) -> Any:
+        return await getattr(self._actor, method)(*args)
 
 
 class InProcessActors:
@@ -55,8 +77,14 @@ class InProcessActors:
         self._thread.join()
         self._loop.close()
 
-    def actors(self, factory: type, count: int, *args: Any, concurrency: int, **kwargs: Any) -> list[Any]:
-        """Make `count` objects; `concurrency` is kept by the caller."""
+    def peer(self, actor: Any) -> Peer:
+        """As ActorRuntime says."""
+        return _Here(actor)
+
+    def actors(
+        self, factory: type, count: int, *args: Any, concurrency: int, cpus: int = 1, **kwargs: Any
+    ) -> list[Any]:
+        """Make `count` objects; the caller bounds how much they do at once."""
         return [factory(*args, **kwargs) for _ in range(count)]
 
     def call(self, actor: Any, method: str, *args: Any) -> Future[Any]:

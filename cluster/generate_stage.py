@@ -16,6 +16,7 @@ from typing import Any
 from alpaca_jobs.errors import TeacherError
 from alpaca_jobs.generation.completer import TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.pipeline import Pipeline
+from alpaca_jobs.generation.rate_limit import RateGate
 from alpaca_jobs.generation.seeds import load_seed_tasks
 from alpaca_jobs.generation.statistics import GenerationStatistics
 from alpaca_jobs.rows import Row, parse_rows, render_rows
@@ -97,9 +98,10 @@ class GenerateStage:
         self._pipeline = Pipeline(self._data, seeds, self._state.rows)
         with teacher_endpoint(self._data.teacher, ctx.scratch) as teacher:
             self._ledger = self._open_ledger(teacher)
+            gates = self._start_gate()
             actors = self._runtime.actors(
                 TeacherActor, self._data.num_actors, teacher.model_dump(), ctx.store_uri, ctx.run_id, ctx.attempt,
-                concurrency=self._data.concurrency,
+                *map(self._runtime.peer, gates), concurrency=self._data.concurrency,
             )  # fmt: skip
             try:
                 while not self._state.complete and ctx.interruption.notice is None:
@@ -111,7 +113,14 @@ class GenerateStage:
                 self._let_land(teacher.timeout_s)
                 raise
             finally:
-                self._runtime.end_actors(actors)
+                self._runtime.end_actors([*actors, *gates])
+
+    def _start_gate(self) -> list[Any]:
+        """The one gate that all actors pass before they ask; none where one actor has all requests, or no limit is."""
+        if self._data.num_actors == 1 or self._data.teacher == "offline":
+            return []
+        capacity = self._data.num_actors * self._data.concurrency
+        return self._runtime.actors(RateGate, 1, concurrency=2 * capacity, cpus=0)
 
     def _open_ledger(self, teacher: TeacherSpec) -> Ledger:
         ctx = self._ctx

@@ -74,13 +74,15 @@ class RayRuntime:
         signal.signal(signal.SIGTERM, on_notice)  # Ray's own handler would end this process at the notice
         return time.monotonic() - began
 
-    def actors(self, factory: type, count: int, *args: Any, concurrency: int, **kwargs: Any) -> list[Any]:
+    def actors(
+        self, factory: type, count: int, *args: Any, concurrency: int, cpus: int = 1, **kwargs: Any
+    ) -> list[Any]:
         """Start `count` independent actors of a class; each runs up to `concurrency` calls at once."""
         import ray
 
         remote = ray.remote(factory)
         return [
-            remote.options(num_cpus=1, max_restarts=0, max_task_retries=0, max_concurrency=concurrency).remote(
+            remote.options(num_cpus=cpus, max_restarts=0, max_task_retries=0, max_concurrency=concurrency).remote(
                 *args, **kwargs
             )
             for _ in range(count)
@@ -89,6 +91,10 @@ class RayRuntime:
     def call(self, actor: Any, method: str, *args: Any) -> Any:
         """Start one call of an actor's method; `wait` and `result` take what this returns."""
         return getattr(actor, method).remote(*args)
+
+    def peer(self, actor: Any) -> RayPeer:
+        """An actor as other actors may be handed it."""
+        return RayPeer(actor)
 
     def worker_group(self, factory: type, count: int, *, gpus_each: int = 0, concurrency: int = 4) -> list[Any]:
         """Start `count` workers together or not at all (a placement group), in rank order."""
@@ -178,6 +184,17 @@ class RayRuntime:
         if ray.is_initialized():
             ray.shutdown()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class RayPeer:
+    """An actor as another actor calls it."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def ask(self, method: str, *args: Any) -> Any:
+        """Await one of its methods."""
+        return await getattr(self._handle, method).remote(*args)
 
 
 def ray_folder(name: str) -> Path:

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from alpaca_jobs.generation.completer import Completer, TeacherAnswer, TeacherRequest
+from alpaca_jobs.generation.rate_limit import RateNews
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import TeacherSpec
 from checkpoints.attempts import AttemptLog
 from checkpoints.fence import Fence
 from checkpoints.store import Store
+from cluster.actor_runtime import Peer
 from cluster.ledger import store_answer
 
 _RECENT_S = 1.0
@@ -26,13 +28,16 @@ class TeacherActor:
     Args:
         teacher: whom to ask; the key is read from this process's environment by the name it gives.
         store_uri, run_id, attempt: where answers are stored, and on whose behalf.
+        gate: a RateGate that all actors share, as a peer; None for one of its own.
     """
 
-    def __init__(self, teacher: dict[str, Any], store_uri: str, run_id: str, attempt: int) -> None:
+    def __init__(
+        self, teacher: dict[str, Any], store_uri: str, run_id: str, attempt: int, gate: Peer | None = None
+    ) -> None:
         """Open the store and the teacher's client."""
         spec = TeacherSpec.model_validate(teacher)
         key = os.environ.get(spec.api_key_env) if spec.api_key_env else None
-        self._completer = Completer(spec, api_key=key)
+        self._completer = Completer(spec, api_key=key, gate=None if gate is None else SharedGate(gate))
         self._store = Store.open(store_uri).child(run_id)
         self._attempt = attempt
         self._fence = RecentFence(Fence(AttemptLog(self._store, LAYOUT), attempt))
@@ -56,6 +61,22 @@ class TeacherActor:
     def _keep(self, answer: TeacherAnswer) -> None:
         self._fence.check()
         store_answer(self._store, self._attempt, answer)
+
+
+class SharedGate:
+    """The gate of all actors, as one of them sees it."""
+
+    def __init__(self, peer: Peer) -> None:
+        """Take the actor that is the gate."""
+        self._peer = peer
+
+    async def enter(self) -> None:
+        """Wait until the next try may be sent."""
+        await self._peer.ask("enter")
+
+    async def tell(self, news: RateNews) -> None:
+        """Pass on what a try told."""
+        await self._peer.ask("tell", news)
 
 
 class RecentFence:

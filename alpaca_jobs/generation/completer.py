@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from alpaca_jobs.errors import TeacherAuth, TeacherError, TeacherGarbage, TeacherRateLimited, TeacherUnreachable
 from alpaca_jobs.generation.pricing import cost_usd, num_billable_tries, worst_try_usd
+from alpaca_jobs.generation.rate_limit import Gate, RateGate, RateNews
 from alpaca_jobs.generation.teacher_reply import (
     CONTENT_FILTER,
     NOTHING,
@@ -29,6 +30,7 @@ from alpaca_jobs.generation.teacher_reply import (
     Unusable,
     Usage,
     read_complaint,
+    read_rate_limits,
     read_reply,
     read_retry_after,
 )
@@ -112,6 +114,7 @@ class Completer:
         teacher: TeacherSpec,
         *,
         api_key: str | None,
+        gate: Gate | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -120,6 +123,7 @@ class Completer:
         Args:
             teacher: where and how to ask.
             api_key: the key itself; None for a server that asks for none. It appears in no message.
+            gate: what every try waits at, shared with others who use the same key; None for one of its own.
             sleep, jitter: the clock and the dice (0 to 1), for tests.
 
         Raises:
@@ -130,6 +134,7 @@ class Completer:
         # Told by `complete`, not here: a Ray actor whose constructor fails dies without its error arriving anywhere.
         self._is_key_possible = api_key is None or (api_key.isascii() and api_key.isprintable() and " " not in api_key)
         self._sleep, self._jitter = sleep, jitter
+        self._gate = gate or RateGate()
         self._unsupported: set[str] = set()
         self._where = f"teacher {teacher.model} at {_address(teacher)}"
         self._client = _make_client(teacher, api_key if self._is_key_possible else None)
@@ -208,11 +213,21 @@ class Completer:
 
         is_chat = self._teacher.api == "chat"
         endpoint = self._client.chat.completions if is_chat else self._client.completions
+        await self._gate.enter()
         try:
             async with asyncio.timeout(self._teacher.timeout_s):
                 raw = await endpoint.with_raw_response.create(**self._arguments(request, max_tokens))
-            return read_reply(raw.content, is_chat=is_chat)
+            reply = read_reply(raw.content, is_chat=is_chat)
+            await self._gate.tell(RateNews(False, read_rate_limits(raw.headers), reply.usage.total))
+            return reply
         except openai.APIStatusError as exc:
+            await self._gate.tell(
+                RateNews(
+                    exc.status_code == 429,
+                    read_rate_limits(exc.response.headers),
+                    retry_after_s=read_retry_after(exc.response.headers, now_s=time.time()),
+                )
+            )
             return self._read_refusal(exc.status_code, read_complaint(exc.body), exc.response.headers)
         except openai.APIConnectionError as exc:
             never_sent = type(exc.__cause__).__name__ == "ConnectError"  # httpx or httpx2, whichever openai brought

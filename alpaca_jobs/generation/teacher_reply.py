@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
+
+from alpaca_jobs.generation.rate_limit import RateLimits
 
 CONTENT_FILTER = "content_filter"
 
@@ -26,6 +29,13 @@ class Usage:
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+
+    @property
+    def total(self) -> int | None:
+        """Both together; None if either is unknown."""
+        if self.prompt_tokens is None or self.completion_tokens is None:
+            return None
+        return self.prompt_tokens + self.completion_tokens
 
 
 NOTHING = Usage(0, 0)
@@ -149,6 +159,36 @@ def read_retry_after(headers: Mapping[str, str], *, now_s: float) -> float | Non
         return max(0.0, parsedate_to_datetime(value).timestamp() - now_s)
     except (ValueError, TypeError):
         return None
+
+
+_PARTS = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DAY_S = 86400.0
+
+
+def read_rate_limits(headers: Mapping[str, str]) -> RateLimits:
+    """Return the limits per minute that `x-ratelimit-limit-*` headers state.
+
+    OpenAI states a daily limit under the same name. The time until it is full again tells them apart: what was used,
+    at the rate of a whole window, takes longer than a minute's limit ever could.
+    Source: OpenAI, "Rate limits in headers" (limit, remaining and reset of requests and tokens).
+    """
+    found = []
+    for kind in ("requests", "tokens"):
+        limit = _number(headers.get(f"x-ratelimit-limit-{kind}"))
+        remaining = _number(headers.get(f"x-ratelimit-remaining-{kind}"))
+        reset_s = _duration(headers.get(f"x-ratelimit-reset-{kind}"))
+        if limit and remaining is not None and reset_s is not None and reset_s > 0 and limit > remaining:
+            is_daily = reset_s * limit / (limit - remaining) > _DAY_S / 2
+            limit = limit * 60 / _DAY_S if is_daily else limit
+        found.append(limit or None)
+    return RateLimits(found[0], found[1])
+
+
+def _duration(value: str | None) -> float | None:
+    """Return the seconds of `6m0s`, `8.64s`, `120ms` or a plain number."""
+    parts = _PARTS.findall(value or "")
+    return sum(float(count) * _SECONDS[unit] for count, unit in parts) if parts else _number(value)
 
 
 def _number(value: str | None) -> float | None:

@@ -189,3 +189,21 @@ def test_store_with_credentials_is_refused_and_not_repeated(store: str) -> None:
 def test_local_stands_alone() -> None:
     with pytest.raises(ValidationError, match="local stands alone"):
         ComputeSpec(workers=2, infra=("local", "aws"))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "prices"),
+    [
+        ({"model": "gpt-4o-mini"}, (0.15, 0.6)),
+        ({"model": "gpt-4o-mini-2024-07-18", "base_url": "https://api.openai.com/v1"}, (0.15, 0.6)),
+        ({"model": "gpt-4o-mini", "price_per_million_input_usd": 0.1}, (0.1, None)),
+        ({"model": "gpt-4o-mini", "base_url": "https://proxy.example/v1"}, (None, None)),
+        ({"model": "no-such-model"}, (None, None)),
+    ],
+)
+def test_a_teachers_list_price_is_filled_in_and_a_jobs_own_goes_first(
+    teacher: dict[str, Any], prices: tuple[float | None, float | None]
+) -> None:
+    spec = TeacherSpec.model_validate(teacher)
+    assert (spec.price_per_million_input_usd, spec.price_per_million_output_usd) == prices
+    assert TeacherSpec.model_validate(spec.model_dump()) == spec

@@ -49,8 +49,8 @@ def teacher_spec(url: str) -> dict[str, Any]:
     return {"model": "m", "base_url": url, "api_key_env": None, "max_retries": 1, "timeout_s": 5}
 
 
-def end_with(bench: Any, url: str) -> dict[str, Any]:
-    bench.create(data={"teacher": teacher_spec(url)})
+def end_with(bench: Any, url: str, **data: Any) -> dict[str, Any]:
+    bench.create(data={"teacher": teacher_spec(url), **data})
     assert bench.wait_exit(bench.start()) is StopReason.USER_ERROR
     end: dict[str, Any] = bench.end_of(1)
     assert (end["exit_code"], end["retryable"]) == (3, False)
@@ -75,7 +75,7 @@ def test_a_teacher_that_talks_garbage_is_given_up_and_its_answers_are_kept(bench
         "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12},
     }  # fmt: skip
     with teacher(200, lambda: answer) as url:
-        end = end_with(bench, url)
+        end = end_with(bench, url, num_actors=2)  # two, so that they share a gate
     assert "gave no row that could be kept" in end["detail"]
     assert "blah blah" in end["detail"]
     assert len(bench.store.list("answers/")) >= 40
