@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from alpaca_jobs.known_models import KNOWN_MODELS
 from alpaca_jobs.spec import DataSpec, TeacherSpec
-from cluster.estimate import STATE_BYTES_PER_PARAMETER, WEIGHTS_BYTES_PER_PARAMETER, Assumptions
+from cluster.assumptions import Assumptions
+from cluster.courses import STATE_BYTES_PER_PARAMETER, WEIGHTS_BYTES_PER_PARAMETER
 from cluster.offers import SNAPSHOT, load_offers
 from cluster.plan import Pricing
 from cluster.simulation import Course, play, quantiles
@@ -89,7 +90,7 @@ def gpu_hours(num_parameters: int, tokens: float, mfu: float) -> float:
 def vicuna_usd(num_parameters: int, mfu: float, *, is_spot: bool) -> float:
     """Median bill of Vicuna on 8 A100, at the on-demand price per hour that the 13B's bill implies."""
     priors = Assumptions()
-    per_byte_s = num_parameters / priors.download_bytes_per_s
+    per_byte_s = num_parameters / priors.transfer_bytes_per_s
     course = Course(
         work_s=gpu_hours(num_parameters, VICUNA_TOKENS, mfu) / 8 * SECONDS_PER_HOUR,
         work_spread=0.0,

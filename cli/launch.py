@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import options, plan_view, render, starting
+from cli import job_view, options, plan_view, render, starting
 
 
 def launch(
@@ -26,17 +26,21 @@ def launch(
 
     Example: alpaca-jobs launch job.yaml --budget 40
 
-    The plan is shown with its hourly price before anything starts. Ctrl-C leaves the run going and says how to return.
+    The plan is shown before anything starts, with its price by the hour and, where there is a bill, for the whole job.
+    Ctrl-C leaves the run going and says how to return.
     """
     changes = starting.changes_from(infra=infra, budget=budget, deadline=deadline, store=store)
-    plan = starting.make_plan(job_file, changes)
+    job = starting.load(job_file, changes)
+    priced = starting.price(job, contact=True) if job_view.costs_money(job) else None
+    plan = starting.plan_of(job) if priced is None else priced.plan
+    grids = plan_view.plan_grids(plan, priced)
     if dry_run:
         if as_json:
             render.out_json(plan.to_json())
         else:
-            for grid in plan_view.plan_grids(plan):
+            for grid in grids:
                 render.out_grid(grid)
         return
     starting.check_installed(plan.job)
-    starting.agree(plan_view.question(plan), yes=yes, grids=plan_view.plan_grids(plan))
+    starting.agree(plan_view.question(plan), yes=yes, grids=grids)
     starting.leave_or_follow(starting.start(plan), detach=detach, as_json=as_json)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cli import render, words
-from cli.validate import job_rows
+from cli import estimate_view, render, words
+from cli.job_view import job_rows
 
 if TYPE_CHECKING:
+    from cli.starting import Priced
     from cluster.plan import LaunchPlan, Placement
 
 MAX_CANDIDATES = 10
 
 
-def plan_grids(plan: LaunchPlan) -> list[render.Grid]:
-    """The job, then the places it may run, best first."""
+def plan_grids(plan: LaunchPlan, priced: Priced | None = None) -> list[render.Grid]:
+    """The job with its estimate, where there is one to show, then the places it may run, best first."""
     rows = [row for row in job_rows(plan.job) if row[0] != "store"]
     rows += [("ranks", f"{plan.world_size} for training"), ("store", f"{plan.store_uri}/{plan.run_id}")]
     rows.append(("recovery", f"{plan.job.compute.recover}, saved {_interval(plan)}"))
+    if priced is not None:
+        rows += estimate_rows(priced)
     hidden = len(plan.candidates) - MAX_CANDIDATES
     notes = ([f"... and {hidden} more"] if hidden > 0 else []) + list(plan.notes)
     places = render.Grid(
@@ -26,6 +29,14 @@ def plan_grids(plan: LaunchPlan) -> list[render.Grid]:
         notes=tuple(notes),
     )
     return [render.pairs(f"Plan for {plan.run_id}", rows), places]
+
+
+def estimate_rows(priced: Priced) -> list[tuple[str, str]]:
+    """The estimate of the whole job in a line, and which limits it may meet; or why there is none."""
+    if priced.estimate is None:
+        return [("estimate", f"none: {priced.unknown}")]
+    rows = [("estimate", estimate_view.estimate_line(priced.estimate))]
+    return rows + [("", told) for told in estimate_view.limit_words(priced.estimate.candidates[0])]
 
 
 def question(plan: LaunchPlan) -> str:

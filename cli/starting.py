@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from cli.finding import FoundRun
 
 if TYPE_CHECKING:
     from alpaca_jobs.spec import JobSpec
+    from cluster.estimating import JobEstimate
+    from cluster.experience import PastRun
     from cluster.plan import LaunchPlan
 
 
@@ -40,10 +43,19 @@ def make_plan(job_file: Path, changes: Mapping[str, Any]) -> LaunchPlan:
     Raises:
         SpecError, PlanError: a job that cannot be, or that nothing fits.
     """
+    return plan_of(load(job_file, changes))
+
+
+def load(job_file: Path, changes: Mapping[str, Any]) -> JobSpec:
+    """Read a job and change it as the options say.
+
+    Raises:
+        SpecError: a job that cannot be.
+    """
     from alpaca_jobs.spec_io import change_job, load_job
 
     job = load_job(job_file)
-    return plan_of(change_job(job, changes) if changes else job)
+    return change_job(job, changes) if changes else job
 
 
 def plan_of(job: JobSpec) -> LaunchPlan:
@@ -52,6 +64,52 @@ def plan_of(job: JobSpec) -> LaunchPlan:
     from cluster.run_ids import new_run_id
 
     return plan_launch(job, run_id=new_run_id(job.name), offers=offers_for(job))
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A plan and what it will cost; `estimate` is None where that cannot be said, and `unknown` says why."""
+
+    plan: LaunchPlan
+    estimate: JobEstimate | None
+    unknown: str
+
+
+def price(job: JobSpec, *, contact: bool) -> Priced:
+    """Plan a job by all that is known about it, and estimate it.
+
+    Args:
+        contact: whether stores that are not on this machine may be asked about earlier runs.
+
+    Raises:
+        PlanError: a job that no offer fits.
+    """
+    from cluster.errors import PlanError
+    from cluster.estimating import estimate_plan, gather_facts, plan_with
+
+    facts = gather_facts(job, past=past_runs(contact=contact))
+    plan = plan_with(job, facts)
+    try:
+        return Priced(plan, estimate_plan(plan, facts), "")
+    except PlanError as exc:
+        return Priced(plan, None, str(exc))
+
+
+def past_runs(*, contact: bool = True) -> tuple[PastRun, ...]:
+    """Earlier runs in the stores that were used from here, the newest first; a store that cannot be read is said."""
+    from checkpoints.errors import CheckpointError
+    from checkpoints.store import Store
+    from cluster.experience import read_past_runs
+    from cluster.home import Home
+
+    found: list[PastRun] = []
+    for uri in Home.default().stores():
+        if contact or uri.startswith("file://"):
+            try:
+                found += read_past_runs([Store.open(uri)])
+            except CheckpointError as exc:
+                render.say(f"Nothing is learned from the runs in {uri}: {exc}")
+    return tuple(sorted(found, key=lambda one: one.launched_at, reverse=True))
 
 
 def agree(question: str, *, yes: bool, grids: Sequence[render.Grid]) -> None:

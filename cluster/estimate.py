@@ -1,158 +1,254 @@
-"""What a job's training will cost and how long it will take, before it runs. Pure; docs/ESTIMATE.md checks it.
+"""What a whole job will cost and how long it will take, before it runs. Pure; docs/ESTIMATE.md checks it.
 
-    LaunchPlan + Workload + Assumptions -> CandidateEstimate for every place: hours and dollars as p10 / p50 / p90
+    LaunchPlan + Workload + TeacherEstimate + SideMachines + Assumptions -> CandidateEstimate for every place
 
-The teacher's part is cluster/teacher_cost.py.
+Rows are written first (on a machine without GPUs), then the training runs; each is played many times
+(cluster/simulation.py), and the n-th play of the one is followed by the n-th play of the other.
 """
 
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from cluster.errors import PlanError
-from cluster.hardware import peak_flops
-from cluster.hazard import Hazard, spot_hazard
-from cluster.plan import LaunchPlan, Placement, Pricing
+from cluster.assumptions import Assumptions
+from cluster.courses import STATE_BYTES_PER_PARAMETER, generation_course, training_course
+from cluster.plan import LaunchPlan, Placement
+from cluster.side_machines import SideMachines
 from cluster.simulation import Course, Played, Quantiles, play, quantiles
 from cluster.spending import SECONDS_PER_HOUR, compute_usd
-from cluster.throughput import MFU_PRIOR, MFU_SPREAD, Throughput
+from cluster.teacher_cost import TeacherEstimate
 from cluster.workload import Workload
 
-WEIGHTS_BYTES_PER_PARAMETER = 2  # base weights as they are published
-STATE_BYTES_PER_PARAMETER = 12  # a checkpoint: float32 parameter and AdamW's two moments, 81 GB for a 7B
 _GB = 1e9
 _HOURS_PER_MONTH = 730.0
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """Every number that is neither in the job nor in a price list. All are priors: a measured one should replace it.
-
-    Attributes:
-        mfu, mfu_spread: cluster/throughput.py.
-        hazard: preemptions of a spot machine; cluster/hazard.py.
-        boot_s: from a machine's boot to everything installed on it.
-        download_bytes_per_s: of one node, for base weights and state.
-        away_s: from a loss to the next machine's boot: noticing it, and capacity.
-        save_interval_s: work between two saves where the job leaves it to `auto`.
-        egress_usd_per_gb: state read from another region. Source: AWS, between its regions in the US, 2024.
-        storage_usd_per_gb_month: checkpoints kept. Source: S3 Standard, us-east-1, 2024.
-        checkpoints_kept: at a time.
-    """
-
-    mfu: float = MFU_PRIOR
-    mfu_spread: float = MFU_SPREAD
-    hazard: Hazard = field(default_factory=spot_hazard)
-    boot_s: float = 300.0
-    download_bytes_per_s: float = 500e6
-    away_s: float = 300.0
-    save_interval_s: float = 600.0
-    egress_usd_per_gb: float = 0.02
-    storage_usd_per_gb_month: float = 0.023
-    checkpoints_kept: int = 2
+DRAWS = 400
+_TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
 class CandidateEstimate:
-    """Training in one place.
+    """The whole job, trained in one place.
 
     Attributes:
-        hours: from the first machine's boot to the last step.
-        cost_usd: machines held, state moved between regions, checkpoints kept; None when the price is unknown.
-        preemptions: mean over the plays.
-        course: what was played.
+        hours: from the first machine's boot to the last byte of the model; None where no speed is known (a
+            machine without GPUs, before a first run on one).
+        machines_usd: everything but the teacher; None when a price is unknown. cost_usd: all; None when any is.
+        preemptions: mean over the plays, all stages.
+        parts_usd: mean of each part of the cost; None for one whose price is unknown.
+        course: the training that was played.
+        over_budget, over_deadline: share of the plays that cross the job's own limits; None without such a limit.
     """
 
     placement: Placement
-    hours: Quantiles
+    hours: Quantiles | None
+    machines_usd: Quantiles | None
     cost_usd: Quantiles | None
     preemptions: float
-    course: Course
+    parts_usd: Mapping[str, float | None]
+    course: Course | None
+    over_budget: float | None = None
+    over_deadline: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; a quantile of plays that never end is null."""
+        return {
+            "placement": self.placement.to_json(),
+            "hours": _quantiles_json(self.hours),
+            "cost_usd": _quantiles_json(self.cost_usd),
+            "machines_usd": _quantiles_json(self.machines_usd),
+            "preemptions": self.preemptions,
+            "parts_usd": {name: _finite(value) for name, value in self.parts_usd.items()},
+            "over_budget": self.over_budget,
+            "over_deadline": self.over_deadline,
+        }
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What all places of one estimate share, and the plays that places with the same course share."""
+
+    plan: LaunchPlan
+    work: Workload
+    assumed: Assumptions
+    teacher: TeacherEstimate | None
+    side: SideMachines
+    draws: int
+    seed: int
+    games: dict[tuple[Course, str], tuple[Played, ...]] = field(default_factory=dict)
+
+    def play(self, course: Course, stage: str) -> tuple[Played, ...]:
+        """Stages have dice of their own: bad luck in one says nothing about the other."""
+        if (course, stage) not in self.games:
+            seed = self.seed if stage == "train" else self.seed + 1
+            self.games[course, stage] = play(course, draws=self.draws, seed=seed)
+        return self.games[course, stage]
 
 
 def estimate_candidates(
-    plan: LaunchPlan, work: Workload, assumed: Assumptions | None = None, *, draws: int = 400, seed: int = 0
+    plan: LaunchPlan,
+    work: Workload,
+    assumed: Assumptions | None = None,
+    *,
+    teacher: TeacherEstimate | None = None,
+    side: SideMachines | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> tuple[CandidateEstimate, ...]:
-    """Estimate training in every place of a plan, in the plan's order.
+    """Estimate the job in every place of a plan, in the plan's order.
 
     Args:
         work: cluster/workload.py.
+        teacher: cluster/teacher_cost.py; None for a job whose rows exist.
+        side: the machines beside those that train; None for none.
         draws, seed: of the simulation; the same seed gives the same numbers.
 
     Raises:
-        PlanError: a GPU whose peak is not known.
+        PlanError: a place whose speed is not known.
     """
-    priors = assumed or Assumptions()
-    games: dict[Course, tuple[Played, ...]] = {}  # places that differ by price alone share the plays
-    found = []
-    for place in plan.candidates:
-        course = course_of(place, plan, work, priors)
-        if course not in games:
-            games[course] = play(course, draws=draws, seed=seed)
-        found.append(_estimate(place, course, games[course], work, priors))
-    return tuple(found)
+    case = _Case(plan, work, assumed or Assumptions(), teacher, side or SideMachines(), draws, seed)
+    return tuple(_estimate(case, place) for place in plan.candidates)
 
 
-def course_of(place: Placement, plan: LaunchPlan, work: Workload, assumed: Assumptions) -> Course:
-    """What training in one place is made of. Raises PlanError for a GPU whose peak is not known."""
-    gpu = (place.gpus or "no GPU").partition(":")[0]
-    peak = peak_flops(gpu, infra=place.infra, instance_type=place.instance_type)
-    if peak is None:
-        raise PlanError(
-            f"The bfloat16 peak of {gpu} ({place.instance_type} in {place.name}) is not known, so training there "
-            "cannot be priced. Take another GPU, or measure with a short run: train.max_steps: 20."
-        )
-    speed = Throughput(plan.world_size, peak, assumed.mfu)
-    work_s = speed.seconds(num_parameters=work.num_parameters, tokens=work.tokens)
-    byte_s = work.num_parameters / place.num_nodes / assumed.download_bytes_per_s  # one byte of every parameter
-    interval = plan.job.checkpoints.interval_steps
-    return Course(
-        work_s=work_s,
-        work_spread=assumed.mfu_spread,
-        start_s=assumed.boot_s + WEIGHTS_BYTES_PER_PARAMETER * byte_s,
-        restart_s=assumed.boot_s + STATE_BYTES_PER_PARAMETER * byte_s,
-        away_s=assumed.away_s,
-        save_interval_s=interval * work_s / work.steps if isinstance(interval, int) else assumed.save_interval_s,
-        losses_per_hour=assumed.hazard.per_node_hour * place.num_nodes if place.pricing is Pricing.SPOT else 0.0,
-    )
-
-
-def _estimate(
-    place: Placement, course: Course, games: tuple[Played, ...], work: Workload, assumed: Assumptions
-) -> CandidateEstimate:
-    bills = [_bill_usd(place, game, work, assumed) for game in games]
-    known = [bill for bill in bills if bill is not None]
+def _estimate(case: _Case, place: Placement) -> CandidateEstimate:
+    course = training_course(place, case.plan.job, case.work, case.assumed)
+    teacher_usd = _teacher_usd(case)
+    if course is None:
+        return _of_unknown_speed(place, case.draws, teacher_usd)
+    trained = case.play(course, "train")
+    written, writer = _generation(case, place)
+    walls_s = [one.wall_s + other.wall_s for one, other in zip(written, trained, strict=True)]
+    bills = _bills(case, course, (writer, written), (place, trained))
+    machines = _sum(list(bills.values()))
+    totals = _sum([machines, teacher_usd])
+    limits = case.plan.job.limits
+    hours = [wall_s / SECONDS_PER_HOUR for wall_s in walls_s]
     return CandidateEstimate(
         placement=place,
-        hours=quantiles([game.wall_s / SECONDS_PER_HOUR for game in games]),
-        cost_usd=quantiles(known) if len(known) == len(bills) else None,
-        preemptions=sum(game.losses for game in games) / len(games),
+        hours=quantiles(hours),
+        machines_usd=_quantiles_of(machines),
+        cost_usd=_quantiles_of(totals),
+        preemptions=_mean([one.losses + other.losses for one, other in zip(written, trained, strict=True)]),
+        parts_usd={
+            name: None if bill is None else _mean(bill) for name, bill in {**bills, _TEACHER: teacher_usd}.items()
+        },
         course=course,
+        over_budget=_share_over(totals, limits.max_usd),
+        over_deadline=_share_over(hours, limits.deadline_h),
     )
 
 
-def _bill_usd(place: Placement, game: Played, work: Workload, assumed: Assumptions) -> float | None:
-    """Machines + state read again after each loss + checkpoints kept; inf for a run that never finishes."""
-    machines_usd = compute_usd(place, game.billed_s)
-    if machines_usd is None or math.isinf(game.wall_s):
-        return machines_usd
-    state_gb = work.num_parameters * STATE_BYTES_PER_PARAMETER / _GB
-    egress_usd = game.losses * state_gb * assumed.egress_usd_per_gb
+def _of_unknown_speed(place: Placement, draws: int, teacher_usd: list[float] | None) -> CandidateEstimate:
+    """How long is unknown, and so is what that costs, unless an hour costs nothing."""
+    machines = [0.0] * draws if place.price_per_hour_usd == 0 else None
+    parts = {"training machines": machines, _TEACHER: teacher_usd}
+    means = {name: None if bill is None else _mean(bill) for name, bill in parts.items()}
+    totals = _quantiles_of(_sum([machines, teacher_usd]))
+    return CandidateEstimate(place, None, _quantiles_of(machines), totals, 0.0, means, None)
+
+
+def _generation(case: _Case, place: Placement) -> tuple[tuple[Played, ...], Placement]:
+    """Plays of having the rows written, and the machine that does it; plays of nothing where rows exist."""
+    writer = case.side.generation or place
+    if case.teacher is None:
+        return (Played(0.0, 0.0, 0),) * case.draws, writer
+    course = generation_course(writer, case.plan.job.data, case.teacher, case.assumed)
+    return case.play(course, "generate"), writer
+
+
+def _bills(
+    case: _Case,
+    course: Course,
+    generation: tuple[Placement, Sequence[Played]],
+    training: tuple[Placement, Sequence[Played]],
+) -> dict[str, list[float] | None]:
+    """Dollars of every play, by part; None for a part whose price is unknown."""
+    (writer, written), (place, trained) = generation, training
+    bills: dict[str, list[float] | None] = {}
+    if case.teacher is not None:
+        bills["generation machine"] = _all(compute_usd(writer, one.billed_s) for one in written)
+    bills["training machines"] = _all(compute_usd(place, one.billed_s) for one in trained)
+    if place.infra == "local":
+        return bills
+    bills["state between regions"] = [_egress_usd(case, one) for one in trained]
+    bills["checkpoints kept"] = [_storage_usd(case, one) for one in trained]
+    both = list(zip(written, trained, strict=True))
+    bills["requests to the store"] = [_requests_usd(case, course, one, other) for one, other in both]
+    if case.side.controller is not None:
+        watched = [compute_usd(case.side.controller, one.wall_s + other.wall_s) for one, other in both]
+        bills["controller"] = _all(watched)
+    return bills
+
+
+def state_gb(work: Workload) -> float:
+    """One checkpoint, in GB (1e9 bytes)."""
+    return work.num_parameters * STATE_BYTES_PER_PARAMETER / _GB
+
+
+def _egress_usd(case: _Case, game: Played) -> float:
+    """State read again in another region after each loss."""
+    return game.losses * state_gb(case.work) * case.assumed.egress_usd_per_gb
+
+
+def kept_gb(plan: LaunchPlan, work: Workload) -> float:
+    """Checkpoints kept at a time, together."""
+    return plan.job.checkpoints.keep * state_gb(work)
+
+
+def _storage_usd(case: _Case, game: Played) -> float:
     months = game.wall_s / SECONDS_PER_HOUR / _HOURS_PER_MONTH
-    return machines_usd + egress_usd + assumed.checkpoints_kept * state_gb * months * assumed.storage_usd_per_gb_month
+    return kept_gb(case.plan, case.work) * months * case.assumed.storage_usd_per_gb_month
 
 
-def factors(plan: LaunchPlan, work: Workload, assumed: Assumptions | None = None) -> tuple[str, ...]:
-    """The sentences to print under an estimate: every factor, and where it comes from."""
-    priors = assumed or Assumptions()
-    first = course_of(plan.candidates[0], plan, work, priors)
-    return (
-        f"Work: 6 FLOPs x {work.num_parameters / 1e9:.2f} B parameters x {work.tokens / 1e6:.1f} M tokens over "
-        f"{plan.world_size} GPUs at an MFU of {priors.mfu:.0%} = {first.work_s / SECONDS_PER_HOUR:.2f} h, "
-        f"give or take {priors.mfu_spread:.0%}.",
-        f"Start: {first.start_s / 60:.0f} min to boot, install and load the weights; after a loss "
-        f"{priors.away_s / 60:.0f} min to find another machine and {first.restart_s / 60:.0f} min to load the state.",
-        f"Preemptions: {priors.hazard.per_node_hour:.2f} a spot machine hour ({priors.hazard.source}); "
-        f"saved every {first.save_interval_s / 60:.1f} min.",
-    )
+def _requests_usd(case: _Case, course: Course, written: Played, trained: Played) -> float:
+    """Blocks written at every save and read after every loss, and what a node writes because it lives."""
+    assumed = case.assumed
+    blocks = state_gb(case.work) * _GB / assumed.request_bytes
+    saves = course.work_s / course.save_interval_s
+    idle = (written.billed_s + trained.billed_s) * assumed.idle_writes_per_s
+    return (saves * blocks + idle) * assumed.write_usd + trained.losses * blocks * assumed.read_usd
+
+
+def _teacher_usd(case: _Case) -> list[float] | None:
+    """What the teacher costs in every play, around what was computed; None where its price is unknown."""
+    if case.teacher is None:
+        return [0.0] * case.draws
+    usd = case.teacher.cost_usd
+    if usd is None:
+        return None
+    dice = (random.Random(f"teacher/{case.seed}/{number}") for number in range(case.draws))
+    return [usd * math.exp(one.gauss(0.0, case.assumed.teacher.spread)) for one in dice]
+
+
+def _all(values: Any) -> list[float] | None:
+    listed = list(values)
+    return None if any(value is None for value in listed) else listed
+
+
+def _sum(bills: Sequence[list[float] | None]) -> list[float] | None:
+    """Play by play; None as soon as one part is unknown."""
+    known = [bill for bill in bills if bill is not None]
+    return [sum(shares) for shares in zip(*known, strict=True)] if len(known) == len(bills) else None
+
+
+def _share_over(values: Sequence[float] | None, limit: float | None) -> float | None:
+    return None if values is None or limit is None else sum(value > limit for value in values) / len(values)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or math.isinf(value) else value
+
+
+def _quantiles_of(values: Sequence[float] | None) -> Quantiles | None:
+    return None if values is None else quantiles(values)
+
+
+def _quantiles_json(found: Quantiles | None) -> dict[str, float | None] | None:
+    return None if found is None else {"p10": _finite(found.p10), "p50": _finite(found.p50), "p90": _finite(found.p90)}

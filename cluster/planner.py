@@ -6,18 +6,24 @@ resort come after every spot one. On local the pretend regions keep the order th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from alpaca_jobs.known_models import KNOWN_MODELS
 from alpaca_jobs.spec import LOCAL_REGIONS, JobSpec
+from cluster.assumptions import Assumptions
 from cluster.code_version import code_version as own_code_version
 from cluster.errors import PlanError
 from cluster.gpu_choice import join, nearest_region, offers_with_gpus
 from cluster.memory_fit import BYTES_PER_PARAMETER, memory_fit
 from cluster.offers import CLOUDS, Offer, PriceList, load_offers
-from cluster.plan import LaunchPlan, Placement, Pricing
+from cluster.plan import LaunchPlan, Pricing
+from cluster.shape_choice import ShapeCost, rank_shapes
+from cluster.side_machines import placement_of_offer
+from cluster.workload import Workload, workload_of
+
+_Rank = Callable[[list[Offer]], tuple[ShapeCost, ...]]
 
 
 def offers_for(job: JobSpec) -> PriceList:
@@ -34,6 +40,8 @@ def plan_launch(
     folder: Path | None = None,
     exclude_regions: Sequence[str] = (),
     code_version: str | None = None,
+    work: Workload | None = None,
+    assumed: Assumptions | None = None,
 ) -> LaunchPlan:
     """Decide where a job may run and in which order.
 
@@ -44,6 +52,7 @@ def plan_launch(
         folder: what a relative `store` is relative to; None for the working folder.
         exclude_regions: regions not to use, as us-east-1 or aws/us-east-1.
         code_version: recorded in the plan; None for the code that is running.
+        work, assumed: by which `gpus: auto` compares machines; None for what the job says, and for the priors.
 
     Raises:
         PlanError: no offer fits; says which wish left none.
@@ -52,10 +61,10 @@ def plan_launch(
     notes: list[str] = []
     fitting = _in_infra(job, offers)
     _check_region_names(job, fitting)
-    fitting = _with_gpus(job, fitting, notes)
+    fitting = _with_gpus(job, fitting, notes, lambda ones: _ranked(job, ones, work, assumed or Assumptions()))
     fitting = _in_regions(job, fitting, exclude_regions, notes)
     fitting = _with_pricing(job, fitting, notes)
-    places = tuple(_placement(offer, compute.num_nodes) for offer in fitting)
+    places = tuple(placement_of_offer(offer, num_nodes=compute.num_nodes) for offer in fitting)
     world_size = compute.num_nodes * (fitting[0].gpu_count or compute.workers or 1)
     _check_batch(job, world_size)
     if offers.sources:
@@ -104,11 +113,11 @@ def _in_infra(job: JobSpec, offers: Iterable[Offer]) -> list[Offer]:
     return found
 
 
-def _with_gpus(job: JobSpec, offers: list[Offer], notes: list[str]) -> list[Offer]:
+def _with_gpus(job: JobSpec, offers: list[Offer], notes: list[str], rank: _Rank) -> list[Offer]:
     """Keep the machines with the wanted GPUs; for auto, choose the shape."""
     compute = job.compute
     if compute.gpus == "auto":
-        return _automatic(job, offers, notes)
+        return _automatic(job, offers, notes, rank)
     wanted = compute.gpu_request
     if wanted is None:
         return offers if compute.is_local else _host_machines(job, offers)
@@ -120,8 +129,8 @@ def _with_gpus(job: JobSpec, offers: list[Offer], notes: list[str]) -> list[Offe
     return found
 
 
-def _automatic(job: JobSpec, offers: list[Offer], notes: list[str]) -> list[Offer]:
-    """The cheapest shape per hour into which the model fits (cluster/memory_fit.py)."""
+def _automatic(job: JobSpec, offers: list[Offer], notes: list[str], rank: _Rank) -> list[Offer]:
+    """The shape that is expected to finish for least, among those into which the model fits (cluster/memory_fit.py)."""
     known = KNOWN_MODELS.get(job.train.model)
     if known is None:
         raise PlanError(
@@ -138,12 +147,29 @@ def _automatic(job: JobSpec, offers: list[Offer], notes: list[str]) -> list[Offe
             f"{job.train.model}, whose {known.num_parameters / 1e9:.2f} B parameters need {state_gib:.0f} GiB of "
             "state. Raise num_nodes, allow more regions or clouds, or set spot: false."
         )
-    best = min(priced, key=_order)
-    assert best.gpus is not None
-    notes.append(
-        f"gpus: auto took {best.gpus}, the lowest price per hour that holds {job.train.model}: {shapes[best.gpus]}."
+    ranked = rank(priced)
+    gpus = ranked[0].gpus if ranked else min(priced, key=_order).gpus
+    assert gpus is not None
+    others = f"; then {join(map(str, ranked[1:4]))}" if len(ranked) > 1 else ""
+    why = (
+        f"expected to finish the training for least, set-up counted: {ranked[0]}{others}"
+        if ranked
+        else f"the lowest price per hour that holds {job.train.model}, since nobody has counted its rows"
     )
-    return [offer for offer in allowed if offer.gpus == best.gpus]
+    notes.append(f"gpus: auto took {gpus}, {why}. It fits: {shapes[gpus]}.")
+    return [offer for offer in allowed if offer.gpus == gpus]
+
+
+def _ranked(
+    job: JobSpec, priced: list[Offer], work: Workload | None, assumed: Assumptions
+) -> tuple[ShapeCost, ...]:  # fmt: skip
+    """Shapes by expected cost; none where the work is not known."""
+    if work is None:
+        try:
+            work = workload_of(job)
+        except PlanError:
+            return ()
+    return rank_shapes(job, priced, work, assumed)
 
 
 def _fitting_shapes(job: JobSpec, num_parameters: int, offers: Iterable[Offer]) -> dict[str, str]:
@@ -259,19 +285,6 @@ def _order(offer: Offer) -> tuple[bool, float, str, str, str, str]:
     price = offer.price_per_hour_usd
     assert price is not None
     return (offer.pricing is Pricing.ON_DEMAND, price, offer.infra, offer.region, offer.zone or "", offer.instance_type)
-
-
-def _placement(offer: Offer, num_nodes: int) -> Placement:
-    return Placement(
-        infra=offer.infra,
-        region=offer.region,
-        zone=offer.zone,
-        instance_type=offer.instance_type,
-        pricing=offer.pricing,
-        price_per_hour_usd=offer.price_per_hour_usd,
-        num_nodes=num_nodes,
-        gpus=offer.gpus,
-    )
 
 
 def _check_batch(job: JobSpec, world_size: int) -> None:

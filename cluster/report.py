@@ -21,6 +21,7 @@ from cluster.attempt_summary import AttemptSummary, summarize_attempts
 from cluster.events import Event, read_events, utc_now
 from cluster.goodput import Goodput, lost_steps, split_time
 from cluster.ledger import Asked, count_asked
+from cluster.pace import Pace, pace_of
 from cluster.plan import LaunchPlan
 from cluster.recovery import Decision
 from cluster.spending import teacher_usd
@@ -39,6 +40,7 @@ class RunReport:
         step: newest committed training step; None if there is none.
         requests, requests_repeated: asked of the teacher; how many of those were asked before (an upper bound).
         compute_usd: for machines; None if any price is unknown. teacher_usd: None if its price is.
+        pace: how fast it worked, for the estimates of later runs.
     """
 
     run_id: str
@@ -55,6 +57,7 @@ class RunReport:
     requests_repeated: int
     compute_usd: float | None
     teacher_usd: float | None
+    pace: Pace
 
     @property
     def cost_usd(self) -> float | None:
@@ -73,6 +76,7 @@ class RunReport:
             "goodput": self.goodput.to_json(), "rows": self.rows, "step": self.step, "requests": self.requests,
             "requests_repeated": self.requests_repeated, "compute_usd": self.compute_usd,
             "teacher_usd": self.teacher_usd, "cost_usd": self.cost_usd,
+            "pace": self.pace.to_json(),
         }  # fmt: skip
 
 
@@ -141,6 +145,7 @@ def render_report(
         requests_repeated=asked.repeated,
         compute_usd=sum(known) if len(known) == len(costs) else None,
         teacher_usd=teacher_usd(events),
+        pace=pace_of(events),
     )
 
 

@@ -2,6 +2,8 @@
 
 |-- start (billed) --|------ work ------x-- away (not billed) --|-- restart --|-- work from the last save ...
                                         preempted: what followed the last save is done again
+
+The last step is saved, too; after it comes the finish (export), which is done again as a whole.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ class Course:
         work_s: work without any disturbance, at the median speed.
         work_spread: standard deviation of ln(work_s): how little is known about the speed.
         start_s: from the first machine's boot to the first step, weights loaded; billed.
-        restart_s: the same at every later start, state loaded instead.
+        restart_s: the same at every start that goes on from a save, state loaded instead.
         away_s: mean time from a loss to the next machine's boot: noticing, and waiting for capacity; not billed.
         save_interval_s: work between two saves.
+        finish_s: from the last step to the end: export; billed.
         losses_per_hour: preemptions an hour while any machine is held, for all machines of the job together.
     """
 
@@ -35,6 +38,7 @@ class Course:
     away_s: float
     save_interval_s: float
     losses_per_hour: float
+    finish_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,15 @@ class Played:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """Means over all plays at the median speed; inf for a run that cannot be expected to finish."""
+
+    wall_s: float
+    billed_s: float
+    losses: float
+
+
+@dataclass(frozen=True)
 class Quantiles:
     """What one play in ten, in two, and nine in ten stay under."""
 
@@ -56,9 +69,36 @@ class Quantiles:
 
 
 def play(course: Course, *, draws: int, seed: int) -> tuple[Played, ...]:
-    """Play a course `draws` times; the same seed plays the same games."""
-    rng = random.Random(seed)
-    return tuple(_play_once(course, rng) for _ in range(draws))
+    """Play a course `draws` times; the same seed plays the same games.
+
+    Every game has dice of its own, so that the n-th games of two courses differ by the courses alone.
+    """
+    return tuple(_play_once(course, random.Random(f"{seed}/{number}")) for number in range(draws))
+
+
+def expected(course: Course) -> Expected:
+    """Means in closed form, without a single play and without the spread of the speed.
+
+    A piece of L seconds that has to be done in one go, after a start of S, at a hazard of h a second, holds machines
+    for (exp(h (S + L)) - 1) / h seconds on average, failed tries included; if a machine is running already, for
+    exp(h S) (exp(h L) - 1) / h.
+    """
+    hazard, every_s = course.losses_per_hour / 3600, course.save_interval_s
+    whole = max(math.ceil(course.work_s / every_s) - 1, 0)  # pieces that end in a save with work left after it
+    last_s = course.work_s - whole * every_s
+    if hazard == 0:
+        held_s = course.start_s + course.work_s + course.finish_s
+        return Expected(held_s, held_s, 0.0)
+    try:
+        held_s = math.expm1(hazard * (course.start_s + (every_s if whole else last_s))) / hazard
+        later_s = math.expm1(hazard * course.finish_s) / hazard
+        if whole:
+            later_s += ((whole - 1) * math.expm1(hazard * every_s) + math.expm1(hazard * last_s)) / hazard
+        held_s += math.exp(hazard * course.restart_s) * later_s
+    except OverflowError:
+        return Expected(math.inf, math.inf, math.inf)
+    losses = held_s * hazard
+    return Expected(held_s + losses * course.away_s, held_s, losses)
 
 
 def quantiles(values: Sequence[float]) -> Quantiles:
@@ -73,14 +113,17 @@ def quantiles(values: Sequence[float]) -> Quantiles:
 def _play_once(course: Course, rng: random.Random) -> Played:
     left_s = course.work_s * math.exp(rng.gauss(0.0, course.work_spread))
     wall_s = billed_s = 0.0
+    has_saved = False
     for losses in range(_MAX_LOSSES):
         life_s = rng.expovariate(course.losses_per_hour / 3600) if course.losses_per_hour > 0 else math.inf
-        start_s = course.restart_s if losses else course.start_s
-        if life_s >= start_s + left_s:
-            held_s = start_s + left_s
+        start_s = course.restart_s if has_saved else course.start_s
+        held_s = start_s + left_s + course.finish_s
+        if life_s >= held_s:
             return Played(wall_s + held_s, billed_s + held_s, losses)
         worked_s = max(life_s - start_s, 0.0)
-        left_s -= math.floor(worked_s / course.save_interval_s) * course.save_interval_s
+        saved_s = math.floor(worked_s / course.save_interval_s) * course.save_interval_s
+        has_saved = has_saved or saved_s > 0 or worked_s >= left_s
+        left_s = 0.0 if worked_s >= left_s else left_s - saved_s
         billed_s += life_s
         wall_s += life_s + (rng.expovariate(1 / course.away_s) if course.away_s > 0 else 0.0)
     return Played(math.inf, math.inf, _MAX_LOSSES)

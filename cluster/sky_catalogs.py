@@ -28,9 +28,8 @@ def refresh_catalogs(clouds: Sequence[str]) -> tuple[str, ...]:
             "--live asks SkyPilot for prices, and it is not installed here.\n"
             "Install with: pip install 'alpaca-jobs[sky]', or leave --live out to use the snapshot."
         ) from exc
-    from sky.catalog import common
-
     from sky import clouds as _registered  # noqa: F401 - read_catalog looks clouds up in the registry this fills
+    from sky.catalog import common
 
     by_hand = []
     for cloud in clouds:

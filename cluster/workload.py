@@ -22,15 +22,22 @@ class Workload:
         num_parameters: of the model.
         steps: optimizer updates in all.
         tokens: real tokens (no padding) over all steps.
+        source: where the tokens of a row come from.
     """
 
     num_parameters: int
     steps: int
     tokens: float
+    source: str = ""
 
 
 def workload_of(
-    job: JobSpec, *, num_rows: int | None = None, tokens_per_row: float | None = None, num_parameters: int | None = None
+    job: JobSpec,
+    *,
+    num_rows: int | None = None,
+    tokens_per_row: float | None = None,
+    num_parameters: int | None = None,
+    source: str = "given",
 ) -> Workload:
     """Count a job's training.
 
@@ -38,6 +45,7 @@ def workload_of(
         num_rows: rows to train on; None for data.num_rows when they are generated.
         tokens_per_row: mean of real tokens; None for Alpaca's average when the rows are Alpaca's.
         num_parameters: None for what is known of the model by its name.
+        source: where `tokens_per_row` comes from.
 
     Raises:
         PlanError: a number that neither the job nor the caller gives.
@@ -46,16 +54,26 @@ def workload_of(
     if num_parameters is None:
         known = KNOWN_MODELS.get(train.model)
         if known is None:
-            raise PlanError(f"The size of {train.model} is not known here, so its training cannot be priced.")
+            raise PlanError(
+                f"The size of {train.model} is not known here, so its training cannot be priced. "
+                "Say it: estimate --parameters 7e9"
+            )
         num_parameters = known.num_parameters
     if num_rows is None:
         if job.data.from_ is not None:
-            raise PlanError(f"The rows of {job.data.from_} are not counted, so their training cannot be priced.")
+            raise PlanError(
+                f"The rows of {job.data.from_} are not counted, so their training cannot be priced. "
+                "Say how many there are: estimate --rows 52000 --row-tokens 128"
+            )
         num_rows = job.data.num_rows
     if tokens_per_row is None:
         if train.recipe != "alpaca":
-            raise PlanError(f"The tokens of a {train.recipe} row are not known before they are counted.")
-        tokens_per_row = min(ALPACA_TOKENS_PER_ROW, train.max_length)
+            raise PlanError(
+                f"The tokens of a {train.recipe} row are not known before they are counted. "
+                "Say how many there are: estimate --row-tokens 1000"
+            )
+        tokens_per_row, source = ALPACA_TOKENS_PER_ROW, f"{ALPACA_TOKENS_PER_ROW:.0f} a row, as in Alpaca's own data"
+    tokens_per_row = min(tokens_per_row, train.max_length)
     all_steps = max(1, math.ceil(train.epochs * math.ceil(num_rows / train.global_batch_size)))
     steps = all_steps if train.max_steps is None else min(all_steps, train.max_steps)
-    return Workload(num_parameters, steps, num_rows * tokens_per_row * train.epochs * steps / all_steps)
+    return Workload(num_parameters, steps, num_rows * tokens_per_row * train.epochs * steps / all_steps, source)

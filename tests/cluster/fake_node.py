@@ -81,7 +81,10 @@ class FakeNode:
             time.sleep(self.how["step_s"])
             step += 1
             marker.reached("train", step)
-            events.emit("step", step=step, loss=1 / step, tokens_per_second=100.0, total_steps=self.how["steps"])
+            events.emit(
+                "step", step=step, loss=1 / step, tokens=100 * self.how["step_s"], seconds=self.how["step_s"],
+                tokens_per_second=100.0, tokens_per_second_per_gpu=100.0, total_steps=self.how["steps"],
+            )  # fmt: skip
             if step == self.how.get("crash_at"):
                 os._exit(1)
             if step == self.how.get("freeze_at"):

@@ -153,14 +153,48 @@ def test_auto_takes_the_cheapest_shape_that_holds_the_model_and_says_why() -> No
     assert [(p.region, p.gpus) for p in found.candidates] == [("r1", "L40S:4"), ("r2", "L40S:4")]
     assert found.world_size == 4
     assert found.notes[0] == (
-        "gpus: auto took L40S:4, the lowest price per hour that holds huggyllama/llama-7b: 6.74 B parameters x "
-        "16 bytes = 100 GiB of state, and 4 x L40S hold 179 GiB, of which 80% may be state."
+        "gpus: auto took L40S:4, expected to finish the training for least, set-up counted: L40S:4 1.53 USD in 0.52 h; "
+        "then A100-80GB:8 2.71 USD in 0.34 h. It fits: 6.74 B parameters x 16 bytes = 100 GiB of state, and 4 x L40S "
+        "hold 179 GiB, of which 80% may be state."
     )
+
+
+def test_auto_takes_the_dearer_machine_where_its_speed_pays_for_it() -> None:
+    """A vicuna's worth of tokens: by the hour the L40S are cheaper, by the job they are not."""
+    prices = PriceList((offer("r1", 7.0, gpu_name="L40S", gpu_count=4), offer("r1", 8.0)))
+    assert plan(job(compute__gpus="auto"), prices).candidates[0].gpus == "A100-80GB:8"
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus"),
+    [
+        ({"train__epochs": 300, "limits__deadline_h": 100}, "H100:8"),  # 119 USD in 7.6 h; the L40S: 122 USD in 20.6 h
+        ({"train__max_steps": 10}, "L40S:8"),  # next to nothing but set-up, which costs by the hour
+    ],
+)
+def test_auto_counts_set_up(changes: dict[str, Any], gpus: str) -> None:
+    prices = PriceList((offer("r1", 6.0, gpu_name="L40S"), offer("r1", 15.9, gpu_name="H100")))
+    assert plan(job(compute__gpus="auto", **changes), prices).candidates[0].gpus == gpus
+
+
+@pytest.mark.parametrize(("deadline_h", "gpus"), [(100, "L40S:8"), (12, "H100:8")])
+def test_auto_takes_a_machine_that_keeps_the_deadline(deadline_h: float, gpus: str) -> None:
+    prices = PriceList((offer("r1", 6.0, gpu_name="L40S"), offer("r1", 20.0, gpu_name="H100")))
+    spec = job(compute__gpus="auto", train__epochs=300, limits__deadline_h=deadline_h)
+    assert plan(spec, prices).candidates[0].gpus == gpus
+
+
+def test_auto_goes_by_the_hour_where_nobody_has_counted_the_rows() -> None:
+    prices = PriceList((offer("r1", 7.0, gpu_name="L40S", gpu_count=4), offer("r1", 8.0)))
+    found = plan(job("vicuna-7b", compute__gpus="auto", data__from="conversations.json"), prices)
+    assert found.candidates[0].gpus == "L40S:4"
+    assert "the lowest price per hour that holds" in found.notes[0]
+    assert "nobody has counted its rows" in found.notes[0]
 
 
 def test_auto_counts_all_nodes_together() -> None:
     found = plan(job(compute__gpus="auto", compute__num_nodes=2, train__model="huggyllama/llama-65b"))
-    assert (found.candidates[0].gpus, found.world_size) == ("A100-80GB:8", 16)
+    assert (found.candidates[0].gpus, found.world_size) == ("H100:8", 16)
 
 
 def test_model_of_unknown_size_is_planned_with_a_note() -> None:

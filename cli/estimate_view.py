@@ -1,0 +1,124 @@
+"""An estimate as tables and as one line. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cli import render, words
+
+if TYPE_CHECKING:
+    from cluster.estimate import CandidateEstimate
+    from cluster.estimate_factors import Factor
+    from cluster.estimating import JobEstimate
+    from cluster.plan import Placement
+    from cluster.simulation import Quantiles
+
+MAX_CANDIDATES = 8
+NEVER = "never"
+UNKNOWN_TIME = "how long it takes without GPUs is known after a first run on such a machine"
+
+
+def estimate_grids(found: JobEstimate) -> list[render.Grid]:
+    """Places with their hours and dollars; what the first one's dollars are; the factors."""
+    first = found.candidates[0]
+    grids = [_places(found), _parts(first, found.on_demand), _factors(found.factors)]
+    return [grid for grid in grids if grid.rows]
+
+
+def estimate_line(found: JobEstimate) -> str:
+    """The first place's estimate in one line: `p50 $7.90 in 1.2 h, p90 $11.20 in 1.8 h`."""
+    first = found.candidates[0]
+    usd = first.cost_usd or first.machines_usd
+    if first.hours is None:
+        return f"{_money(usd, 'p50')}; {UNKNOWN_TIME}" if usd is not None else f"none: {UNKNOWN_TIME}"
+    parts = [f"{name} {_money(usd, name)} in {_hours(first.hours, name)}" for name in ("p50", "p90")]
+    without = "" if first.cost_usd is not None else ", without the teacher, whose price is not known"
+    return ", ".join(parts) + without
+
+
+def limit_words(first: CandidateEstimate) -> list[str]:
+    """How likely the job's own limits stop it, where that is at least one play in a hundred."""
+    told = []
+    for share, name in ((first.over_budget, "limits.max_usd"), (first.over_deadline, "limits.deadline_h")):
+        if share is not None and share >= 0.01:
+            told.append(f"{name} would stop it in {share:.0%} of the plays.")
+    return told
+
+
+def _places(found: JobEstimate) -> render.Grid:
+    listed = [(str(number), one) for number, one in enumerate(found.candidates[:MAX_CANDIDATES], start=1)]
+    if found.on_demand is not None:
+        listed.append(("instead", found.on_demand))
+    hidden = len(found.candidates) - MAX_CANDIDATES
+    notes = [f"... and {hidden} more places; all of them: --json"] if hidden > 0 else []
+    if found.candidates[0].hours is None:
+        notes.append(f"No time: {UNKNOWN_TIME}.")
+    notes += limit_words(found.candidates[0])
+    notes += found.unpriced
+    notes += found.plan.notes
+    notes.append(
+        f"p10, p50, p90: what one play in ten, in two, nine in ten of {found.draws} (seed {found.seed}) stay under."
+    )
+    return render.Grid(
+        ("try", "where", "machine", "pricing", ">time p10", ">p50", ">p90", ">cost p10", ">p50", ">p90", ">losses"),
+        tuple((number, *_row(one)) for number, one in listed),
+        title=f"Estimate of {found.plan.job.name}, the whole job",
+        notes=tuple(notes),
+    )
+
+
+def _row(one: CandidateEstimate) -> tuple[str, ...]:
+    usd = one.cost_usd or one.machines_usd
+    return (
+        *_place(one.placement),
+        *(_hours(one.hours, name) for name in ("p10", "p50", "p90")),
+        *(_money(usd, name) for name in ("p10", "p50", "p90")),
+        words.number(one.preemptions, 2),
+    )
+
+
+def _place(place: Placement) -> tuple[str, str, str]:
+    nodes = f"{place.num_nodes} x " if place.num_nodes > 1 else ""
+    machine = place.instance_type if place.gpus is None else f"{place.instance_type} ({place.gpus})"
+    where = place.name if place.zone is None else f"{place.infra}/{place.zone}"
+    return where, nodes + machine, place.pricing.value
+
+
+def _parts(first: CandidateEstimate, other: CandidateEstimate | None) -> render.Grid:
+    names = [name for name, usd in first.parts_usd.items() if usd is None or usd > 0]
+    columns = ("part of the cost, on average", f">{_place(first.placement)[0]}")
+    if other is None:
+        return render.Grid(columns, tuple((name, _usd(first.parts_usd[name])) for name in names))
+    return render.Grid(
+        (*columns, ">on demand instead"),
+        tuple((name, _usd(first.parts_usd[name]), _usd(other.parts_usd.get(name, 0.0))) for name in names),
+    )
+
+
+def _factors(found: Sequence[Factor]) -> render.Grid:
+    rows = ((one.name, f"{_short(one.value)} {one.unit}".rstrip(), one.words, one.source) for one in found)
+    return render.Grid(("factor", ">value", "how it comes about", "source"), tuple(rows))
+
+
+def _short(value: float) -> str:
+    """Three digits; large numbers as powers of ten, thousands apart where there is room."""
+    if value == 0 or 0.001 <= abs(value) < 1000:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _hours(found: Quantiles | None, name: str) -> str:
+    if found is None:
+        return words.MISSING
+    value: float = getattr(found, name)
+    return NEVER if math.isinf(value) else words.duration(value * 3600)
+
+
+def _money(found: Quantiles | None, name: str) -> str:
+    return words.MISSING if found is None else _usd(getattr(found, name))
+
+
+def _usd(value: float | None) -> str:
+    return NEVER if value is not None and math.isinf(value) else words.money(value)
