@@ -9,6 +9,7 @@ in the environment, that file says that Python is up, so that a test can choose 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def use_quick_nodes(behaviour: str) -> None:
 
 def main() -> None:
     behaviour = sys.argv.pop(1)
+    # Tests that run in the background (nohup, some CI) inherit a SIGINT that is ignored; a terminal's user does not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if "QUICK_STARTED" in os.environ:
             Path(os.environ["QUICK_STARTED"]).touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import time
 from typing import Any
@@ -64,7 +65,8 @@ def test_ctrl_c_while_waiting_for_a_cancel_stops_the_waiting_only(quick: Any) ->
 @pytest.mark.parametrize("after_s", [0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.5])
 def test_ctrl_c_at_any_moment_leaves_a_run_that_was_told_or_nothing(quick: Any, after_s: float) -> None:
     quick.behaviour |= {"steps": 4000}
-    process = quick.start("launch", quick.job(), "--yes")
+    name = f"quick-{secrets.token_hex(4)}"  # other tests may be running on this machine
+    process = quick.start("launch", quick.job(name=name), "--yes")
     quick.wait_for((quick.folder / "started").exists)
     time.sleep(after_s)  # the moment is the point: import, plan, store, supervisor, following
     left = quick.interrupt(process)
@@ -77,7 +79,7 @@ def test_ctrl_c_at_any_moment_leaves_a_run_that_was_told_or_nothing(quick: Any, 
     assert runs == []
     files = [path for path in (quick.folder / "runs").rglob("*") if path.is_file()]
     assert files == []
-    quick.wait_for(lambda: not [node for node in find_nodes() if node.run_id and node.run_id.startswith("quick-")], 10)
+    quick.wait_for(lambda: not [node for node in find_nodes() if node.run_id and node.run_id.startswith(name)], 10)
 
 
 def test_ctrl_c_during_a_drill_stops_the_run_that_nobody_would_come_back_to(quick: Any) -> None:
