@@ -1,0 +1,89 @@
+"""`alpaca-jobs plugin install | status | remove`: our recovery strategy in SkyPilot's API server on this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from cli import options, render
+from cli.exits import ExitCode, Refused
+
+if TYPE_CHECKING:
+    from cluster.plugin_install import PluginStatus
+
+_RESTART = "SkyPilot reads it when its API server starts: sky api stop, then sky api start."
+
+
+def install(yes: options.Yes = False) -> None:
+    """Let SkyPilot recover jobs of ours by our own strategy.
+
+    Example: alpaca-jobs plugin install
+
+    Changes two files, which are shown first; other plugins stay. Undone by: alpaca-jobs plugin remove.
+    """
+    from cluster.plugin_install import ENTRY, install_plugin, plugin_status
+    from cluster.sky_backend import SkyJobs
+
+    SkyJobs()  # says in words where SkyPilot is not installed
+    status = plugin_status()
+    if status.is_installed:
+        render.say(f"It is installed already. {_RESTART}")
+        return
+    rows = [("add to it", f"{status.settings}: class: {ENTRY}"), ("write", str(status.loader))]
+    rows += [("stays in it", ", ".join(status.others))] if status.others else []
+    _agree("Install the plugin?", rows, yes=yes)
+    install_plugin(status)
+    render.say(f"Installed. {_RESTART}")
+
+
+def status(as_json: options.Json = False) -> None:
+    """Say whether SkyPilot's API server on this machine loads our strategy when it starts.
+
+    Example: alpaca-jobs plugin status
+    """
+    from cluster.plugin_install import plugin_status
+
+    found = plugin_status()
+    if as_json:
+        render.out_json(found.to_json())
+        return
+    render.out_grid(render.pairs("alpaca-jobs in SkyPilot", _status_rows(found)))
+
+
+def remove(yes: options.Yes = False) -> None:
+    """Take our strategy out of SkyPilot again; other plugins stay.
+
+    Example: alpaca-jobs plugin remove
+    """
+    from cluster.plugin_install import plugin_status, remove_plugin
+
+    found = plugin_status()
+    if not found.is_listed and not found.loader.exists():
+        render.say("It is not installed; nothing was changed.")
+        return
+    _agree("Remove the plugin?", [("change", str(found.settings)), ("delete", str(found.loader))], yes=yes)
+    remove_plugin(found)
+    render.say("Removed. Jobs that were submitted with it need it: let them end before the API server starts again.")
+
+
+def _status_rows(found: PluginStatus) -> list[tuple[str, str]]:
+    if found.is_installed:
+        words = "installed"
+    elif found.is_listed:
+        words = "listed, but its loader is missing or of another version: alpaca-jobs plugin install repairs it"
+    else:
+        words = "not installed: alpaca-jobs plugin install"
+    rows = [("state", words), ("list of plugins", str(found.settings)), ("loader", str(found.loader))]
+    return rows + ([("other plugins", ", ".join(found.others))] if found.others else [])
+
+
+def _agree(question: str, rows: list[tuple[str, str]], *, yes: bool) -> None:
+    render.say_grid(render.pairs("These files of this machine will be changed", rows))
+    if yes:
+        return
+    if not render.can_ask():
+        raise Refused("Nobody is here to agree to this (no terminal). Add --yes to go ahead without being asked.")
+    if not render.ask(question):
+        render.say("Nothing was changed.")
+        raise typer.Exit(ExitCode.INTERRUPTED)
