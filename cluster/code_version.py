@@ -21,7 +21,7 @@ def code_version(root: Path | None = None) -> str:
         root: the folder that holds the rooms; None for where this very file is.
     """
     try:
-        version = metadata.version("alpaca-jobs")
+        version = metadata.version("alpaca-jobs").partition("+")[0]  # a shipped wheel carries the hash in its version
     except metadata.PackageNotFoundError:  # run from a checkout that was never installed
         version = "0"
     return f"{version}+{code_digest(root or _own_root())[:12]}"
