@@ -17,7 +17,9 @@ def launch(
     store: Annotated[
         str | None, typer.Option("--store", metavar="URI", help="Where its state lives, instead of the job's store.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and start nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, or a cloud's task, and start nothing.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Start it, print its id, and leave.")] = False,
     yes: options.Yes = False,
     as_json: options.Json = False,
@@ -37,6 +39,12 @@ def launch(
     if dry_run:
         if as_json:
             render.out_json(plan.to_json())
+        elif not plan.is_local:
+            from cluster.cloud_launching import preview_task
+
+            for grid in grids:
+                render.say_grid(grid)
+            render.out(preview_task(plan))
         else:
             for grid in grids:
                 render.out_grid(grid)

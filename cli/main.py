@@ -24,6 +24,7 @@ from cli import (
     launch,
     logs,
     offers,
+    plugin,
     render,
     resume,
     rm,
@@ -35,7 +36,7 @@ from cli import (
 from cli.exits import DEBUG_VARIABLE, guarded
 
 START, WATCH, STEER, PROVE, STAGES = "Start", "Watch", "Steer", "Prove", "One stage by itself, on this machine"
-DATA, STATE = "Data", "State"
+DATA, STATE, CLOUDS = "Data", "State", "Clouds"
 
 COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("init", init.init, START),
@@ -58,8 +59,15 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("checkpoints prune", checkpoints.prune, STATE),
     ("checkpoints copy", checkpoints.copy, STATE),
     ("data dedupe", data_dedupe.dedupe, DATA),
+    ("plugin install", plugin.install, CLOUDS),
+    ("plugin status", plugin.status, CLOUDS),
+    ("plugin remove", plugin.remove, CLOUDS),
 )
-GROUPS = {"checkpoints": ("the committed state of a run", STATE), "data": ("work on files of rows", DATA)}
+GROUPS = {
+    "checkpoints": ("the committed state of a run", STATE),
+    "data": ("work on files of rows", DATA),
+    "plugin": ("our recovery strategy in SkyPilot's API server", CLOUDS),
+}
 """First words that stand before others, what all of those are about, and their panel."""
 
 app = typer.Typer(

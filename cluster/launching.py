@@ -20,9 +20,10 @@ from alpaca_jobs.spec import JobSpec
 from checkpoints.attempts import AttemptLog
 from checkpoints.errors import AlreadyExists
 from checkpoints.store import Store
+from cluster.cloud_launching import JobWatch, cancel_cloud_run, refuse_active_job, submit_session
 from cluster.code_version import code_version
 from cluster.control import answer_cancels, ask_cancel
-from cluster.errors import BackendMissing, ClusterError, LaunchFailed, RunActive, RunFinished, WrongInput
+from cluster.errors import ClusterError, LaunchFailed, RunActive, RunFinished, WrongInput
 from cluster.events import Event, EventReader, seconds_of, utc_now
 from cluster.home import Home, RunFolder, read_json, write_json
 from cluster.inputs import freeze_inputs
@@ -34,6 +35,8 @@ from cluster.recovery import RecoveryPolicy, StopReason
 from cluster.report import read_report
 from cluster.run_view import index_key, is_lease_moving, read_plan
 from cluster.session import Session, Timing
+from cluster.sky_backend import SkyJobs
+from cluster.templates import check_renderable
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +89,11 @@ def start_run(
         freeze_inputs(plan.job, store)
         root.put_once(index_key(plan.run_id), {"job_name": plan.job.name, "launched_at": launched_at})
         policy = policy_for(plan.job, timing, launched_at_s=seconds_of(launched_at))
-        _start_supervisor(folder, Session(plan, policy, timing, tuple(node_command)), home, environ)
+        session = Session(plan, policy, timing, tuple(node_command))
+        if plan.is_local:
+            _start_supervisor(folder, session, home, environ)
+        else:
+            submit_session(store, session, home, SkyJobs(), environ)
     except BaseException:  # Ctrl-C included: a launch either stands or never was
         _erase(root, folder)
         raise
@@ -124,6 +131,8 @@ def resume_run(
     plan = replace(plan, store_uri=root.uri, candidates=_without(plan, exclude_regions))
     _check_launchable(plan.job, plan, environ)
     log = AttemptLog(store, LAYOUT)
+    if not plan.is_local:
+        refuse_active_job(run_id, SkyJobs().status(run_id))
     if read_report(store) is not None:  # a node that outlived its supervisor may be done, and nobody has reported it
         _refuse_finished(log, run_id)
     _refuse_active(log, run_id, home, timing, what="resume it")
@@ -140,7 +149,10 @@ def resume_run(
     if deadline_h is not None:
         policy = replace(policy, deadline_at_s=time.time() + 3600 * deadline_h)
     session = Session(plan, policy, timing, tuple(node_command))
-    _start_supervisor(home.run(run_id), session, home, environ)
+    if plan.is_local:
+        _start_supervisor(home.run(run_id), session, home, environ)
+    else:
+        submit_session(store, session, home, SkyJobs(), environ)
     home.remember_store(root.uri)
     return run_id
 
@@ -148,17 +160,21 @@ def resume_run(
 def cancel_run(root: Store, run_id: str, home: Home, *, window_s: float = 30.0) -> None:
     """Ask a run to stop, wherever it runs; it saves what fits into the window and ends. Returns at once.
 
-    A node of this machine that no supervisor watches any more is ended here, which takes up to the window.
+    A node of this machine that no supervisor watches any more is ended here, which takes up to the window. So is a run
+    on a cloud, which is gone, machine and all, when this returns.
 
     Raises:
         RunNotFound: there is no such run.
         RunFinished: it is over already.
     """
-    read_plan(root, run_id)
+    plan, _ = read_plan(root, run_id)
     store = root.child(run_id)
     log = AttemptLog(store, LAYOUT)
     _refuse_finished(log, run_id)
     ask_cancel(store)
+    if not plan.is_local:
+        cancel_cloud_run(store, run_id, SkyJobs(), window_s=window_s)
+        return
     if home.run(run_id).supervisor_pid() is None:
         backend = LocalBackend(home)
         for handle in backend.find(run_id):
@@ -190,12 +206,15 @@ def follow_run(root: Store, run_id: str, home: Home, *, since: str = "", poll_s:
         RunNotFound: there is no such run.
         ClusterError: the run's supervisor on this machine died without a word.
     """
-    read_plan(root, run_id)
+    plan, _ = read_plan(root, run_id)
     folder, log = home.run(run_id), AttemptLog(root.child(run_id), LAYOUT)
     is_ours = folder.session.exists()
     last_word: Event | None = None
+    job_watch = None if plan.is_local else JobWatch(SkyJobs(), run_id)
 
     def is_over(has_ended: bool) -> bool:
+        if job_watch is not None and not has_ended:
+            return job_watch.is_dead()
         if not is_ours or has_ended:
             return has_ended and folder.supervisor_pid() is None
         if folder.supervisor_pid() is not None:
@@ -236,10 +255,8 @@ def policy_for(job: JobSpec, timing: Timing, *, launched_at_s: float) -> Recover
 
 def _check_launchable(job: JobSpec, plan: LaunchPlan, environ: Mapping[str, str]) -> None:
     if not plan.is_local:
-        raise BackendMissing(
-            f"The plan is for {plan.candidates[0].infra}, but this version launches on local only. Set compute.infra: "
-            "local."
-        )
+        check_renderable(plan)
+        SkyJobs()  # says in words where SkyPilot is not installed
     if plan.store_uri.startswith("memory://"):
         raise WrongInput(
             f"The store is {plan.store_uri}, which lives and dies with one process; a run has several. Use a folder, "
