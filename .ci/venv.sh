@@ -7,6 +7,21 @@ cd "$(dirname "$0")/.."
 
 say() { printf '%s\n' "$*" >&2; }
 
+# What tests/cloud makes pretend machines of. Without root, or without apt, those tests are skipped and say so.
+install_debian_packages() {
+  local missing="" pair
+  for pair in sshd:openssh-server sudo:sudo rsync:rsync nc:netcat-openbsd ip:iproute2 curl:curl ps:procps patch:patch; do
+    PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
+  done
+  if [ -z "$missing" ] || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then return; fi
+  say "Installing for the cloud tests:$missing"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update -qq >&2 || true
+  # shellcheck disable=SC2086 # one word for each package
+  apt-get install -y -qq --no-install-recommends $missing >/dev/null 2>&1 || say "That failed; the cloud tests will be skipped."
+}
+install_debian_packages
+
 stamp=".venv/.installed-$(cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)"
 if [ -e "$stamp" ]; then exit 0; fi
 

@@ -1,0 +1,100 @@
+"""The disk that every pretend machine starts from: what a cloud's machine image would hold, and no wheel of ours.
+
+    home/ubuntu/.local/bin/uv, skypilot-runtime/    what SkyPilot would fetch (its own Ray and libraries)
+    home/ubuntu/alpaca-jobs-env/                    the libraries of `alpaca-jobs[node]`, from requirements.lock
+    etc/                                            accounts, host key, what every session's environment says
+
+Made once and kept in .venv, named after the lock and SkyPilot's version. The libraries are hard links into uv's cache
+where that is on the same disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+_REPO = Path(__file__).resolve().parents[3]
+_UBUNTU = 1000  # uid and gid
+_PYTHON = shutil.which("python3.11", path="/usr/bin:/usr/local/bin")  # one that every user may run
+_RAY_OF_SKYPILOT = "2.9.3"  # sky.skylet.constants.SKY_REMOTE_RAY_VERSION of 0.14.1
+_PASSWD = """root:x:0:0:root:/root:/bin/bash
+sshd:x:100:65534::/run/sshd:/usr/sbin/nologin
+nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
+ubuntu:x:1000:1000:Ubuntu:/home/ubuntu:/bin/bash
+"""
+_GROUP = "root:x:0:\nsudo:x:27:ubuntu\nnogroup:x:65534:\nubuntu:x:1000:\n"
+_SUDOERS = "root ALL=(ALL:ALL) ALL\nubuntu ALL=(ALL) NOPASSWD:ALL\n"
+
+
+class ImageNotBuilt(Exception):
+    """The image needs something that this machine lacks; the text says what."""
+
+
+def cloud_image() -> Path:
+    """The image's folder; made if it is not there yet (about a minute, once)."""
+    lock = (_REPO / "requirements.lock").read_bytes() + (_REPO / "pyproject.toml").read_bytes()
+    lock += Path(__file__).read_bytes()
+    name = hashlib.sha256(lock + version("skypilot").encode()).hexdigest()[:12]
+    image = _REPO / ".venv" / f"cloud-box-image-{name}"
+    if not image.exists():
+        for old in image.parent.glob("cloud-box-image-*"):
+            shutil.rmtree(old)
+        building = image.with_name(image.name.replace("image-", "building-"))
+        shutil.rmtree(building, ignore_errors=True)
+        _build(building)
+        building.rename(image)
+    return image
+
+
+def _build(image: Path) -> None:
+    home = image / "home" / "ubuntu"
+    (home / ".local" / "bin").mkdir(parents=True)
+    shutil.copy2(Path(sys.executable).with_name("uv"), home / ".local" / "bin" / "uv")
+    for name in (".bashrc", ".profile"):
+        (home / name).write_text('export PATH="$HOME/.local/bin:$PATH"\n')
+    skypilot = ("setuptools<70", f"ray[default]=={_RAY_OF_SKYPILOT}", "pydantic-core==2.41.1", "click<8.3.0")
+    # Copies, because SkyPilot patches its Ray on every machine, as the user `ubuntu`.
+    _venv(home / "skypilot-runtime", "copy", *skypilot, f"skypilot[aws,remote]=={version('skypilot')}")
+    extras = ("--extra", "node", "--constraint", "requirements.lock")
+    _venv(home / "alpaca-jobs-env", "hardlink", "--requirement", "pyproject.toml", *extras)
+    _etc(image / "etc")
+    for folder, _, files in os.walk(image / "home"):
+        os.chown(folder, _UBUNTU, _UBUNTU)  # not the files in the venvs: hard links share their owner with uv's cache
+        for name in files:
+            path = Path(folder, name)
+            if path.stat(follow_symlinks=False).st_nlink == 1:
+                os.chown(path, _UBUNTU, _UBUNTU, follow_symlinks=False)
+
+
+def _venv(folder: Path, link_mode: str, *requirements: str) -> None:
+    """A virtual environment with some packages, that works at any path."""
+    if _PYTHON is None:
+        raise ImageNotBuilt(f"SkyPilot's Ray {_RAY_OF_SKYPILOT} needs a Python 3.11 in /usr/bin or /usr/local/bin")
+    script = """
+        . .ci/pip_settings.sh; use_pip_settings "$1"; export UV_LINK_MODE="$5"
+        "$2" venv --quiet --relocatable --seed --python "$3" "$4"
+        VIRTUAL_ENV="$4" "$2" pip install --quiet "${@:6}"
+    """
+    uv = Path(sys.executable).with_name("uv")
+    command = ["bash", "-euc", script, "bash", sys.executable, str(uv), _PYTHON, str(folder), link_mode, *requirements]
+    done = subprocess.run(command, cwd=_REPO, capture_output=True, text=True)
+    if done.returncode:
+        raise ImageNotBuilt(f"{folder.name} could not be installed:\n{done.stdout}{done.stderr}")
+
+
+def _etc(folder: Path) -> None:
+    folder.mkdir()
+    shadow = "".join(f"{line.split(':')[0]}:*:19000:0:99999:7:::\n" for line in _PASSWD.splitlines())
+    hosts = f"127.0.0.1 localhost {os.uname().nodename}\n"
+    session = "LANG=C.UTF-8 UV_OFFLINE=1"  # nothing on a machine may be fetched: what runs is what was shipped
+    texts = {"passwd": _PASSWD, "group": _GROUP, "shadow": shadow, "sudoers": _SUDOERS, "hosts": hosts}
+    for name, text in {**texts, "session_environment": session}.items():
+        (folder / name).write_text(text)
+    (folder / "sudoers").chmod(0o440)
+    (folder / "shadow").chmod(0o600)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "host_key")], check=True)

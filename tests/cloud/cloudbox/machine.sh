@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Process 1 of a pretend instance, inside `unshare --pid --mount --fork --kill-child --mount-proc`:
+#   machine.sh IMAGE PRIVATE_IP PUBLIC_KEYS ENDPOINT
+# A disk of its own (a RAM overlay of the image's /home, an empty /tmp, /run and /dev/shm), the account `ubuntu`, sshd.
+# Nothing outside this mount namespace changes, and all of it goes when the namespace does.
+set -euo pipefail
+image=$1 ip=$2 keys=$3 endpoint=$4
+
+mount --make-rprivate /
+disk=/mnt
+mount -t tmpfs tmpfs "$disk"
+mkdir "$disk/home" "$disk/work" "$disk/keys"
+cat "$keys"/*/ssh/sky-key.pub >"$disk/keys/ubuntu"
+install -d -o 1000 -g 1000 "$disk/home/ubuntu" "$disk/home/ubuntu/.aws"
+printf '[default]\nendpoint_url = %s\n' "$endpoint" >"$disk/home/ubuntu/.aws/config" # where this "AWS" is
+mount -t overlay overlay -o "lowerdir=$image/home,upperdir=$disk/home,workdir=$disk/work" /home
+for file in passwd shadow group hosts sudoers; do mount --bind "$image/etc/$file" "/etc/$file"; done
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /dev/shm
+mkdir -p /run/sshd
+cp "$image/etc/host_key" /run/host_key
+chmod 600 /run/host_key
+settings="$(cat "$image/etc/session_environment")"
+mount -t tmpfs tmpfs /tmp
+chmod 1777 /tmp /dev/shm
+
+# shellcheck disable=SC2086 # one SetEnv, many words
+exec /usr/sbin/sshd -D -e -f /dev/null -p 22 -h /run/host_key -o ListenAddress="$ip" -o UsePAM=no \
+  -o AuthorizedKeysFile="$disk/keys/%u" -o StrictModes=no -o PidFile=none -o MaxStartups=200 \
+  -o PasswordAuthentication=no -o Subsystem="sftp internal-sftp" -o SetEnv="$settings"

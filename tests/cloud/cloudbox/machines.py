@@ -1,0 +1,101 @@
+"""Turns the pretend AWS's instances into processes: one sshd in namespaces of its own for each running instance.
+
+    python machines.py --endpoint URL --regions us-east-1,us-east-2 --image DIR --keys DIR --logs DIR
+
+Looks once a second. An instance that leaves the running state dies at once, with every process on it: its process 1 is
+killed. So do all of them when this program ends, however it ends, or when the one that started it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import boto3
+
+_PR_SET_PDEATHSIG = 1
+_MACHINE = Path(__file__).with_name("machine.sh")
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the parent's thread ends; the parent has one thread only."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Machines:
+    """The machines of all regions."""
+
+    def __init__(self, endpoint: str, regions: list[str], image: Path, keys: Path, logs: Path) -> None:
+        self._clients = [boto3.client("ec2", region_name=region, endpoint_url=endpoint) for region in regions]
+        self._endpoint, self._image, self._keys, self._logs = endpoint, image, keys, logs
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def look(self) -> None:
+        """Start what is new, kill what is gone."""
+        wanted = {one["InstanceId"]: one["PrivateIpAddress"] for one in self._instances()}
+        for name in [name for name in self._running if name not in wanted]:
+            self._end(name)
+        for name, address in wanted.items():
+            if name not in self._running and any(self._keys.glob("*/ssh/sky-key.pub")):
+                self._running[name] = self._start(name, address)
+
+    def end_all(self) -> None:
+        """Kill every machine."""
+        for name in list(self._running):
+            self._end(name)
+
+    def _instances(self) -> list[dict[str, Any]]:
+        running = [{"Name": "instance-state-name", "Values": ["running"]}]
+        return [
+            instance
+            for client in self._clients
+            for page in client.get_paginator("describe_instances").paginate(Filters=running)
+            for reservation in page["Reservations"]
+            for instance in reservation["Instances"]
+        ]
+
+    def _start(self, name: str, address: str) -> subprocess.Popen[bytes]:
+        # A machine's own environment has nothing of the laptop's in it but the mark by which tests find what is left.
+        environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+        environ |= {key: value for key, value in os.environ.items() if key == "ALPACA_JOBS_TEST_SESSION"}
+        command = ["unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc", str(_MACHINE)]
+        with (self._logs / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [*command, str(self._image), address, str(self._keys), self._endpoint],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, preexec_fn=die_with_parent,
+            )  # fmt: skip
+
+    def _end(self, name: str) -> None:
+        machine = self._running.pop(name)
+        machine.kill()  # --kill-child: process 1 of the machine goes with it, and with that all others
+        machine.wait()
+
+
+def main() -> None:
+    """Run until SIGTERM."""
+    parser = argparse.ArgumentParser(description="Instances of the pretend AWS as processes.")
+    for name in ("endpoint", "regions"):
+        parser.add_argument(f"--{name}", required=True)
+    for name in ("image", "keys", "logs"):
+        parser.add_argument(f"--{name}", required=True, type=Path)
+    given = parser.parse_args()
+    die_with_parent()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    machines = Machines(given.endpoint, given.regions.split(","), given.image, given.keys, given.logs)
+    try:
+        while True:
+            machines.look()
+            time.sleep(1.0)
+    finally:
+        machines.end_all()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""A pretend AWS: moto's server, which can also be told to have no capacity in some regions.
+
+    python pretend_aws.py --port PORT --refuse FILE
+
+FILE is a JSON list of regions; RunInstances there is answered as AWS answers it, InsufficientInstanceCapacity. It is
+read at every request, so a test gives and takes capacity while everything runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, run_simple
+
+_SCOPE = re.compile(r"Credential=[^/]+/\d+/([a-z0-9-]+)/ec2/")
+_REFUSAL = b"""<?xml version="1.0" encoding="UTF-8"?>
+<Response><Errors><Error><Code>InsufficientInstanceCapacity</Code><Message>We currently do not have sufficient capacity
+in the Availability Zone you requested.</Message></Error></Errors><RequestID>box</RequestID></Response>"""
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class Capacity:
+    """Stands before moto and answers RunInstances in regions that are sold out."""
+
+    def __init__(self, application: Application, refuse: Path) -> None:
+        self._application, self._refuse = application, refuse
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        scope = _SCOPE.search(environ.get("HTTP_AUTHORIZATION", ""))
+        if scope and environ["REQUEST_METHOD"] == "POST":
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            environ["wsgi.input"] = io.BytesIO(body)
+            if b"Action=RunInstances" in body and scope[1] in json.loads(self._refuse.read_text()):
+                start_response("500 Internal Server Error", [("Content-Type", "text/xml")])
+                return [_REFUSAL]
+        return self._application(environ, start_response)
+
+
+class QuietHandler(WSGIRequestHandler):
+    """Says nothing about requests that went well."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        if not str(code).startswith(("2", "3")):
+            super().log_request(code, size)
+
+
+def main() -> None:
+    """Serve until killed."""
+    parser = argparse.ArgumentParser(description="A pretend AWS on 127.0.0.1.")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--refuse", type=Path, required=True)
+    given = parser.parse_args()
+    application = Capacity(DomainDispatcherApplication(create_backend_app), given.refuse)
+    run_simple("127.0.0.1", given.port, application, threaded=True, request_handler=QuietHandler)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The whole path on a cloud: launched from the command line on spot, lost without a word, finished elsewhere."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from checkpoints.store import Store
+
+if TYPE_CHECKING:
+    from box import CloudBox
+    from conftest import Cloud
+
+pytestmark = [pytest.mark.cloud, pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+def test_a_spot_run_that_is_lost_is_finished_in_another_region_with_the_same_bits(box: CloudBox, cloud: Cloud) -> None:
+    from box import wait_for
+
+    run_id = cloud.launch()
+    store = Store.open("s3://runs/here").child(run_id)
+
+    wait_for(lambda: cloud.commits(store, "checkpoints/") >= 2, "two checkpoints of the first attempt", timeout_s=600)
+    (first,) = box.instances("running").items()
+    assert first[1] == "us-east-1"  # the cheapest region
+    box.refuse_capacity("us-east-2")  # the next best has nothing to give, so it has to be the third
+    box.preempt(first[0])
+
+    wait_for(lambda: store.exists("attempts/000002.claim.json"), "a second attempt", timeout_s=600)
+    (second,) = box.instances("running").items()
+    assert second[1] == "us-west-2"
+    wait_for(lambda: store.list("reports/"), "the report", timeout_s=600)
+    view = cloud.status(run_id)
+    assert view["state"] == "done"
+    assert [one["place"] for one in view["attempts"]] == ["aws/us-east-1", "aws/us-west-2"]
+    assert [one["stop_reason"] for one in view["attempts"]] == ["lost", "done"]
+    assert view["attempts"][1]["base"]["stage"] == "train"  # it went on from a checkpoint, not from the start
+    wait_for(lambda: not box.instances(), "end of the last machine", timeout_s=240)
+
+    here = cloud.shell("alpaca-jobs", "launch", cloud.job("local"), "--yes", "--json", timeout=600)
+    assert here.returncode == 0, here.stderr
+    for name, run in (("there", run_id), ("here", json.loads(here.stdout)["run_id"])):
+        exported = cloud.shell("alpaca-jobs", "export", run, "--to", str(box.folder / name))
+        assert exported.returncode == 0, exported.stderr
+    there, here_too = ((box.folder / name / "model.safetensors").read_bytes() for name in ("there", "here"))
+    assert there == here_too
