@@ -34,11 +34,13 @@ def estimate(
     Speeds and preemptions that earlier runs have measured replace the priors.
     """
     from cluster.estimating import Counted, estimate_plan, gather_facts, plan_with
+    from cluster.planner import offers_for
 
     job = starting.load(job_file, starting.changes_from(infra=infra))
     counted = Counted(rows, row_tokens, None if parameters is None else round(parameters))
     facts = gather_facts(job, past=starting.past_runs() if history else (), counted=counted)
-    found = estimate_plan(plan_with(job, facts), facts, seed=seed)
+    offers = offers_for(job)
+    found = estimate_plan(plan_with(job, facts, offers), facts, offers, seed=seed)
     if as_json:
         render.out_json(found.to_json())
     else:

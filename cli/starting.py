@@ -86,11 +86,12 @@ def price(job: JobSpec, *, contact: bool) -> Priced:
     """
     from cluster.errors import PlanError
     from cluster.estimating import estimate_plan, gather_facts, plan_with
+    from cluster.planner import offers_for
 
-    facts = gather_facts(job, past=past_runs(contact=contact))
-    plan = plan_with(job, facts)
+    facts, offers = gather_facts(job, past=past_runs(contact=contact)), offers_for(job)
+    plan = plan_with(job, facts, offers)
     try:
-        return Priced(plan, estimate_plan(plan, facts), "")
+        return Priced(plan, estimate_plan(plan, facts, offers), "")
     except PlanError as exc:
         return Priced(plan, None, str(exc))
 
@@ -99,16 +100,19 @@ def past_runs(*, contact: bool = True) -> tuple[PastRun, ...]:
     """Earlier runs in the stores that were used from here, the newest first; a store that cannot be read is said."""
     from checkpoints.errors import CheckpointError
     from checkpoints.store import Store
-    from cluster.experience import read_past_runs
     from cluster.home import Home
 
+    stores = [uri for uri in Home.default().stores() if contact or uri.startswith("file://")]
+    if not stores:
+        return ()  # what reading takes is not imported for nothing
+    from cluster.past_runs import read_past_runs
+
     found: list[PastRun] = []
-    for uri in Home.default().stores():
-        if contact or uri.startswith("file://"):
-            try:
-                found += read_past_runs([Store.open(uri)])
-            except CheckpointError as exc:
-                render.say(f"Nothing is learned from the runs in {uri}: {exc}")
+    for uri in stores:
+        try:
+            found += read_past_runs([Store.open(uri)])
+        except CheckpointError as exc:
+            render.say(f"Nothing is learned from the runs in {uri}: {exc}")
     return tuple(sorted(found, key=lambda one: one.launched_at, reverse=True))
 
 

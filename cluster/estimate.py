@@ -78,6 +78,7 @@ class _Case:
     side: SideMachines
     draws: int
     seed: int
+    teacher_usd: list[float] | None
     games: dict[tuple[Course, str], tuple[Played, ...]] = field(default_factory=dict)
 
     def play(self, course: Course, stage: str) -> tuple[Played, ...]:
@@ -109,21 +110,22 @@ def estimate_candidates(
     Raises:
         PlanError: a place whose speed is not known.
     """
-    case = _Case(plan, work, assumed or Assumptions(), teacher, side or SideMachines(), draws, seed)
+    priors = assumed or Assumptions()
+    teacher_usd = _teacher_usd(teacher, priors.teacher.spread, draws, seed)
+    case = _Case(plan, work, priors, teacher, side or SideMachines(), draws, seed, teacher_usd)
     return tuple(_estimate(case, place) for place in plan.candidates)
 
 
 def _estimate(case: _Case, place: Placement) -> CandidateEstimate:
     course = training_course(place, case.plan.job, case.work, case.assumed)
-    teacher_usd = _teacher_usd(case)
     if course is None:
-        return _of_unknown_speed(place, case.draws, teacher_usd)
+        return _of_unknown_speed(place, case.draws, case.teacher_usd)
     trained = case.play(course, "train")
     written, writer = _generation(case, place)
     walls_s = [one.wall_s + other.wall_s for one, other in zip(written, trained, strict=True)]
     bills = _bills(case, course, (writer, written), (place, trained))
     machines = _sum(list(bills.values()))
-    totals = _sum([machines, teacher_usd])
+    totals = _sum([machines, case.teacher_usd])
     limits = case.plan.job.limits
     hours = [wall_s / SECONDS_PER_HOUR for wall_s in walls_s]
     return CandidateEstimate(
@@ -133,7 +135,7 @@ def _estimate(case: _Case, place: Placement) -> CandidateEstimate:
         cost_usd=_quantiles_of(totals),
         preemptions=_mean([one.losses + other.losses for one, other in zip(written, trained, strict=True)]),
         parts_usd={
-            name: None if bill is None else _mean(bill) for name, bill in {**bills, _TEACHER: teacher_usd}.items()
+            name: None if bill is None else _mean(bill) for name, bill in {**bills, _TEACHER: case.teacher_usd}.items()
         },
         course=course,
         over_budget=_share_over(totals, limits.max_usd),
@@ -212,15 +214,14 @@ def _requests_usd(case: _Case, course: Course, written: Played, trained: Played)
     return (saves * blocks + idle) * assumed.write_usd + trained.losses * blocks * assumed.read_usd
 
 
-def _teacher_usd(case: _Case) -> list[float] | None:
+def _teacher_usd(teacher: TeacherEstimate | None, spread: float, draws: int, seed: int) -> list[float] | None:
     """What the teacher costs in every play, around what was computed; None where its price is unknown."""
-    if case.teacher is None:
-        return [0.0] * case.draws
-    usd = case.teacher.cost_usd
-    if usd is None:
+    if teacher is None:
+        return [0.0] * draws
+    if teacher.cost_usd is None:
         return None
-    dice = (random.Random(f"teacher/{case.seed}/{number}") for number in range(case.draws))
-    return [usd * math.exp(one.gauss(0.0, case.assumed.teacher.spread)) for one in dice]
+    dice = (random.Random(f"teacher/{seed}/{number}") for number in range(draws))
+    return [teacher.cost_usd * math.exp(one.gauss(0.0, spread)) for one in dice]
 
 
 def _all(values: Any) -> list[float] | None:

@@ -15,9 +15,9 @@ from cluster.errors import PlanError
 from cluster.estimate import DRAWS, CandidateEstimate, estimate_candidates
 from cluster.estimate_factors import Factor, factors
 from cluster.experience import PastRun, learn
-from cluster.offers import Offer, load_offers
+from cluster.offers import Offer, PriceList, load_offers
 from cluster.plan import LaunchPlan, Placement, Pricing
-from cluster.planner import offers_for, plan_launch
+from cluster.planner import plan_launch
 from cluster.row_count import count_rows
 from cluster.run_ids import new_run_id
 from cluster.side_machines import SideMachines, placement_of_offer, side_machines
@@ -92,25 +92,33 @@ def gather_facts(job: JobSpec, *, past: Sequence[PastRun] = (), counted: Counted
         return Facts(None, str(exc), teacher, assumed)
 
 
-def plan_with(job: JobSpec, facts: Facts) -> LaunchPlan:
+def plan_with(job: JobSpec, facts: Facts, offers: PriceList) -> LaunchPlan:
     """Plan a job under a new run id, by what is known about it.
+
+    Args:
+        offers: `offers_for(job)`.
 
     Raises:
         PlanError: no offer fits.
     """
-    return plan_launch(job, run_id=new_run_id(job.name), offers=offers_for(job), work=facts.work, assumed=facts.assumed)
+    return plan_launch(job, run_id=new_run_id(job.name), offers=offers, work=facts.work, assumed=facts.assumed)
 
 
-def estimate_plan(plan: LaunchPlan, facts: Facts, *, draws: int = DRAWS, seed: int = 0) -> JobEstimate:
+def estimate_plan(
+    plan: LaunchPlan, facts: Facts, offers: PriceList, *, draws: int = DRAWS, seed: int = 0
+) -> JobEstimate:
     """Estimate a plan.
+
+    Args:
+        offers: what it was planned from.
 
     Raises:
         PlanError: something that the estimate needs is not known; says what.
     """
     if facts.work is None:
         raise PlanError(facts.unknown)
-    side = _side(plan)
-    other = _on_demand(plan)
+    side = _side(plan, offers)
+    other = _on_demand(plan, offers)
 
     def estimate(places: tuple[Placement, ...]) -> tuple[CandidateEstimate, ...]:
         assert facts.work is not None
@@ -144,18 +152,19 @@ def _work(job: JobSpec, given: Counted, teacher: TeacherEstimate | None) -> Work
     )
 
 
-def _side(plan: LaunchPlan) -> SideMachines:
+def _side(plan: LaunchPlan, offers: PriceList) -> SideMachines:
     if plan.is_local:
         return SideMachines()
-    return side_machines(plan.job, load_offers(plan.job.compute.infra, machines="cpu"))
+    is_cpu_job = plan.job.compute.gpus is None
+    return side_machines(plan.job, offers if is_cpu_job else load_offers(plan.job.compute.infra, machines="cpu"))
 
 
-def _on_demand(plan: LaunchPlan) -> Placement | None:
+def _on_demand(plan: LaunchPlan, offers: PriceList) -> Placement | None:
     """The cheapest place on demand with the plan's GPUs; None where the plan holds nothing else, or one anyway."""
     first = plan.candidates[0]
     if plan.is_local or first.pricing is not Pricing.SPOT:
         return None
-    priced = [one for one in offers_for(plan.job) if _is_alternative(one, plan)]
+    priced = [one for one in offers if _is_alternative(one, plan)]
     best = min(priced, key=lambda one: (one.price_per_hour_usd or 0.0, one.infra, one.region), default=None)
     return None if best is None else placement_of_offer(best, num_nodes=plan.num_nodes)
 

@@ -1,36 +1,27 @@
 """What earlier runs have shown, from their reports: speeds, preemptions, teachers. It replaces the priors of estimates.
 
-read_past_runs(stores) -> PastRun, ... (reads a few small objects of each run);   learn(job, past) -> Assumptions (pure)
+Pure; cluster/past_runs.py reads the reports.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from alpaca_jobs.known_models import KNOWN_MODELS
 from alpaca_jobs.spec import JobSpec, TeacherSpec
-from checkpoints.errors import CheckpointError
-from checkpoints.store import Store
 from cluster.assumptions import Assumptions, MeasuredSpeed, MeasuredSteps
-from cluster.errors import ClusterError
 from cluster.hardware import peak_flops
 from cluster.hazard import spot_hazard
 from cluster.pace import Pace, TrainingPace
 from cluster.plan import LaunchPlan, Pricing
 from cluster.recovery import StopReason
-from cluster.report import read_report
-from cluster.run_view import list_runs, read_plan
 from cluster.spending import SECONDS_PER_HOUR
 from cluster.throughput import measured_mfu
 
-logger = logging.getLogger(__name__)
-
-MAX_RUNS = 20
 _SPREAD_MEASURED = 0.1  # of ln(speed), at least: other machines of the same kind, other rows
 _TAKEN_AWAY = (StopReason.PREEMPTED.value, StopReason.LOST.value)
 
@@ -48,26 +39,6 @@ class PastRun:
     def pace(self) -> Pace:
         """How fast it worked, as far as its report says."""
         return Pace.from_json(self.report.get("pace"))
-
-
-def read_past_runs(roots: Iterable[Store], *, limit: int = MAX_RUNS) -> tuple[PastRun, ...]:
-    """Read the reports in some stores, the newest runs first; a run that this version cannot read is left out."""
-    launched = sorted(
-        ((str((root.get_json(f"index/{run_id}.json") or {}).get("launched_at", "")), run_id, root)
-         for root in roots for run_id in list_runs(root)),
-        key=lambda one: one[:2], reverse=True,
-    )  # fmt: skip
-    found = []
-    for launched_at, run_id, root in launched[:limit]:
-        try:
-            report = read_report(root.child(run_id))
-            plan, _ = read_plan(root, run_id)
-        except (ClusterError, CheckpointError) as exc:
-            logger.debug("%s in %s cannot be learned from: %s", run_id, root.uri, exc)
-            continue
-        if report is not None:
-            found.append(PastRun(run_id, launched_at, plan, report))
-    return tuple(found)
 
 
 def learn(job: JobSpec, past: Sequence[PastRun]) -> Assumptions:

@@ -14,10 +14,11 @@ from alpaca_jobs.spec_io import change_job, parse_job
 from checkpoints.store import Store
 from cluster.assumptions import Assumptions
 from cluster.estimating import Counted, estimate_plan, gather_facts, plan_with
-from cluster.experience import PastRun, learn, read_past_runs
+from cluster.experience import PastRun, learn
 from cluster.hazard import PRIOR_PER_NODE_HOUR
 from cluster.offers import SNAPSHOT, load_offers
-from cluster.planner import plan_launch
+from cluster.past_runs import read_past_runs
+from cluster.planner import offers_for, plan_launch
 from cluster.run_view import index_key
 
 
@@ -114,7 +115,8 @@ def test_steps_without_gpus_are_learned_from_runs_with_as_many_ranks_on_such_a_m
     learned = learn(cloud, [past(cloud, pace=timed)])
     assert [one.instance_type for one in learned.steps] == ["m6i.large"]
     facts = gather_facts(cloud, past=[past(cloud, pace=timed)])
-    known = estimate_plan(plan_with(cloud, facts), facts).candidates[0]
+    offers = offers_for(cloud)
+    known = estimate_plan(plan_with(cloud, facts, offers), facts, offers).candidates[0]
     assert known.hours is not None
     assert known.hours.p50 * 3600 > 300 + 30 + 60 * 0.5
 
@@ -136,7 +138,8 @@ def test_reports_are_read_from_a_store_newest_first_and_unreadable_runs_are_left
 
 def test_estimate_goes_from_job_to_dollars_and_names_its_sources() -> None:
     facts = gather_facts(job(), past=[past(job())])
-    found = estimate_plan(plan_with(job(), facts), facts)
+    offers = offers_for(job())
+    found = estimate_plan(plan_with(job(), facts, offers), facts, offers)
     sources = {one.name: one.source for one in found.factors}
     assert sources["MFU"] == sources["teacher requests"] == "measured: past-bcdfg"
     assert found.on_demand is not None
@@ -144,7 +147,7 @@ def test_estimate_goes_from_job_to_dollars_and_names_its_sources() -> None:
     assert found.on_demand.cost_usd is not None
     assert found.on_demand.cost_usd.p50 > found.candidates[0].cost_usd.p50
     assert found.unpriced == ()
-    assert estimate_plan(found.plan, facts).to_json() == found.to_json(), "the same seed gives the same numbers"
+    assert estimate_plan(found.plan, facts, offers).to_json() == found.to_json(), "the same seed gives the same numbers"
 
 
 def test_what_the_user_counted_fills_what_is_not_known() -> None:
