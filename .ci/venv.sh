@@ -70,9 +70,10 @@ if ! .venv/bin/uv --version >/dev/null 2>&1; then
 fi
 
 use_pip_settings .venv/bin/python
+# Compiled now, once: uv leaves it to the first import, and where Python may not write bytecode every start would pay.
 say "Installing requirements.lock (a minute or two the first time) ..."
 export VIRTUAL_ENV="$PWD/.venv"
-.venv/bin/uv pip install --quiet --requirement requirements.lock
+.venv/bin/uv pip install --quiet --compile-bytecode --requirement requirements.lock
 .venv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
 rm -f .venv/.installed-*
 touch "$stamp"
