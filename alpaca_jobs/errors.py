@@ -74,7 +74,15 @@ class TeacherRateLimited(TeacherError):
 
 
 class TeacherGarbage(TeacherError):
-    """The teacher answers, but not with anything that can be parsed into rows."""
+    """The teacher answers, but not with anything that can be parsed into rows.
+
+    Attributes:
+        answer: a TeacherAnswer that says what asking cost, where one request was given up; None otherwise.
+    """
+
+    def __init__(self, message: str, *, answer: object = None) -> None:
+        super().__init__(message)
+        self.answer = answer
 
 
 class TeacherAuth(TeacherError):

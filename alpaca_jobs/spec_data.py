@@ -45,6 +45,8 @@ class TeacherSpec(SpecPart):
     """Which of the two OpenAI interfaces is called."""
     api_key_env: SecretName | None = "OPENAI_API_KEY"
     """NAME of the environment variable holding the key; null for a server that asks for none."""
+    answer_format: Literal["text", "json"] = "text"
+    """text: the recipe's own format. json: structured output by a schema; needs api: chat."""
     temperature: NotNegative = 1.0
     """Sampling temperature (Alpaca: 1.0)."""
     top_p: Fraction = 1.0
@@ -77,6 +79,12 @@ class TeacherSpec(SpecPart):
         price = list_price(model, base_url)
         return value if price is None else {**value, names[0]: price.input_usd, names[1]: price.output_usd}
 
+    @model_validator(mode="after")
+    def _json_is_for_chat(self) -> TeacherSpec:
+        if self.answer_format == "json" and self.api != "chat":
+            refuse("answer_format", "is json, which only the chat interface has. Set api: chat, or answer_format: text")
+        return self
+
     @property
     def needs_key(self) -> bool:
         """Whether requests cannot work without the key; a server on this machine may do without."""
@@ -98,8 +106,8 @@ def _teacher_in_words(value: Any) -> Any:
 class DataSpec(SpecPart):
     """Rows to train on: read from a file (`from`), or written by a teacher from seed tasks."""
 
-    recipe: Literal["alpaca"] = "alpaca"
-    """How rows are generated: Alpaca's prompt, parser and filters."""
+    recipe: Literal["alpaca", "self-instruct"] = "alpaca"
+    """How rows are generated: alpaca asks for whole tasks, self-instruct for instructions, then for their instances."""
     seed_tasks: str = "builtin"
     """Seed tasks: builtin, or a path or URI of a Self-Instruct JSONL or Alpaca JSON file."""
     num_rows: PositiveWhole = 52_000
@@ -122,9 +130,13 @@ class DataSpec(SpecPart):
     similarity_threshold: Fraction = 0.7
     """A row whose instruction's ROUGE-L F with any seed or kept row is above this is dropped."""
     num_prompt_seeds: PositiveWhole = 3
-    """Seed tasks shown in each request (Alpaca: 3)."""
+    """Seed tasks shown in each request (Alpaca: 3; self-instruct, if left out: 6)."""
+    num_prompt_rows: Count = 2
+    """Instructions by the teacher itself shown beside them (self-instruct only)."""
+    max_instances: PositiveWhole = 5
+    """Rows kept of one instruction at most (self-instruct only; Alpaca has one of each)."""
     max_tasks_per_request: PositiveWhole = 20
-    """Tasks a request's list runs up to, those shown included (Alpaca: 20)."""
+    """Tasks a request's list runs up to, those shown included (Alpaca: 20; self-instruct, if left out: 16)."""
     num_actors: PositiveWhole = 2
     """Processes asking the teacher at the same time."""
     concurrency: PositiveWhole = 8
@@ -133,6 +145,14 @@ class DataSpec(SpecPart):
     """Requests per committed part of rows."""
     max_requests: PositiveWhole | None = None
     """Stop asking after this many requests even if num_rows is not reached; null means no such limit."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_recipe_has_it(cls, value: Any) -> Any:
+        has_rows = isinstance(value, dict) and value.get("from", value.get("from_")) is not None
+        if not isinstance(value, dict) or value.get("recipe") != "self-instruct" or has_rows:
+            return value
+        return {"num_prompt_seeds": 6, "max_tasks_per_request": 16, **value}
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSpec:
@@ -143,12 +163,13 @@ class DataSpec(SpecPart):
                     "names no rows. Set from: FILE to use rows you have, or teacher: offline for a demo "
                     "without a key, or teacher: {model: gpt-4o-mini} to have them written",
                 )
-            if self.num_prompt_seeds >= self.max_tasks_per_request:
+            shown = self.num_prompt_seeds + (self.num_prompt_rows if self.recipe == "self-instruct" else 0)
+            if shown >= self.max_tasks_per_request:
                 refuse(
                     "max_tasks_per_request",
                     f"is {self.max_tasks_per_request}, but num_prompt_seeds already "
-                    f"shows {self.num_prompt_seeds} tasks, which leaves the teacher none to write. Set it to "
-                    f"{self.num_prompt_seeds + 1} or more (Alpaca: 20)",
+                    f"shows {shown} tasks, which leaves the teacher none to write. Set it to "
+                    f"{shown + 1} or more (Alpaca: 20)",
                 )
             return self
         for key, field in type(self).model_fields.items():

@@ -7,6 +7,7 @@ every `data.part_requests` requests; an attempt starts after the newest part tha
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ from typing import Any
 
 from alpaca_jobs.errors import TeacherError
 from alpaca_jobs.generation.completer import TeacherAnswer, TeacherRequest
-from alpaca_jobs.generation.pipeline import Pipeline
 from alpaca_jobs.generation.rate_limit import RateGate
+from alpaca_jobs.generation.recipe import make_recipe
 from alpaca_jobs.generation.seeds import load_seed_tasks
 from alpaca_jobs.generation.statistics import GenerationStatistics
 from alpaca_jobs.rows import Row, parse_rows, render_rows
@@ -35,6 +36,7 @@ from cluster.teacher_actor import TeacherActor
 logger = logging.getLogger(__name__)
 
 ROWS_OBJECT = "rows.jsonl"
+ANSWERS_OBJECT = "answers.jsonl"
 _REPORT_EVERY_S = 0.5
 _ROUNDS_AHEAD = 4
 _NOTICE_RESERVE_S = 3.0  # of a notice's window, kept for the commit of the rows at hand
@@ -42,12 +44,16 @@ _NOTICE_RESERVE_S = 3.0  # of a notice's window, kept for the commit of the rows
 
 @dataclass
 class GeneratedRows:
-    """Rows so far and where the next part begins; parts and requests count from 1."""
+    """Rows so far and where the next part begins; parts and requests count from 1.
+
+    `answers`: those that were consumed, for a recipe that replays them (`Recipe.replays_answers`).
+    """
 
     rows: list[Row] = field(default_factory=list)
     part: int = 0
     request: int = 0
     complete: bool = False
+    answers: list[TeacherAnswer] = field(default_factory=list)
     statistics: GenerationStatistics = field(default_factory=GenerationStatistics)
 
 
@@ -65,6 +71,9 @@ def read_generated(ctx: AttemptContext, parts: Sequence[CommitRef]) -> Generated
         )
         state.part, state.request = ref.position, int(reader.manifest.meta["last_request"])
         state.complete = bool(reader.manifest.meta["complete"])
+        if any(entry.name == ANSWERS_OBJECT for entry in reader.manifest.objects):
+            lines = bytes(reader.read(ANSWERS_OBJECT)).decode().splitlines()
+            state.answers += [TeacherAnswer.from_json(json.loads(line)) for line in lines]
         meta = reader.manifest.meta
         state.statistics.add_part(state.request - int(meta["first_request"]) + 1, meta["num_rows"], meta["drops"])
     return state
@@ -80,6 +89,7 @@ class GenerateStage:
         self._data = ctx.job.data
         self._part_rows: list[Row] = []
         self._part = GenerationStatistics()
+        self._part_answers: list[TeacherAnswer] = []
         self._part_first = state.request + 1
         self._next_number = state.request + 1
         self._arrived: dict[int, TeacherAnswer] = {}
@@ -95,7 +105,8 @@ class GenerateStage:
         ctx = self._ctx
         ctx.marker.enter(Phase.GENERATION)
         seeds = load_seed_tasks(frozen_seed_tasks(ctx.store))
-        self._pipeline = Pipeline(self._data, seeds, self._state.rows)
+        self._recipe = make_recipe(self._data, seeds, self._state.rows, self._state.answers)
+        self._state.answers = []
         with teacher_endpoint(self._data.teacher, ctx.scratch) as teacher:
             self._ledger = self._open_ledger(teacher)
             gates = self._start_gate()
@@ -141,7 +152,9 @@ class GenerateStage:
             return
         batch: list[TeacherRequest] = []
         while len(batch) < free and not self._out_of_requests():
-            request = self._pipeline.request(self._next_number)
+            request = self._recipe.request(self._next_number)
+            if request is None:
+                break  # what it asks depends on answers that are still to come
             if (stored := self._ledger.find(request)) is not None:
                 self._arrived[stored.number] = stored
                 free -= 1
@@ -173,9 +186,7 @@ class GenerateStage:
     def _wanted(self) -> int:
         """Requests worth having under way or waiting: what the missing rows need at the yield so far, and no more."""
         seen = self._state.statistics
-        per_request = seen.num_rows / seen.num_requests if seen.num_rows else 1.0
-        missing = self._data.num_rows - seen.num_rows
-        return max(1, round(missing / per_request))
+        return self._recipe.num_wanted(seen.num_rows / seen.num_requests if seen.num_rows else None)
 
     def _out_of_requests(self) -> bool:
         return self._data.max_requests is not None and self._next_number > self._data.max_requests
@@ -197,8 +208,10 @@ class GenerateStage:
         self._report()
 
     def _consume(self, answer: TeacherAnswer) -> None:
-        result = self._pipeline.consume(answer)
+        result = self._recipe.consume(answer)
         self._part_rows += result.rows
+        if self._recipe.replays_answers:
+            self._part_answers.append(answer)
         self._part.add(result)
         self._state.statistics.add(result)
         self._state.request = answer.number
@@ -219,6 +232,9 @@ class GenerateStage:
         ref = CommitRef("generate", state.part + 1, ctx.attempt)
         writer = CommitWriter(ctx.store, ctx.layout, ref, fence=ctx.fence)
         writer.put(ROWS_OBJECT, render_rows(self._part_rows))
+        if self._part_answers:
+            lines = [json.dumps(answer.to_json()) for answer in self._part_answers]
+            writer.put(ANSWERS_OBJECT, "\n".join(lines).encode())
         state.rows += self._part_rows
         meta = {
             "first_request": self._part_first, "last_request": state.request, "num_rows": len(self._part_rows),
@@ -228,6 +244,7 @@ class GenerateStage:
         writer.publish(meta=meta)
         state.part, state.complete = ref.position, complete
         self._part_rows, self._part, self._part_first = [], GenerationStatistics(), state.request + 1
+        self._part_answers = []
         ctx.marker.reached("generate", ref.position)
 
     def _let_land(self, limit_s: float) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from alpaca_jobs.errors import TeacherGarbage
 from alpaca_jobs.generation.completer import Completer, TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.rate_limit import RateNews
 from alpaca_jobs.run_layout import LAYOUT
@@ -18,6 +20,8 @@ from checkpoints.fence import Fence
 from checkpoints.store import Store
 from cluster.actor_runtime import Peer
 from cluster.ledger import store_answer
+
+logger = logging.getLogger(__name__)
 
 _RECENT_S = 1.0
 
@@ -43,14 +47,21 @@ class TeacherActor:
         self._fence = RecentFence(Fence(AttemptLog(self._store, LAYOUT), attempt))
 
     async def ask(self, request: TeacherRequest) -> TeacherAnswer:
-        """Return the stored answer to one request.
+        """Return the stored answer to one request; one that was never usable is stored, too, since it was paid for.
 
         Raises:
             TeacherError: after the completer's own bounded retries.
             StoreError: the answer could not be stored; it is lost, and asked again by the next attempt.
             Superseded: a newer attempt exists, which has asked again already; this answer is nobody's.
         """
-        answer = await self._completer.complete(request)
+        try:
+            answer = await self._completer.complete(request)
+        except TeacherGarbage as exc:
+            # One request that stays garbage is a drop, not the end; a teacher of nothing else is given up by count.
+            if not isinstance(exc.answer, TeacherAnswer):
+                raise
+            logger.warning("given up, and counted as unusable: %s", exc)
+            answer = exc.answer
         await asyncio.to_thread(self._keep, answer)
         return answer
 

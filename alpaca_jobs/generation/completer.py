@@ -44,14 +44,20 @@ MAX_RETRY_AFTER_S = 300.0
 """A server that wants a longer pause is not waited for here; the caller decides."""
 SHRINK = 0.8
 """What is left of the allowed completion when prompt and completion do not fit. Source: Stanford Alpaca, utils.py."""
+UNUSABLE = "unusable"
+"""Finish reason of a request whose every try gave garbage."""
 END_OF_TEXT_BIAS = {"50256": -100}
 """Keeps a completions model from ending early with <|endoftext|>. Source: Stanford Alpaca, generate_instruction.py."""
-_DISPENSABLE = ("logit_bias", "stop")  # they save tokens; an answer without them is the same rows or more
+_DISPENSABLE = ("logit_bias", "stop", "response_format")
+"""An answer without the first two is the same rows or more; the prompt says what the third says."""
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherRequest:
-    """One numbered request (numbers from 1). `digest` is the sha256, in hex, of all that changes the answer."""
+    """One numbered request (numbers from 1).
+
+    `digest` is the sha256, in hex, of all that changes the answer; `schema` the JSON schema it shall have, if any.
+    """
 
     number: int
     prompt: str
@@ -60,6 +66,7 @@ class TeacherRequest:
     top_p: float
     stop: tuple[str, ...]
     digest: str
+    schema: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +156,7 @@ class Completer:
             TeacherAuth: the key was refused (401, 403), or its account has no credit left; at once.
             TeacherRateLimited: 429 to the last, or with a longer Retry-After than MAX_RETRY_AFTER_S.
             TeacherUnreachable: no connection, no answer in time, or 5xx, to the last.
-            TeacherGarbage: answers that are none, to the last.
+            TeacherGarbage: answers that are none, to the last; its `answer` says what they cost.
             TeacherError: anything else the server refuses (unknown model, prompt alone too long); at once.
         """
         self._check_key()
@@ -163,7 +170,11 @@ class Completer:
             except _Fault as fault:
                 if fault.usage != NOTHING:
                     billed.append(fault.usage)
-                self._raise_if_final(fault, retries, len(billed), request.number)
+                try:
+                    self._raise_if_final(fault, retries, len(billed), request.number)
+                except TeacherGarbage as exc:
+                    nothing = Reply(str(exc), UNUSABLE, NOTHING)
+                    raise TeacherGarbage(str(exc), answer=self._answer(request, nothing, billed, retries)) from None
                 await self._sleep(self._delay(retries, fault.retry_after_s))
                 retries += 1
             else:
@@ -247,10 +258,13 @@ class Completer:
             "model": self._teacher.model,
             "temperature": request.temperature,
             "top_p": request.top_p,
-            "stop": list(request.stop),
+            **({"stop": list(request.stop)} if request.stop else {}),
         }
         if is_chat:
             arguments["messages"] = [{"role": "user", "content": request.prompt}]
+            if request.schema is not None:
+                form = {"name": "answer", "strict": True, "schema": request.schema}
+                arguments["response_format"] = {"type": "json_schema", "json_schema": form}
         else:
             arguments["prompt"] = request.prompt
             arguments["logit_bias"] = END_OF_TEXT_BIAS  # a chat model numbers its tokens otherwise

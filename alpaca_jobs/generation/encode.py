@@ -45,7 +45,7 @@ def encode_prompt(tasks: Sequence[SeedTask], *, num_tasks: int) -> str:
 
     Source: Stanford Alpaca, generate_instruction.py, encode_prompt (white space collapsed, a trailing colon dropped).
     """
-    text = _REQUIREMENTS.format(num_tasks=num_tasks, no_input=NO_INPUT)
+    text = requirements(num_tasks)
     for number, task in enumerate(tasks, start=1):
         instruction = _WHITE_SPACE.sub(" ", task.instruction).strip().rstrip(":")
         text += (
@@ -54,6 +54,11 @@ def encode_prompt(tasks: Sequence[SeedTask], *, num_tasks: int) -> str:
             f"{number}. Output:\n{task.output}\n"
         )
     return f"{text}###\n{cue(len(tasks) + 1)}"
+
+
+def requirements(num_tasks: int) -> str:
+    """Return what a list of so many tasks has to be like, for the beginning of a prompt."""
+    return _REQUIREMENTS.format(num_tasks=num_tasks, no_input=NO_INPUT)
 
 
 def cue(number: int) -> str:

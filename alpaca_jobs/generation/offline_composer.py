@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable
 
+from alpaca_jobs.generation.offline_self_instruct import compose_self_instruct
 from alpaca_jobs.generation.offline_tasks import Task, draw, make_task, phrases
 
 _SHOWN = re.compile(r"^\d+\. Instruction: (.+)$", re.MULTILINE)
@@ -26,8 +27,10 @@ def compose_answer(prompt: str, digest: bytes) -> tuple[str, str]:
     """
     rng = random.Random(int.from_bytes(digest, "big"))
     match = _CUE.search(prompt)
+    if match is None and (other := compose_self_instruct(prompt, rng)) is not None:
+        return other, "stop"
     if match is None:
-        return "This is a demo teacher: it only continues numbered lists of tasks.", "stop"
+        return "This is a demo teacher: it only knows the prompts of its own recipes.", "stop"
     if rng.random() < 0.015:
         return "", "content_filter"
     number, shown, text = int(match[1]), _SHOWN.findall(prompt), ""

@@ -9,25 +9,30 @@ There is no other state than the kept rows, so a new attempt continues from the 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from alpaca_jobs.errors import DataError
-from alpaca_jobs.generation.completer import TeacherAnswer, TeacherRequest
+from alpaca_jobs.generation.completer import UNUSABLE, TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.encode import encode_prompt, stop_sequences
 from alpaca_jobs.generation.filters import drop_reason
-from alpaca_jobs.generation.offline_spec import offline_teacher_spec
+from alpaca_jobs.generation.json_tasks import TASKS_SCHEMA, encode_json_prompt, parse_json_answer
 from alpaca_jobs.generation.parse import parse_answer
+from alpaca_jobs.generation.request_maker import RequestMaker, check_answer, sample
 from alpaca_jobs.generation.seeds import SeedTask
 from alpaca_jobs.generation.similarity import SimilarityIndex
+from alpaca_jobs.generation.teacher_reply import CONTENT_FILTER
 from alpaca_jobs.rows import Row
-from alpaca_jobs.spec import DataSpec, TeacherSpec
+from alpaca_jobs.spec import DataSpec
 
 SIMILAR = "similar"
 SURPLUS = "surplus"
 REFUSED = "refused"
+
+
+def why_empty(answer: TeacherAnswer) -> str | None:
+    """Return the reason under which a whole answer is dropped, or None for one that is worth reading."""
+    return {CONTENT_FILTER: REFUSED, UNUSABLE: UNUSABLE}.get(answer.finish_reason)
 
 
 @dataclass(frozen=True)
@@ -35,15 +40,20 @@ class Consumed:
     """What one answer gave: new rows in order, and its drops by reason.
 
     Reasons: malformed, cut_off (parse.py); FILTERS (filters.py); similar; surplus (good, but num_rows was reached);
-    refused (the teacher's content filter spoke instead of the teacher; counted once per answer).
+    unusable (none of the tries was an answer at all; counted once per request);
+    refused (the teacher's content filter spoke instead of the teacher; counted once per answer). `is_useful`: it gave
+    no row, but something that rows will be made of.
     """
 
     rows: tuple[Row, ...]
     drops: Mapping[str, int] = field(default_factory=dict)
+    is_useful: bool = False
 
 
 class Pipeline:
     """Plans requests and turns their answers into rows. Not thread-safe: one process consumes, in number order."""
+
+    replays_answers = False
 
     def __init__(
         self, data: DataSpec, seeds: Sequence[SeedTask], kept: Sequence[Row] = (), *, num_neighbours: int = 0
@@ -67,7 +77,7 @@ class Pipeline:
             )
         self._data = data
         self._seeds = tuple(seeds)
-        self._teacher = _resolve_teacher(data)
+        self._maker = RequestMaker(data)
         self._num_neighbours = num_neighbours
         self._num_kept = len(kept)
         self._last_consumed = max((row.request for row in kept), default=0)
@@ -88,29 +98,17 @@ class Pipeline:
 
     def request(self, number: int) -> TeacherRequest:
         """Return request `number` (from 1): the same one in every attempt, whatever was kept meanwhile."""
-        data, teacher = self._data, self._teacher
-        shown = _sample(self._seeds, data.num_prompt_seeds, seed=data.seed, number=number)
+        data = self._data
+        shown = sample(self._seeds, data.num_prompt_seeds, seed=data.seed, number=number)
+        if self._maker.wants_json:
+            prompt = encode_json_prompt(shown, num_tasks=data.max_tasks_per_request)
+            return self._maker.make(number, prompt, schema=TASKS_SCHEMA)
         prompt = encode_prompt(shown, num_tasks=data.max_tasks_per_request)
-        stop = stop_sequences(data.max_tasks_per_request)
-        decisive = {
-            "api": teacher.api,
-            "base_url": None if data.teacher == "offline" else teacher.base_url,  # its port differs on every start
-            "max_tokens": teacher.max_tokens,
-            "model": teacher.model,
-            "prompt": prompt,
-            "stop": stop,
-            "temperature": teacher.temperature,
-            "top_p": teacher.top_p,
-        }
-        return TeacherRequest(
-            number=number,
-            prompt=prompt,
-            max_tokens=teacher.max_tokens,
-            temperature=teacher.temperature,
-            top_p=teacher.top_p,
-            stop=stop,
-            digest=hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest(),
-        )
+        return self._maker.make(number, prompt, stop=stop_sequences(data.max_tasks_per_request))
+
+    def num_wanted(self, rows_per_request: float | None) -> int:
+        """Return how many requests the missing rows need at the yield so far (one row each before any is known)."""
+        return max(1, round((self._data.num_rows - self._num_kept) / (rows_per_request or 1.0)))
 
     def consume(self, answer: TeacherAnswer) -> Consumed:
         """Turn the next answer into rows, and compare everything later with them.
@@ -122,15 +120,16 @@ class Pipeline:
             raise ValueError(
                 f"answer {answer.number} comes after answer {self._last_consumed}: consume in number order"
             )
-        if answer.digest != self.request(answer.number).digest:
-            raise DataError(
-                f"the stored answer {answer.number} belongs to another request (digest {answer.digest[:12]}): the data "
-                "part of the job or the seed tasks changed since it was asked. Start a new run, or change them back."
-            )
+        check_answer(answer, self.request(answer.number))
         self._last_consumed = answer.number
-        if answer.finish_reason == "content_filter":
-            return Consumed((), {REFUSED: 1})
-        parsed = parse_answer(answer.text, num_shown=self._data.num_prompt_seeds, finish_reason=answer.finish_reason)
+        if (reason := why_empty(answer)) is not None:
+            return Consumed((), {reason: 1})
+        if self._maker.wants_json:
+            parsed = parse_json_answer(answer.text)
+        else:
+            parsed = parse_answer(
+                answer.text, num_shown=self._data.num_prompt_seeds, finish_reason=answer.finish_reason
+            )  # fmt: skip
         rows, drops = [], dict(parsed.drops)
         for task in parsed.tasks:
             row = Row(task.instruction, task.input, task.output, answer.number, task.index)
@@ -155,19 +154,3 @@ class Pipeline:
         self._index.add(row.instruction)
         self._num_kept += 1
         return row
-
-
-def _resolve_teacher(data: DataSpec) -> TeacherSpec:
-    if data.teacher is None:
-        raise DataError("data.teacher is not set, so no rows can be generated. Set it, or use the rows of data.from.")
-    return offline_teacher_spec() if data.teacher == "offline" else data.teacher
-
-
-def _sample(seeds: Sequence[SeedTask], count: int, *, seed: int, number: int) -> list[SeedTask]:
-    """Draw `count` different seeds in random order; hashes, because random.sample may change between Pythons."""
-    order = list(range(len(seeds)))
-    for place in range(count):
-        drawn = hashlib.sha256(f"{seed}/{number}/{place}".encode()).digest()
-        other = place + int.from_bytes(drawn[:8], "big") % (len(order) - place)
-        order[place], order[other] = order[other], order[place]
-    return [seeds[place] for place in order[:count]]

@@ -28,7 +28,7 @@ class GenerationStatistics:
         self.num_requests += 1
         self.num_rows += len(consumed.rows)
         self.drops.update(consumed.drops)
-        is_fruitful = bool(consumed.rows) or SURPLUS in consumed.drops
+        is_fruitful = bool(consumed.rows) or consumed.is_useful or SURPLUS in consumed.drops
         self.num_barren_in_a_row = 0 if is_fruitful else self.num_barren_in_a_row + 1
 
     def add_part(self, num_requests: int, num_rows: int, drops: Mapping[str, int]) -> None:
@@ -54,7 +54,7 @@ class GenerationStatistics:
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.drops.most_common()) or "nothing was in them"
         raise TeacherGarbage(
             f"The teacher's last {self.num_barren_in_a_row} answers gave no row that could be kept (dropped so far: "
-            f"{reasons}); the last one begins with {last_text[:80]!r}. {self.num_rows} rows are kept. Try another "
+            f"{reasons}); the last one begins with {last_text[:300]!r}. {self.num_rows} rows are kept. Try another "
             "teacher.model or the other teacher.api; if most were similar, more seed tasks or a higher "
             "data.similarity_threshold."
         )

@@ -129,7 +129,7 @@ class Complaint:
         """Name of the parameter this model or server does not take, or ""."""
         if self.code in ("unsupported_parameter", "unsupported_value"):
             return self.param
-        return "logit_bias" if "logit_bias" in self.message else ""
+        return next((name for name in ("logit_bias", "response_format") if name in self.message), "")
 
 
 def read_complaint(body: Any) -> Complaint:

@@ -12,16 +12,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from alpaca_jobs.generation.completer import TeacherAnswer
 from alpaca_jobs.generation.offline_spec import OFFLINE_MODEL
 from alpaca_jobs.generation.offline_teacher import serve
-from alpaca_jobs.generation.pipeline import Pipeline
+from alpaca_jobs.generation.recipe import make_recipe
 from alpaca_jobs.generation.seeds import load_seed_tasks
 from alpaca_jobs.rows import Row
 from alpaca_jobs.run_layout import LAYOUT
@@ -49,8 +49,10 @@ class RowRun:
     base_url: str
     num_rows: int
     budget_usd: float
+    recipe: str = "alpaca"
     attempts: int = 0
     answered: dict[int, float] = field(default_factory=dict)
+    consumed: int = 0
 
     def __post_init__(self) -> None:
         teacher = {
@@ -62,7 +64,7 @@ class RowRun:
         }
         data = {
             "teacher": teacher, "num_rows": self.num_rows, "num_actors": 2, "concurrency": CAPACITY // 2,
-            "part_requests": 3,
+            "part_requests": 3, "recipe": self.recipe,
         }  # fmt: skip
         self.job = JobSpec.model_validate(
             {"name": "kills", "data": data, "train": {"model": "tiny-llama"}, "compute": {"workers": 1},
@@ -111,9 +113,17 @@ class RowRun:
         lines = b"".join(CommitReader.open(self.store, LAYOUT, ref).read("rows.jsonl") for ref in reversed(parts))
         return [Row.from_json(json.loads(line)) for line in lines.splitlines()]
 
-    def prompt_hashes(self, numbers: Iterator[int] | range) -> dict[str, int]:
-        pipeline = Pipeline(self.job.data, load_seed_tasks(frozen_seed_tasks(self.store)))
-        return {hashlib.sha256(pipeline.request(number).prompt.encode()).hexdigest(): number for number in numbers}
+    def prompt_hashes(self) -> dict[str, int]:
+        """The number of every request that was planned, by the hash of its prompt; all answers are consumed again."""
+        recipe = make_recipe(self.job.data, load_seed_tasks(frozen_seed_tasks(self.store)), (), ())
+        hashes: dict[str, int] = {}
+        for number in range(1, count_asked(self.store).different + 1):
+            while (request := recipe.request(number)) is None:
+                key = min(self.store.list(f"answers/request-{self.consumed + 1:06d}/"))
+                recipe.consume(TeacherAnswer.from_json(json.loads(self.store.get(key))["answer"]))
+                self.consumed += 1
+            hashes[hashlib.sha256(request.prompt.encode()).hexdigest()] = number
+        return hashes
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -133,17 +143,18 @@ def num_kills(request: pytest.FixtureRequest) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_at_random_the_rows_are_those_of_an_undisturbed_run(tmp_path: Path, num_kills: int) -> None:
-    num_rows, dice = 40 * num_kills, random.Random(num_kills)
+@pytest.mark.parametrize("recipe", ["alpaca", "self-instruct"])
+def test_killed_at_random_the_rows_are_those_of_an_undisturbed_run(tmp_path: Path, num_kills: int, recipe: str) -> None:
+    num_rows, dice = (40 if recipe == "alpaca" else 10) * num_kills, random.Random(num_kills)
     log = tmp_path / "asked.jsonl"
     with serve(latency_s=0.15, log=log) as server:
-        killed = RowRun(tmp_path, "killed", server.base_url, num_rows, budget_usd=0.2 * num_kills)
+        killed = RowRun(tmp_path, "killed", server.base_url, num_rows, 0.2 * num_kills, recipe)
         for _ in range(num_kills):
             assert killed.kill_after(killed.start(), dice.uniform(0.0, 0.7)), "it was over before its last kill"
             assert billed_usd(read_log(log)) <= killed.spent_usd() + CENT <= killed.budget_usd
         assert killed.start().wait() == 0, (tmp_path / "killed.log").read_text()[-2000:]
         asked = read_log(log)
-        undisturbed = RowRun(tmp_path, "undisturbed", server.base_url, num_rows, budget_usd=0.2 * num_kills)
+        undisturbed = RowRun(tmp_path, "undisturbed", server.base_url, num_rows, 0.2 * num_kills, recipe)
         assert undisturbed.start().wait() == 0
     assert len(killed.rows()) == num_rows
     assert killed.rows() == undisturbed.rows()
@@ -153,7 +164,7 @@ def test_killed_at_random_the_rows_are_those_of_an_undisturbed_run(tmp_path: Pat
 
 def _check_repeats(run: RowRun, asked: list[dict[str, Any]], num_kills: int) -> None:
     """No request was asked after its answer had been stored, and no more were asked twice than were in flight."""
-    numbers = run.prompt_hashes(range(1, count_asked(run.store).different + 1))
+    numbers = run.prompt_hashes()
     answers = [entry for entry in asked if entry["status"] == 200]
     for entry in answers:
         stored_at = run.answered.get(numbers[entry["prompt"]])

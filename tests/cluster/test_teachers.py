@@ -7,6 +7,7 @@ many, whatever the server did in between, shows.
 from __future__ import annotations
 
 import json
+import random
 import runpy
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from alpaca_jobs.generation import offline_teacher
+from alpaca_jobs.generation.offline_tasks import make_task
 from alpaca_jobs.generation.offline_teacher import OfflineTeacher
 from alpaca_jobs.rows import Row
 from alpaca_jobs.spec import JobSpec
@@ -92,6 +94,38 @@ class _MoodyHandler(offline_teacher._Handler):
         self.wfile.write(mood[1])
 
 
+class StubbornTeacher(OfflineTeacher):
+    """One request in three is answered with nothing but an empty text, however often it is asked."""
+
+    def answer(self, body: dict[str, Any], *, is_chat: bool) -> Answer:
+        status, reply, headers = super().answer(body, is_chat=is_chat)
+        if status == 200 and int(reply["id"][-2:], 16) % 3 == 0:
+            reply["choices"][0].update({"message": {"content": ""}} if is_chat else {"text": ""})
+        return status, reply, headers
+
+
+class JsonTeacher(OfflineTeacher):
+    """Answers in the form of a JSON schema, as a chat model with structured output does, from the rule-based tasks."""
+
+    def answer(self, body: dict[str, Any], *, is_chat: bool) -> Answer:
+        form = body.pop("response_format", None)
+        status, reply, headers = super().answer(body, is_chat=is_chat)
+        if status != 200 or form is None:
+            return status, reply, headers
+        rng = random.Random(reply["id"])
+        fields = form["json_schema"]["schema"]["properties"]
+        tasks = [dict(zip(("instruction", "input", "output"), make_task(rng), strict=True)) for _ in range(8)]
+        said: dict[str, Any] = {
+            "tasks": tasks,
+            "instructions": [task["instruction"] for task in tasks],
+            "is_classification": rng.random() < 0.3,
+            "instances": [{"input": task["input"], "output": task["output"]} for task in tasks[:2]],
+        }
+        reply["choices"][0]["message"]["content"] = json.dumps({name: said[name] for name in fields})
+        reply["choices"][0]["finish_reason"] = "stop"
+        return status, reply, headers
+
+
 @contextmanager
 def running(server: OfflineTeacher) -> Iterator[OfflineTeacher]:
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -104,12 +138,14 @@ def running(server: OfflineTeacher) -> Iterator[OfflineTeacher]:
         server.server_close()
 
 
-def generate(folder: Path, server: OfflineTeacher, *, api: str, **teacher: Any) -> GeneratedRows:
+def generate(
+    folder: Path, server: OfflineTeacher, *, api: str, recipe: str = "alpaca", **teacher: Any
+) -> GeneratedRows:
     folder.mkdir()
     spec = {"model": "offline-demo", "base_url": server.base_url, "api": api, "api_key_env": None, **teacher}
     job = JobSpec.model_validate(
         {"name": "teachers", "train": {"model": "tiny-llama"}, "compute": {"workers": 1},
-         "data": {"teacher": spec, "num_rows": 60, "num_actors": 2, "concurrency": 2}}
+         "data": {"teacher": spec, "num_rows": 60, "recipe": recipe, "num_actors": 2, "concurrency": 2}}
     )  # fmt: skip
     store = Store.open(f"file://{folder}/store")
     run = store.child("run")
@@ -134,6 +170,19 @@ def test_every_kind_of_server_gives_the_same_rows(tmp_path: Path, api: str) -> N
     for kind in (VllmTeacher, SilentTeacher, MoodyTeacher):
         other = generate(tmp_path / kind.__name__, kind(), api=api, **PRICED)
         assert texts(other.rows) == texts(built_in.rows), kind.__name__
+
+
+def test_requests_that_stay_garbage_are_paid_for_and_lose_no_row(tmp_path: Path) -> None:
+    state = generate(tmp_path / "stubborn", StubbornTeacher(), api="chat", **PRICED)
+    assert len(state.rows) == 60
+    assert state.statistics.drops["unusable"] > 0
+
+
+@pytest.mark.parametrize("recipe", ["alpaca", "self-instruct"])
+def test_both_recipes_work_with_structured_output(tmp_path: Path, recipe: str) -> None:
+    state = generate(tmp_path / recipe, JsonTeacher(), api="chat", recipe=recipe, answer_format="json")
+    assert len(state.rows) == 60
+    assert state.statistics.drops["malformed"] == 0
 
 
 def test_what_a_server_does_not_say_is_counted_at_its_worst_case(tmp_path: Path) -> None:

@@ -285,8 +285,7 @@ def test_a_server_that_hangs_up_is_unreachable() -> None:
     assert "no answer within 0.3 s" in str(asked.error)
 
 
-def test_what_a_lost_connection_cost_is_unknown_not_nothing() -> None:
-    def script(n: int, body: dict[str, Any]) -> Reply:
+def script(n: int, body: dict[str, Any]) -> Reply:
         if n == 0:
             raise ConnectionAbortedError  # the server takes the request and closes the connection
         return _text(**USAGE)
@@ -294,6 +293,31 @@ def test_what_a_lost_connection_cost_is_unknown_not_nothing() -> None:
     answer = _ask(script, price_per_million_input_usd=1, price_per_million_output_usd=1).answer
     assert answer is not None
     assert (answer.retries, answer.prompt_tokens, answer.cost_usd) == (1, None, None)
+
+
+def test_structured_output_is_asked_for_and_done_without_where_it_is_not_known() -> None:
+    request = replace(REQUEST, schema={"type": "object"})
+    asked = _ask(lambda n, body: _chat(content="{}"), request=request, api="chat")
+    assert asked.asked[0]["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+    def script(n: int, body: dict[str, Any]) -> Reply:
+        if "response_format" in body:
+            return _error(400, "Unrecognized field: response_format")
+        return _chat(content="{}")
+
+    asked = _ask(script, request=request, api="chat")
+    assert asked.answer is not None
+    assert len(asked.asked) == 2
+
+
+def test_a_request_given_up_as_garbage_says_what_it_cost() -> None:
+    asked = _ask(lambda n, body: _text(None, **USAGE), **PRICED)
+    assert isinstance(asked.error, TeacherGarbage)
+    given_up = asked.error.answer
+    assert isinstance(given_up, TeacherAnswer)
+    assert (given_up.number, given_up.digest, given_up.finish_reason) == (7, "d1gest", "unusable")
+    assert given_up.at_most_usd == pytest.approx(3 * 180e-6)
+    assert "choices[0].text is 'None'" in given_up.text
 
 
 PRICED: dict[str, Any] = {"price_per_million_input_usd": 2, "price_per_million_output_usd": 8}
@@ -319,8 +343,8 @@ def test_no_request_can_cost_more_than_all_its_billable_tries(kind: str) -> None
     asked = _ask(script, timeout_s=0.3 if kind == "timeout" else 5, max_billed_retries=2, **PRICED)
     assert asked.answer is not None
     bound = asked.answer.at_most_usd
-    expected = {"garbage": 3 * used, "no usage": worst}.get(kind, 2 * worst + used)
-    assert bound == pytest.approx(expected)
+    assert bound == pytest.approx({"garbage": 3 * used, "no usage": worst}.get(kind, 2 * worst + used))
+    assert (asked.answer.cost_usd is None) == (kind != "garbage"), "unknown is not nothing"
     assert bound <= num_billable_tries(teacher) * worst
 
 
