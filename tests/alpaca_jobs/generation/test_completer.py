@@ -285,16 +285,6 @@ def test_a_server_that_hangs_up_is_unreachable() -> None:
     assert "no answer within 0.3 s" in str(asked.error)
 
 
-def script(n: int, body: dict[str, Any]) -> Reply:
-        if n == 0:
-            raise ConnectionAbortedError  # the server takes the request and closes the connection
-        return _text(**USAGE)
-
-    answer = _ask(script, price_per_million_input_usd=1, price_per_million_output_usd=1).answer
-    assert answer is not None
-    assert (answer.retries, answer.prompt_tokens, answer.cost_usd) == (1, None, None)
-
-
 def test_structured_output_is_asked_for_and_done_without_where_it_is_not_known() -> None:
     request = replace(REQUEST, schema={"type": "object"})
     asked = _ask(lambda n, body: _chat(content="{}"), request=request, api="chat")
