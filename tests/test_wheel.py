@@ -55,7 +55,7 @@ def test_wheel_holds_every_template_of_the_checkout(names: set[str], repo_root: 
 
 
 def test_wheel_holds_no_leftovers(names: set[str]) -> None:
-    assert not [name for name in names if re.search(r"__pycache__|\.pyc$|\.log$|\.lock$", name)]
+    assert not [name for name in names if re.search(r"__pycache__|\.pyc$|\.log$|\.pid$", name)]
 
 
 def test_wheel_says_which_licence_it_has(wheel: Path, names: set[str]) -> None:
