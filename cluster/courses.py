@@ -54,13 +54,19 @@ def training_course(place: Placement, job: JobSpec, work: Workload, assumed: Ass
     )
 
 
-def generation_course(place: Placement, data: DataSpec, teacher: TeacherEstimate, assumed: Assumptions) -> Course:
-    """What having the rows written in one place is made of: nothing but waiting for the teacher, part by part."""
+def generation_course(
+    place: Placement, data: DataSpec, teacher: TeacherEstimate, assumed: Assumptions, *, boots: bool
+) -> Course:
+    """What having the rows written in one place is made of: nothing but waiting for the teacher, part by part.
+
+    Args:
+        boots: whether the machine is one of its own; else the training's start is the whole run's.
+    """
     is_local = place.infra == "local"
     return Course(
         work_s=teacher.seconds,
         work_spread=assumed.teacher.spread,
-        start_s=0.0 if is_local else assumed.boot_s,  # here the training's start is the whole run's
+        start_s=assumed.boot_s if boots else 0.0,
         restart_s=0.0 if is_local else assumed.boot_s,
         away_s=0.0 if is_local else assumed.away_s,
         save_interval_s=max(teacher.seconds * data.part_requests / teacher.requests, 1e-3),

@@ -157,7 +157,9 @@ def _generation(case: _Case, place: Placement) -> tuple[tuple[Played, ...], Plac
     writer = case.side.generation or place
     if case.teacher is None:
         return (Played(0.0, 0.0, 0),) * case.draws, writer
-    course = generation_course(writer, case.plan.job.data, case.teacher, case.assumed)
+    course = generation_course(
+        writer, case.plan.job.data, case.teacher, case.assumed, boots=case.side.generation is not None
+    )
     return case.play(course, "generate"), writer
 
 

@@ -189,6 +189,6 @@ def _unpriced(plan: LaunchPlan, facts: Facts, side: SideMachines) -> tuple[str, 
     if not plan.is_local and side.controller is None:
         clouds = ", ".join(plan.job.compute.infra)
         missing.append(f"The controller's machine is not priced: the price lists of {clouds} have none like it.")
-    if facts.teacher is not None and not plan.is_local and side.generation is None:
+    if facts.teacher is not None and plan.job.compute.gpus is not None and side.generation is None:
         missing.append("No machine without GPUs is in the price lists: the rows are priced on the training machines.")
     return tuple(missing)

@@ -23,7 +23,7 @@ class SideMachines:
 
     Attributes:
         generation: a machine without GPUs, so that no GPU waits for a teacher; None: rows are written where the
-            training runs.
+            training runs, as those of a job without GPUs always are.
         controller: None on this machine, or where no price list has such a machine.
     """
 
@@ -42,7 +42,7 @@ def side_machines(job: JobSpec, offers: Iterable[Offer]) -> SideMachines:
     listed = [one for one in offers if one.price_per_hour_usd is not None and one.gpu_name is None]
     pricing = Pricing.ON_DEMAND if job.compute.spot_policy is None else Pricing.SPOT
     generation = None
-    if "generate" in job.stages:
+    if "generate" in job.stages and job.compute.gpus is not None:
         generation = _cheapest(job, [o for o in listed if o.pricing is pricing and (o.vcpus or 0) >= GENERATION_VCPUS])
     watching = [o for o in listed if o.pricing is Pricing.ON_DEMAND and _can_watch(o)]
     return SideMachines(generation, _cheapest(job, watching))

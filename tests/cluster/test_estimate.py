@@ -45,6 +45,12 @@ def first(spec: JobSpec, assumed: Assumptions = SURE, **more: Any) -> CandidateE
     return estimate_candidates(plan_for(spec), workload_of(spec), assumed, **more)[0]
 
 
+def without_gpus() -> JobSpec:
+    """The demo on a cloud."""
+    changes = {"store": "auto", "compute.infra": ["aws"], "compute.regions": None}
+    return change_job(parse_job(example_text("demo")), changes)
+
+
 def first_course(spec: JobSpec, assumed: Assumptions = SURE) -> Course:
     course = training_course(plan_for(spec).candidates[0], spec, workload_of(spec), assumed)
     assert course is not None
@@ -229,6 +235,19 @@ def test_whole_job_is_the_sum_of_its_stages() -> None:
     assert whole.parts_usd["training machines"] == pytest.approx(alone.parts_usd["training machines"])
 
 
+def test_rows_written_where_the_training_runs_need_no_start_of_their_own() -> None:
+    spec = job(compute__spot=False)
+    calm, teacher = replace(SURE, teacher=TeacherAssumptions(spread=0.0)), estimate_teacher(spec.data)
+    alone = estimate_candidates(plan_for(spec), workload_of(spec), calm)[0]
+    whole = estimate_candidates(plan_for(spec), workload_of(spec), calm, teacher=teacher)[0]
+    assert alone.hours is not None
+    assert whole.hours is not None
+    assert whole.hours.p50 == pytest.approx(alone.hours.p50 + teacher.seconds / 3600)
+    side = side_of(without_gpus())
+    assert side.generation is None
+    assert side.controller is not None
+
+
 def test_teacher_without_a_price_leaves_the_rest_of_the_cost_known() -> None:
     spec = job(data__teacher={"model": "m"})
     found = estimate_candidates(plan_for(spec), workload_of(spec), SURE, teacher=estimate_teacher(spec.data))[0]
@@ -267,9 +286,7 @@ def test_local_job_costs_nothing_and_its_time_is_known_once_it_was_measured() ->
 
 
 def test_cloud_machine_without_gpus_has_no_price_for_the_job_before_it_was_timed() -> None:
-    spec = change_job(
-        parse_job(example_text("demo")), {"store": "auto", "compute.infra": ["aws"], "compute.regions": None}
-    )
+    spec = without_gpus()
     plan = plan_launch(spec, run_id="demo-bcdfg", offers=load_offers(["aws"], catalogs=SNAPSHOT, machines="cpu"))
     found = estimate_candidates(plan, workload_of(spec), teacher=estimate_teacher(spec.data))[0]
     assert (found.hours, found.machines_usd, found.cost_usd) == (None, None, None)

@@ -114,7 +114,8 @@ def test_means_of_plays_are_those_of_the_closed_form(course: Course) -> None:
     games = play(sure, draws=3000, seed=1)
     mean = expected(sure)
     sigma_s = math.sqrt(sum((game.billed_s - mean.billed_s) ** 2 for game in games)) / len(games)
-    assert sum(game.billed_s for game in games) / len(games) == pytest.approx(mean.billed_s, abs=5 * sigma_s + 1e-6)
+    few_s = 8 * (course.restart_s + course.save_interval_s + course.finish_s) / len(games)  # too rare for a sigma
+    assert sum(game.billed_s for game in games) / len(games) == pytest.approx(mean.billed_s, abs=5 * sigma_s + few_s)
 
 
 def test_closed_form_of_a_calm_course_is_its_sum() -> None:
