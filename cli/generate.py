@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import options, plan_view, render, starting, words
-from cli.exits import ExitCode, Refused
+from cli import options, plan_view, preview_view, render, starting, words
+from cli.exits import ExitCode, Refused, require_modules
 from cli.follow import follow_to_the_end
 
 if TYPE_CHECKING:
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 def generate(
     job_file: options.JobFile,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where to: .jsonl, or .json for one list.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to: .jsonl, or .json for one list.")
+    ] = None,
+    preview: Annotated[
+        int | None, typer.Option("--preview", metavar="N", min=1, help="Only show N rows; no run, no file.")
+    ] = None,
     budget: options.Budget = None,
     store: Annotated[str | None, typer.Option("--store", metavar="URI", help="Instead of the job's store.")] = None,
     yes: options.Yes = False,
@@ -30,10 +35,17 @@ def generate(
 
     Example: alpaca-jobs generate job.yaml --out rows.jsonl
 
+    Look first: alpaca-jobs generate job.yaml --preview 5
+
     It is a run like any other, on this machine whatever compute says: it can be killed, resumed and followed.
     """
+    if preview is not None:
+        show_preview(job_file, preview, out=out, yes=yes, as_json=as_json)
+        return
     from cluster.run_facts import read_run_facts
 
+    if out is None:
+        raise Refused("Where should the rows go? Name a file: --out FILE; or look at some first: --preview 5")
     _check_writable(out)
     # On this machine, and with none of the regions and GPUs that were meant for the training.
     changes = {"compute": {"infra": ["local"], "workers": 1}, **starting.changes_from(budget=budget, store=store)}
@@ -53,6 +65,28 @@ def generate(
     else:
         render.out(str(out))
         render.say(f"{words.plural(len(rows), 'row')}. Train on them: alpaca-jobs train {job_file} --rows {out}")
+
+
+def show_preview(job_file: Path, count: int, *, out: Path | None, yes: bool, as_json: bool) -> None:
+    """Show what the job's teacher would write, by the first requests of the job itself."""
+    from alpaca_jobs.spec import TeacherSpec
+    from alpaca_jobs.spec_io import load_job
+    from cluster.preview import preview_rows
+
+    if out is not None:
+        raise Refused("--preview shows rows and writes none: leave --out away, or leave --preview away.")
+    job = load_job(job_file)
+    if "generate" not in job.stages:
+        raise Refused(f"{job_file} has its rows already (data.from is {job.data.from_}); nothing is generated.")
+    require_modules("openai", "rapidfuzz", "numpy")
+    if isinstance(job.data.teacher, TeacherSpec):
+        starting.agree(f"Ask {job.data.teacher.model} for {words.plural(count, 'row')}?", yes=yes, grids=())
+    found = preview_rows(job, count)
+    if as_json:
+        render.out_json(preview_view.preview_json(found))
+    else:
+        render.out(preview_view.preview_text(found))
+        render.say(preview_view.preview_notes(found))
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:

@@ -15,6 +15,7 @@ import typer
 from cli import (
     cancel,
     checkpoints,
+    data_convert,
     data_dedupe,
     drill,
     estimate,
@@ -59,6 +60,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("checkpoints prune", checkpoints.prune, STATE),
     ("checkpoints copy", checkpoints.copy, STATE),
     ("data dedupe", data_dedupe.dedupe, DATA),
+    ("data convert", data_convert.convert, DATA),
     ("plugin install", plugin.install, CLOUDS),
     ("plugin status", plugin.status, CLOUDS),
     ("plugin remove", plugin.remove, CLOUDS),

@@ -101,3 +101,26 @@ def test_dedupe_refuses_in_words_and_leaves_files_alone(run_cli: Cli, tmp_path: 
         assert (refused.returncode, refused.stdout) == (2, ""), refused.stderr
         assert said in refused.stderr
     assert not (tmp_path / "out.json").exists()
+
+
+def test_convert_goes_through_every_shape_and_file_and_back(run_cli: Cli, tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Sort.", "input": "b a", "output": "a b"},
+        {"instruction": "Hi.", "input": "", "output": "Hi."},
+    ]
+    write_table(tmp_path / "a.json", rows)
+    for given, out, shape in (
+        ("a.json", "b.jsonl", "self-instruct"),
+        ("b.jsonl", "c.parquet", "self-instruct"),
+        ("c.parquet", "d.json", "alpaca"),
+        ("d.json", "e.jsonl", "openai"),
+        ("e.jsonl", "f.json", "sharegpt"),
+    ):
+        done = run_cli("data", "convert", str(tmp_path / given), str(tmp_path / out), "--to", shape, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["examples"] == 2
+    assert [dict(record.fields) for record in load_table(str(tmp_path / "d.json"))] == rows
+    chats = load_table(str(tmp_path / "f.json"))
+    assert chats[0].fields["conversations"][0] == {"from": "human", "value": "Sort.\n\nb a"}
+    refused = run_cli("data", "convert", str(tmp_path / "f.json"), str(tmp_path / "g.json"), "--to", "xml")
+    assert refused.returncode == 2

@@ -91,6 +91,33 @@ def test_generate_refuses_before_the_teacher_is_paid(quick: Any) -> None:
     assert not (quick.folder / "runs").exists()
 
 
+def test_generate_shows_a_preview_and_leaves_nothing_behind(quick: Any) -> None:
+    job = quick.job(data={"teacher": "offline", "num_rows": 500, "recipe": "self-instruct"})
+    shown = quick("generate", job, "--preview", "4")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("Instruction: ") == shown.stdout.count("Output: ") == 4
+    assert "at most $0.00" in shown.stderr
+    found = json.loads(quick("generate", job, "--preview", "2", "--json").stdout)
+    assert len(found["rows"]) == 2
+    assert found["at_most_usd"] == 0
+    assert not (quick.folder / "runs").exists()
+    refused = quick("generate", job)
+    assert refused.returncode == 2
+    assert "--out FILE" in refused.stderr
+
+
+def test_a_preview_that_costs_money_is_agreed_to_first_and_keeps_the_budget(quick: Any) -> None:
+    teacher = {"model": "gpt-4o-mini", "base_url": "http://127.0.0.1:9/v1", "price_per_million_input_usd": 1,
+               "price_per_million_output_usd": 1}  # fmt: skip
+    job = quick.job(data={"teacher": teacher, "num_rows": 5}, limits={"teacher_max_usd": 0.001})
+    refused = quick("generate", job, "--preview", "1")
+    assert refused.returncode == 2
+    assert "Add --yes" in refused.stderr
+    refused = quick("generate", job, "--preview", "1", "--yes")
+    assert refused.returncode == 4
+    assert "above limits.teacher_max_usd, 0.001" in refused.stderr
+
+
 def test_train_wants_rows_and_this_machine(quick: Any) -> None:
     refused = quick("train", quick.job(data={"teacher": "offline", "num_rows": 5}), "--yes")
     assert refused.returncode == 2

@@ -77,6 +77,7 @@ def test_the_commands_are_the_ones_promised() -> None:
         "checkpoints prune",
         "checkpoints copy",
         "data dedupe",
+        "data convert",
         "plugin install",
         "plugin status",
         "plugin remove",
