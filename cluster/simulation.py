@@ -13,6 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_NEVER = 1e-12  # losses a second: one in 30,000 years, which exponentials of floats cannot tell from none
 _MAX_LOSSES = 1000  # a run that is lost this often is not going to finish
 
 
@@ -86,7 +87,7 @@ def expected(course: Course) -> Expected:
     hazard, every_s = course.losses_per_hour / 3600, course.save_interval_s
     whole = max(math.ceil(course.work_s / every_s) - 1, 0)  # pieces that end in a save with work left after it
     last_s = course.work_s - whole * every_s
-    if hazard == 0:
+    if hazard <= _NEVER:
         held_s = course.start_s + course.work_s + course.finish_s
         return Expected(held_s, held_s, 0.0)
     try:
@@ -112,10 +113,11 @@ def quantiles(values: Sequence[float]) -> Quantiles:
 
 def _play_once(course: Course, rng: random.Random) -> Played:
     left_s = course.work_s * math.exp(rng.gauss(0.0, course.work_spread))
+    hazard = course.losses_per_hour / 3600
     wall_s = billed_s = 0.0
     has_saved = False
     for losses in range(_MAX_LOSSES):
-        life_s = rng.expovariate(course.losses_per_hour / 3600) if course.losses_per_hour > 0 else math.inf
+        life_s = rng.expovariate(hazard) if hazard > _NEVER else math.inf
         start_s = course.restart_s if has_saved else course.start_s
         held_s = start_s + left_s + course.finish_s
         if life_s >= held_s:
