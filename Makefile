@@ -13,6 +13,7 @@ demo: venv ## the whole job on this machine, its node killed twice, compared wit
 	$(BIN)/alpaca-jobs drill alpaca_jobs/examples/demo.yaml --kills 2
 
 test: venv ## the whole test suite
+	@bash .ci/s3_servers.sh
 	$(BIN)/python -m pytest $(ARGS)
 
 check: venv lint types ## what to run before a commit: lint, types, the quick tests (under 3 minutes)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,6 +20,11 @@ from checkpoints.attempts import AttemptLog
 from checkpoints.keys import TRAIN_ONLY
 from checkpoints.store import Retries, Store
 from checkpoints.store_driver import Driver
+
+sys.path.insert(0, str(Path(__file__).parent / "s3_servers"))  # tests hold no packages
+
+if TYPE_CHECKING:
+    from s3_server import S3Server
 
 NO_WAITS = Retries(tries=4, sleep=lambda seconds: None)
 _NUMBERS = itertools.count()
@@ -48,6 +54,15 @@ def s3_options() -> Iterator[dict[str, str]]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def radosgw_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Ceph's S3 gateway, with the bucket `bucket`; up in a few seconds."""
+    from radosgw import radosgw
+
+    with radosgw(tmp_path_factory.mktemp("radosgw")) as server:
+        yield server
+
+
 @pytest.fixture
 def quick_folder(tmp_path: Path) -> Iterator[Path]:
     """A folder in memory if there is one: SIGKILL does not ask the disk, and its fsync takes most of the time."""
@@ -60,7 +75,7 @@ def quick_folder(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def make_store(quick_folder: Path, request: pytest.FixtureRequest) -> Callable[[str], Store]:
-    """`make_store("file" | "memory" | "s3")`: a fresh, empty store that never sleeps between tries."""
+    """`make_store("file" | "memory" | "s3" | "radosgw")`: a fresh, empty store that never sleeps between tries."""
 
     def make(kind: str) -> Store:
         number = next(_NUMBERS)
@@ -68,13 +83,16 @@ def make_store(quick_folder: Path, request: pytest.FixtureRequest) -> Callable[[
             return Store.open(str(quick_folder / f"store-{number}"), retries=NO_WAITS)
         if kind == "memory":
             return Store.open(f"memory://tests-{number}", retries=NO_WAITS)
-        options = request.getfixturevalue("s3_options")
+        if kind == "radosgw":
+            options = request.getfixturevalue("radosgw_server").options
+        else:
+            options = request.getfixturevalue("s3_options")
         return Store.open(f"s3://bucket/tests-{number}", storage_options=options, retries=NO_WAITS)
 
     return make
 
 
-@pytest.fixture(params=["file", "memory", "s3"])
+@pytest.fixture(params=["file", "memory", "s3", pytest.param("radosgw", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, make_store: Callable[[str], Store]) -> Store:
     """An empty store of each kind: one contract, many stores."""
     return make_store(request.param)
