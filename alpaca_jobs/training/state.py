@@ -99,7 +99,7 @@ def restore(state: TrainState, ctx: TrainContext) -> tuple[CommitRef | None, tup
     """Load the newest candidate that is whole; all ranks together.
 
     Returns:
-        The commit that was loaded (None without candidates: step 0), and one text for each newer one that was not whole.
+        The commit that was loaded (None without candidates: step 0), and a text for each newer one that was not whole.
 
     Raises:
         NoGoodCommit: there are candidates, and none is whole.
