@@ -15,6 +15,7 @@ import typer
 from cli import (
     cancel,
     checkpoints,
+    data_card,
     data_convert,
     data_dedupe,
     drill,
@@ -61,6 +62,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("checkpoints copy", checkpoints.copy, STATE),
     ("data dedupe", data_dedupe.dedupe, DATA),
     ("data convert", data_convert.convert, DATA),
+    ("data card", data_card.card, DATA),
     ("plugin install", plugin.install, CLOUDS),
     ("plugin status", plugin.status, CLOUDS),
     ("plugin remove", plugin.remove, CLOUDS),

@@ -124,3 +124,19 @@ def test_convert_goes_through_every_shape_and_file_and_back(run_cli: Cli, tmp_pa
     assert chats[0].fields["conversations"][0] == {"from": "human", "value": "Sort.\n\nb a"}
     refused = run_cli("data", "convert", str(tmp_path / "f.json"), str(tmp_path / "g.json"), "--to", "xml")
     assert refused.returncode == 2
+
+
+def test_a_card_says_what_rows_are_like_and_where_they_come_from(run_cli: Cli, tmp_path: Path) -> None:
+    write_table(tmp_path / "in.jsonl", _records(60))
+    job = tmp_path / "job.yaml"
+    job.write_text("name: x\ndata: {teacher: offline}\ntrain: {model: tiny-llama}\ncompute: {workers: 1}\n")
+    card = tmp_path / "card.html"
+    done = run_cli("data", "card", str(tmp_path / "in.jsonl"), str(card), "--job", str(job), "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["rows"], said["with_input"]) == (60, 0)
+    page = card.read_text(encoding="utf-8")
+    assert "demo data composed by rule" in page
+    assert "Data card: in.jsonl" in page
+    refused = run_cli("data", "card", str(tmp_path / "in.jsonl"), str(card))
+    assert (refused.returncode, card.read_text(encoding="utf-8")) == (2, page)

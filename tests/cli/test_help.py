@@ -78,6 +78,7 @@ def test_the_commands_are_the_ones_promised() -> None:
         "checkpoints copy",
         "data dedupe",
         "data convert",
+        "data card",
         "plugin install",
         "plugin status",
         "plugin remove",

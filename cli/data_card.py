@@ -1,0 +1,54 @@
+"""`alpaca-jobs data card`: one page that says what rows are like and where they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import options, render, words
+from cli.exits import Refused, require_modules
+
+NUM_EXAMPLES = 5
+
+
+def card(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Rows: JSON, JSON lines or Parquet; a path or a URI.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new .html file.")],
+    job_file: Annotated[
+        Path | None, typer.Option("--job", metavar="JOB", help="The job that wrote the rows: teacher, seeds, terms.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write a page about rows: lengths, similarity, verbs and what they act on, examples, licence and lineage.
+
+    Example: alpaca-jobs data card rows.jsonl card.html --job job.yaml
+
+    The page is one file that fetches nothing. Rows may have any shape that `data convert` reads.
+    """
+    require_modules("numpy", "rapidfuzz", *(["pyarrow"] if source.endswith(".parquet") else []))
+    from alpaca_jobs.data_card import lineage_of, render_card
+    from alpaca_jobs.data_facts import measure_rows
+    from alpaca_jobs.data_files import load_table
+    from alpaca_jobs.data_formats import read_examples, render_examples
+    from alpaca_jobs.rows import Row
+    from alpaca_jobs.spec_io import load_job
+
+    if out.suffix != ".html" or out.exists() or not out.absolute().parent.is_dir():
+        problem = "exists already" if out.exists() else "is not the name of a new .html file in a folder that exists"
+        raise Refused(f"{out} {problem}. Name another.")
+    lineage = {"rows": source, "terms": "not stated; name the job with --job"}
+    if job_file is not None:
+        lineage = lineage_of(load_job(job_file).data)
+    bodies = render_examples(read_examples(load_table(source)), "alpaca")
+    rows = [Row(body["instruction"], body["input"], body["output"]) for body in bodies]
+    facts = measure_rows(rows)
+    examples = rows[:: max(1, len(rows) // NUM_EXAMPLES)][:NUM_EXAMPLES]
+    out.write_text(render_card(f"Data card: {Path(source).name}", facts, lineage, examples), encoding="utf-8")
+    if as_json:
+        found = {"out": str(out), "rows": facts.num_rows, "with_input": facts.num_with_input, "lineage": lineage}
+        render.out_json({**found, "instructions": facts.num_instructions, "questions": facts.num_questions})
+    else:
+        render.out(str(out))
+        render.say(f"{words.plural(facts.num_rows, 'row')}; open it in a browser")
