@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from alpaca_jobs.run_layout import LAYOUT
@@ -23,7 +23,7 @@ from cluster.recovery import Action, Decision, StopReason
 from cluster.session import Session
 from cluster.shipped_code import write_shipped_code
 from cluster.sky_backend import JobStatus
-from cluster.templates import TaskSettings, check_renderable, render_task
+from cluster.templates import TaskSettings, check_renderable, render_task, task_places
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +80,10 @@ def submit_session(store: Store, session: Session, home: Home, jobs: Jobs, envir
     Raises:
         BackendMissing, LaunchFailed, ClusterError: it was not submitted; nothing was started.
     """
-    plan = session.plan
-    check_renderable(plan)
+    check_renderable(session.plan)
+    # The strategy decides among what SkyPilot can be told: a region whose zones were all refused is one refusal.
+    plan = replace(session.plan, candidates=tuple(task_places(session.plan.candidates)))
+    session = replace(session, plan=plan)
     has_plugin = jobs.has_plugin()
     if not has_plugin:
         logger.warning("%s", NO_PLUGIN)
@@ -96,10 +98,14 @@ def submit_session(store: Store, session: Session, home: Home, jobs: Jobs, envir
     )
     secrets = {name: environ[name] for name in plan.job.secrets}
     try:
-        return Submitted(jobs.submit(render_task(plan, settings), name=plan.run_id, secrets=secrets), has_plugin)
+        job_id = jobs.submit(render_task(plan, settings), name=plan.run_id, secrets=secrets)
     except BaseException:  # Ctrl-C may come after SkyPilot has taken it, and nobody would know of the machine
         jobs.cancel(plan.run_id)
         raise
+    # Also what tells a follower that an end which was said before, by an earlier session, is not the end any more.
+    words = f"Handed over to SkyPilot, as managed job {job_id}"
+    newest_session(store, plan.run_id).tell(Decision(Action.RELAUNCH, words, placements=plan.candidates))
+    return Submitted(job_id, has_plugin)
 
 
 def cancel_cloud_run(

@@ -182,10 +182,6 @@ class CloudRun:
         """Take note that waiting for a machine in a place is in vain: no permission, or no such machine."""
         self._impossible[place] = detail[:500]
 
-    def started(self) -> None:
-        """A machine was had: the round of refusals before it is over, and has done its work."""
-        self._refusals.clear()
-
     def tell(self, decision: Decision, **launch: Any) -> None:
         """Say what was decided, and what is launched, to whoever follows the run."""
         logger.info("%s: %s", decision.action, decision.words)

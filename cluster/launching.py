@@ -188,8 +188,10 @@ def remove_run(root: Store, run_id: str, home: Home, *, timing: Timing = DEFAULT
         RunNotFound: there is no such run.
         RunActive: it is alive.
     """
-    read_plan(root, run_id)
+    plan, _ = read_plan(root, run_id)
     store = root.child(run_id)
+    if not plan.is_local:
+        refuse_active_job(run_id, SkyJobs().status(run_id))
     if LocalBackend(home).find(run_id):
         raise _active(run_id, "remove it", "a node on this machine belongs to it")
     _refuse_active(AttemptLog(store, LAYOUT), run_id, home, timing, what="remove it")

@@ -10,20 +10,27 @@ number of its own, budget and deadline are looked at before every launch. Other 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from sky import exceptions, sky_logging
 from sky.jobs import recovery_strategy
 from sky.utils import registry
 
+from checkpoints.errors import CheckpointError
+from cluster.attempt_watch import patiently
 from cluster.cloud_run import ATTEMPT_VARIABLE, PLACEMENT_VARIABLE, CloudRun
+from cluster.errors import ClusterError
 from cluster.plan import Placement, Pricing
 from cluster.recovery import Action, Decision
 
 logger = sky_logging.init_logger(__name__)  # what it says stands in the job's controller log
 
 STRATEGY = "alpaca_jobs"
+T = TypeVar("T")
+_STORE_PATIENCE_S = 300.0
 _LOOK_EVERY_S = 15.0  # while waiting for capacity: whether somebody has cancelled the run
 
 
@@ -43,13 +50,20 @@ class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # ty
         return await self._go_on(recovery=True)
 
     async def _go_on(self, *, recovery: bool) -> float:
-        task = self.dag.tasks[0]
-        run = await asyncio.to_thread(CloudRun.open, dict(task.envs))
+        try:
+            return await self._launch_as_decided(recovery=recovery)
+        except (ClusterError, CheckpointError) as exc:  # SkyPilot shows the words of its own errors only
+            raise exceptions.ManagedJobReachedMaxRetriesError(
+                f"The run's store does not allow to go on: {exc}"
+            ) from exc
+
+    async def _launch_as_decided(self, *, recovery: bool) -> float:
+        run = await _ask(functools.partial(CloudRun.open, dict(self.dag.tasks[0].envs)))
         # First the machine, then the record: what is ended may not write any more.
         await asyncio.to_thread(self._cleanup_cluster)
-        await asyncio.to_thread(run.end_lost)
+        await _ask(run.end_lost)
         while True:
-            decision = await asyncio.to_thread(run.decide)
+            decision = await _ask(run.decide)
             logger.info("%s: %s", decision.action, decision.words)
             match decision.action:
                 case Action.RELAUNCH:
@@ -57,37 +71,42 @@ class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # ty
                     if submitted is not None:
                         return submitted
                 case Action.WAIT:
-                    await asyncio.to_thread(run.tell, decision)
+                    await _ask(functools.partial(run.tell, decision))
                     await asyncio.sleep(min(decision.wait_s, _LOOK_EVERY_S))
                 case Action.FINISH | Action.GIVE_UP:
-                    await asyncio.to_thread(run.tell, decision)
-                    await asyncio.to_thread(run.close, decision)
+                    await _ask(functools.partial(run.tell, decision))
+                    await _ask(functools.partial(run.close, decision))
                     raise exceptions.ManagedJobReachedMaxRetriesError(decision.words)
 
     async def _try(self, run: CloudRun, decision: Decision, *, recovery: bool) -> float | None:
         """Launch in the decision's first place; None if it has no machine now. The task is left as it was."""
         task, place = self.dag.tasks[0], decision.placements[0]
-        number = await asyncio.to_thread(run.next_number)
+        number = await _ask(run.next_number)
         started = {"state": "started", "number": number, "place": place.name, "placement": place.to_json()}
-        await asyncio.to_thread(run.tell, decision, **started)
+        await _ask(functools.partial(run.tell, decision, **started))
         everything = task.resources
         chosen = [one for one in everything if is_resource_of(one, place)]
         if not chosen:
-            raise exceptions.ManagedJobReachedMaxRetriesError(f"{place} is not among the task's resources.")
+            run.cannot(place, "it is not among the task's resources")
+            return None
         task.update_envs({ATTEMPT_VARIABLE: str(number), PLACEMENT_VARIABLE: json.dumps(place.to_json())})
         task.set_resources(type(everything)(chosen))
         try:
             submitted: float | None = await self._launch(max_retry=1, raise_on_failure=True, recovery=recovery)
         except exceptions.ManagedJobReachedMaxRetriesError as exc:
-            await asyncio.to_thread(run.refused, place, f"SkyPilot got no machine there ({exc})")
+            await _ask(functools.partial(run.refused, place, f"SkyPilot got no machine there ({exc})"))
             return None
         except exceptions.ProvisionPrechecksError as exc:
             run.cannot(place, "; ".join(str(reason) for reason in exc.reasons))
             return None
         finally:
             task.set_resources(everything)
-        run.started()
         return submitted
+
+
+async def _ask(act: Callable[[], T]) -> T:
+    """Do something with the store, in a thread, and patiently: a controller serves many jobs in one event loop."""
+    return await asyncio.to_thread(patiently, act, _STORE_PATIENCE_S)
 
 
 def is_resource_of(resource: Any, place: Placement) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 from typing import Final
@@ -89,10 +89,13 @@ def check_renderable(plan: LaunchPlan) -> None:
 
 
 def task_places(candidates: Iterable[Placement]) -> list[Placement]:
-    """The plan's places as SkyPilot can be told them: zones are its own choice, so one for each region, in order."""
+    """The plan's places as SkyPilot can be told them, in order: one for each region, because zones are its own choice.
+
+    The price stays that of the cheapest zone, which SkyPilot tries first as well.
+    """
     seen: dict[tuple[str, ...], Placement] = {}
     for place in candidates:
-        seen.setdefault((place.infra, place.region, place.instance_type, place.pricing), place)
+        seen.setdefault((place.infra, place.region, place.instance_type, place.pricing), replace(place, zone=None))
     return list(seen.values())
 
 

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
 RUN_ID = r"quick-[a-z0-9]{5}"
 
@@ -43,6 +44,17 @@ def test_dry_run_prints_the_plan_and_starts_nothing(quick: Any) -> None:
     assert [place["region"] for place in plan["candidates"]] == ["a", "b", "c"]
     assert plan["store_uri"] == quick.store
     assert not (quick.folder / "runs").exists()
+
+
+def test_dry_run_of_a_cloud_job_prints_skypilots_task_and_nothing_else(quick: Any) -> None:
+    compute = {"infra": ["aws"], "regions": ["us-east-1", "us-east-2"], "workers": 2}
+    shown = quick("launch", quick.job(store="s3://bucket/runs", compute=compute), "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    task = yaml.safe_load(shown.stdout)
+    regions = [one["infra"] for one in task["resources"]["ordered"]]
+    assert regions[:2] == ["aws/us-east-1", "aws/us-east-2"]
+    assert len(set(regions)) == 2
+    assert "Plan for" in shown.stderr
 
 
 def test_options_change_the_job(quick: Any) -> None:

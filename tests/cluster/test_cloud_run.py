@@ -27,6 +27,7 @@ from cluster.home import Home
 from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.recovery import Action, RecoveryPolicy, StopReason
 from cluster.report import read_report
+from cluster.run_view import view_run
 from cluster.session import Session
 from cluster.sky_backend import JobStatus
 
@@ -107,14 +108,12 @@ def test_the_lost_region_is_remembered_by_a_controller_that_knows_nothing(tmp_pa
     assert cloud.log.records()[0].end["stop_reason"] == "lost"  # type: ignore[index]
 
 
-def test_a_place_without_capacity_is_skipped_and_comes_again_in_the_next_round(tmp_path: Path) -> None:
+def test_a_place_without_capacity_is_skipped_and_with_all_of_them_sold_out_the_run_waits(tmp_path: Path) -> None:
     run = ACloud(tmp_path, max_wait_s=600.0).run()
     for place in PLACES:
         assert run.decide().placements[0] == place
         run.refused(place, "sold out")
     assert run.decide().action is Action.WAIT
-    run.started()
-    assert run.decide().placements[0] == PLACES[0]
 
 
 def test_a_place_that_can_never_be_used_is_left_out_and_with_none_left_the_run_ends(tmp_path: Path) -> None:
@@ -226,13 +225,25 @@ def test_without_a_plugin_a_node_takes_the_next_number_and_ends_the_one_before(t
 
 def test_a_task_carries_secrets_by_name_only_and_names_its_session(tmp_path: Path) -> None:
     cloud, sky = ACloud(tmp_path / "store"), FakeSky(None)
-    plan = replace(cloud.session.plan, store_uri="s3://bucket/runs")
+    zones = tuple(replace(place, zone=zone) for place in PLACES[:2] for zone in ("one", "two"))
+    plan = replace(cloud.session.plan, store_uri="s3://bucket/runs", candidates=zones)
     submit_session(cloud.store, replace(cloud.session, plan=plan), Home(tmp_path / "home"), sky, {"API_KEY": "hush"})
     ((text, name, secrets),) = sky.submitted
     assert (name, secrets) == ("demo-x3fkd", {"API_KEY": "hush"})
     assert "hush" not in text
     assert "API_KEY: null" in text
+    assert cloud.run("000001").plan.candidates == PLACES[:2]  # zones are SkyPilot's choice
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hush" in path.read_bytes()]
+
+
+def test_a_resume_says_a_word_so_that_the_old_end_is_no_end_any_more(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path / "store")
+    cloud.run()
+    cancel_cloud_run(cloud.store, "demo-x3fkd", FakeSky(None), window_s=0.0)
+    submit_session(cloud.store, cloud.session, Home(tmp_path / "home"), FakeSky(None), {"API_KEY": "x"})
+    kinds = [event.kind for event in read_events(cloud.store)]
+    assert kinds == ["end", "decision"]
+    assert view_run(cloud.root, "demo-x3fkd").state.value == "starting"
 
 
 def test_a_server_without_our_plugin_is_named_and_a_refused_submission_is_cancelled(
