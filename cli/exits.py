@@ -63,6 +63,8 @@ _EXTRA_OF_MODULE = {
     "rouge_score": "data",
     "pyarrow": "data",
     "numpy": "data",
+    "markdownify": "data",
+    "py3langid": "data",
     "sky": "sky",
     "gcsfs": "gcs",
     "adlfs": "azure",

@@ -140,3 +140,14 @@ def test_a_card_says_what_rows_are_like_and_where_they_come_from(run_cli: Cli, t
     assert "Data card: in.jsonl" in page
     refused = run_cli("data", "card", str(tmp_path / "in.jsonl"), str(card))
     assert (refused.returncode, card.read_text(encoding="utf-8")) == (2, page)
+
+
+def test_clean_writes_chats_that_vicunas_recipe_reads(run_cli: Cli, tmp_path: Path) -> None:
+    said = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "<p>Hello <b>you</b></p>"}]
+    write_table(tmp_path / "in.json", [{"id": "1", "conversations": said}, {"id": "2", "conversations": said[:1]}])
+    done = run_cli("data", "clean", str(tmp_path / "in.json"), str(tmp_path / "out.json"), "--json")
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert (counts["chats"], counts["kept"], counts["drops"], counts["with_html"]) == (2, 1, {"empty": 1}, 1)
+    cleaned = load_table(str(tmp_path / "out.json"))[0].fields
+    assert cleaned["conversations"][1] == {"from": "gpt", "value": "Hello **you**"}

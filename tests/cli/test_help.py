@@ -79,6 +79,7 @@ def test_the_commands_are_the_ones_promised() -> None:
         "data dedupe",
         "data convert",
         "data card",
+        "data clean",
         "plugin install",
         "plugin status",
         "plugin remove",
