@@ -6,7 +6,7 @@ The kinds of events and their fields are listed in cluster/events.py. A field th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cli import words
@@ -26,6 +26,9 @@ class Progress:
         attempt, place: of the newest attempt; 0 and empty before the first.
         phase: generation, training or export; starting before any of them.
         rows, target_rows, accept_rate, usd: of the generation; accept_rate from 0 to 1.
+        drops: what the teacher wrote and was not kept, by reason.
+        first_rows: seconds and rows at the first news of the attempt's generation; the rate counts from it.
+        rows_per_s: since then; None before anything can be said.
         step, total_steps, loss, tokens_per_second: of the training.
         saved_step: step of the newest committed checkpoint; None before the first.
         last_words: the newest decision, in words.
@@ -39,6 +42,9 @@ class Progress:
     target_rows: int | None = None
     accept_rate: float | None = None
     usd: float | None = None
+    drops: Mapping[str, int] = field(default_factory=dict)
+    first_rows: tuple[float, int] | None = None
+    rows_per_s: float | None = None
     step: int | None = None
     total_steps: int | None = None
     loss: float | None = None
@@ -46,6 +52,13 @@ class Progress:
     saved_step: int | None = None
     last_words: str = ""
     end: Mapping[str, Any] | None = None
+
+    @property
+    def seconds_to_go(self) -> float | None:
+        """Until the rows are complete at the rate so far; None while that is not known, or all are there."""
+        if not self.rows_per_s or self.target_rows is None or self.rows is None or self.rows >= self.target_rows:
+            return None
+        return (self.target_rows - self.rows) / self.rows_per_s
 
     @property
     def lag_steps(self) -> int | None:
@@ -58,14 +71,19 @@ def after(progress: Progress, event: Event) -> Progress:
     fields = event.fields
     match event.kind:
         case "attempt" if "placement" in fields and (number := fields.get("number", event.attempt)) >= progress.attempt:
-            phase = progress.phase if number == progress.attempt else "starting"
-            return replace(progress, attempt=number, place=_place(fields["placement"]), phase=phase, end=None)
+            if number != progress.attempt:
+                progress = replace(progress, phase="starting", first_rows=None, rows_per_s=None)
+            return replace(progress, attempt=number, place=_place(fields["placement"]), end=None)
         case "phase":
             return replace(progress, phase=str(fields.get("phase", progress.phase)))
         case "generation":
+            first, rate = _rate(progress, event)
             return replace(
                 progress,
                 phase="generation",
+                drops=fields.get("drops") or {},
+                first_rows=first,
+                rows_per_s=rate,
                 rows=fields.get("rows"),
                 target_rows=fields.get("target", progress.target_rows),
                 accept_rate=fields.get("accept_rate"),
@@ -101,6 +119,11 @@ def panel_rows(progress: Progress) -> list[tuple[str, str]]:
         if progress.accept_rate is not None:
             kept += f", {words.share(progress.accept_rate)} of what the teacher wrote"
         rows.append(("rows kept", kept))
+    if progress.phase == "generation" and any(progress.drops.values()):
+        most = sorted(progress.drops.items(), key=lambda drop: (-drop[1], drop[0]))
+        rows.append(("dropped", ", ".join(f"{reason} {count:,}" for reason, count in most if count)))
+    if progress.phase == "generation" and progress.seconds_to_go is not None:
+        rows.append(("to go", f"{words.duration(progress.seconds_to_go)} at {progress.rows_per_s:.1f} rows/s"))
     if progress.usd:
         rows.append(("teacher", words.money(progress.usd)))
     if progress.step is not None:
@@ -177,6 +200,18 @@ def _is_last(fields: Mapping[str, Any]) -> bool:
     """Whether this completes what it counts: all rows, or the last step."""
     pairs = (("rows", "target"), ("step", "total_steps"))
     return any(fields.get(count) is not None and fields.get(count) == fields.get(total) for count, total in pairs)
+
+
+def _rate(progress: Progress, event: Event) -> tuple[tuple[float, int] | None, float | None]:
+    """When and with how many rows this attempt's generation was first heard of, and rows per second since."""
+    from cluster.events import seconds_of
+
+    now, rows = seconds_of(event.t), event.fields.get("rows") or 0
+    first = progress.first_rows
+    if first is None or rows < first[1]:
+        return (now, rows), None
+    seconds = now - first[0]
+    return first, (rows - first[1]) / seconds if seconds > 0 else progress.rows_per_s
 
 
 def _step_of(progress: Progress) -> str:

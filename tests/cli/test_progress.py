@@ -29,6 +29,19 @@ def test_generation_shows_rows_and_accept_rate() -> None:
     assert ("rows kept", "120 of 160, 61.5 % of what the teacher wrote") in panel_rows(progress)
 
 
+def test_generation_shows_what_was_dropped_and_how_long_it_takes_at_the_rate_of_this_attempt() -> None:
+    drops = {"similar": 12, "too_short": 30, "malformed": 0}
+    first = event("generation", rows=100, target=400)
+    later = event("generation", t="2026-11-20T10:00:20.000Z", rows=200, target=400, drops=drops)
+    shown = dict(panel_rows(fold(started(1, "a"), event("phase", phase="generation"), first, later)))
+    assert shown["dropped"] == "too_short 30, similar 12"
+    assert shown["to go"] == "40 s at 5.0 rows/s"
+    assert "to go" not in dict(panel_rows(fold(started(1, "a"), first)))
+    resumed = event("generation", t="2026-11-20T11:00:00.000Z", attempt=2, rows=200, target=400)
+    moved = fold(started(1, "a"), first, later, started(2, "b"), event("phase", phase="generation"), resumed)
+    assert moved.rows_per_s is None, "the hour between two attempts is not the teacher's slowness"
+
+
 def test_training_shows_step_loss_speed_and_what_is_unsaved() -> None:
     step = event("step", step=12, total_steps=40, loss=3.25, tokens_per_second=15200.4)
     progress = fold(started(1, "a"), event("save", position=10, seconds=0.2, committed=True), step)
