@@ -25,6 +25,9 @@ take at once, so this bounds the memory that sending takes (128 MiB)."""
 PARTS_AT_A_TIME = 4
 MAX_PARTS = 10_000
 _DELETE_BATCH = 1000  # the most that DeleteObjects takes
+_OF_PARENTS: list[Any] = []
+"""A forked child keeps what it does not use: s3fs, closing it, would take the parent's sockets out of the epoll set
+that both share, and the parent's next request would hear no answer until its time-out."""
 
 
 class S3Driver:
@@ -162,6 +165,7 @@ class S3Driver:
         if self._pid != os.getpid():
             with self._lock:
                 if self._pid != os.getpid():
+                    _OF_PARENTS.append(self._filesystem)
                     self._filesystem = self._connect()
                     self._bodies = threading.BoundedSemaphore(BODIES_IN_FLIGHT)  # one copied by fork may be taken
                     self._pid = os.getpid()
