@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from alpaca_jobs.errors import BudgetExceeded
@@ -24,6 +25,7 @@ from checkpoints.fence import Fence
 from checkpoints.store import Store
 
 _ANSWER = re.compile(r"answers/request-(\d{6})/attempt-(\d{6})\.json")
+_READ_THREADS = 16  # a long run has thousands of answers, and a store far away takes its time for each
 _BATCH = re.compile(r"ledger/attempt-(\d{6})/batch-(\d{6})\.json")
 
 
@@ -86,10 +88,12 @@ class Ledger:
                 request, attempt = int(match[1]), int(match[2])
                 answered.add((request, attempt))
                 self._answers.setdefault(request, []).append(attempt)
-        if self._budget_usd is None:
-            return
-        for request, attempt in sorted(answered):
-            self._spent_usd += self._read(request, attempt).at_most_usd or 0.0
+        if not self._teacher.price_per_million_input_usd and not self._teacher.price_per_million_output_usd:
+            return  # free, or of unknown price: there is nothing to add up
+        # Also without a limit of the teacher's own: what is told here counts against limits.max_usd.
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
+            for answer in pool.map(lambda place: self._read(*place), sorted(answered)):
+                self._spent_usd += answer.at_most_usd or 0.0
         for attempt, body in _batches(self._store):
             for entry in body["requests"]:
                 if (entry["number"], attempt) not in answered:

@@ -95,6 +95,13 @@ def test_the_next_attempt_counts_unanswered_reservations_at_their_worst_case(sto
     assert second.spent_usd == pytest.approx(0.0005 + WORST)
 
 
+def test_without_a_limit_of_its_own_the_teacher_is_still_counted_over_all_attempts(store: Store) -> None:
+    first = ledger(store, 1)
+    first.reserve([request(1), request(2)])
+    store_answer(store, 1, answer(1))
+    assert ledger(store, 2).spent_usd == pytest.approx(0.0005 + WORST), "limits.max_usd is kept by this number"
+
+
 def test_a_stored_answer_is_found_by_number_and_digest_whoever_asked(store: Store) -> None:
     first = ledger(store, 1)
     first.reserve([request(1)])
