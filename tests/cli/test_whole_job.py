@@ -27,7 +27,13 @@ def small_job(tmp_path: Path) -> str:
 
     job = change_job(
         parse_job(example_text("demo"), "demo"),
-        {"store": f"file://{tmp_path}/runs", "data.num_rows": 64, "train.epochs": 10, "checkpoints.interval_steps": 4},
+        {
+            "store": f"file://{tmp_path}/runs",
+            "data.num_rows": 64,
+            "train.global_batch_size": 32,
+            "train.epochs": 10,
+            "checkpoints.interval_steps": 4,
+        },
     )
     path = tmp_path / "job.yaml"
     path.write_text(render_job(job), encoding="utf-8")
@@ -60,7 +66,7 @@ def test_stages_by_themselves_end_in_a_model_that_transformers_loads(
     assert set(kept[0]) == {"instruction", "input", "output"}
     trained = run_cli("train", small_job, "--rows", str(rows), "--yes", "--json", timeout=500)
     assert trained.returncode == 0, trained.stderr
-    assert json.loads(trained.stdout)["step"] == 20
+    assert json.loads(trained.stdout)["step"] == 20  # 64 rows / 32 a step, 10 times
     exported = run_cli("export", "--to", str(model), "--json")
     assert exported.returncode == 0, exported.stderr
     from transformers import AutoModelForCausalLM, AutoTokenizer
