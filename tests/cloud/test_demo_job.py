@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from checkpoints.store import Store
-
 if TYPE_CHECKING:
     from box import CloudBox
     from conftest import Cloud
@@ -20,18 +18,17 @@ def test_a_spot_run_that_is_lost_is_finished_in_another_region_with_the_same_bit
     from box import wait_for
 
     run_id = cloud.launch()
-    store = Store.open("s3://runs/here").child(run_id)
 
-    wait_for(lambda: cloud.commits(store, "checkpoints/") >= 2, "two checkpoints of the first attempt", timeout_s=600)
+    wait_for(lambda: cloud.commits(run_id, "checkpoints/") >= 2, "two checkpoints of the first attempt", timeout_s=600)
     (first,) = box.instances("running").items()
     assert first[1] == "us-east-1"  # the cheapest region
     box.refuse_capacity("us-east-2")  # the next best has nothing to give, so it has to be the third
     box.preempt(first[0])
 
-    wait_for(lambda: store.exists("attempts/000002.claim.json"), "a second attempt", timeout_s=600)
+    wait_for(lambda: cloud.keys(run_id, "attempts/000002.claim.json"), "a second attempt", timeout_s=600)
     (second,) = box.instances("running").items()
     assert second[1] == "us-west-2"
-    wait_for(lambda: store.list("reports/"), "the report", timeout_s=600)
+    wait_for(lambda: cloud.keys(run_id, "reports/"), "the report", timeout_s=600)
     view = cloud.status(run_id)
     assert view["state"] == "done"
     assert [one["place"] for one in view["attempts"]] == ["aws/us-east-1", "aws/us-west-2"]

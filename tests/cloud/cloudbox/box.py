@@ -28,7 +28,7 @@ import yaml
 from image import cloud_image
 from machines import die_with_parent
 
-from cluster.plugin_install import install_plugin, plugin_status
+from cluster.plugin_install import install_plugin, plugin_status, remove_plugin
 
 # Region -> (its zone's name, the zone's id, the first two numbers of its addresses, spot price per hour): in this
 # order of price, so that a plan goes through them in this order. An address in 127.0.0.0/8 needs no network of its own.
@@ -51,15 +51,13 @@ class CloudBox:
 
     Args:
         folder: empty, and with a short path.
-        install_plugin: whether SkyPilot's server gets our plugin, by the product's own installer.
 
     Attributes:
         environ: the environment of a user of this cloud, for `sky` and `alpaca-jobs`.
     """
 
-    def __init__(self, folder: Path, *, install_plugin: bool = True) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder, self.home = folder, folder / "home"
-        self._has_plugin = install_plugin
         self._aws_port, self._sky_port = _free_port(), _free_sky_port()
         self.endpoint = f"http://127.0.0.1:{self._aws_port}"
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -106,6 +104,15 @@ class CloudBox:
         temporary.write_text(json.dumps(regions))
         temporary.replace(self.folder / "refuse.json")
 
+    def set_plugin(self, *, installed: bool) -> None:
+        """Install or remove our plugin, by the product's own means; the server sees it at its next start.
+
+        Its loader goes to a folder of the box's own: the environment's site-packages is the developer's.
+        """
+        where = {"SKYPILOT_SERVER_PLUGINS_CONFIG": str(self.home / ".sky" / "plugins.yaml")}
+        status = plugin_status(where, site_packages=self.folder / "site")
+        install_plugin(status) if installed else remove_plugin(status)
+
     def start_server(self) -> None:
         """Start SkyPilot's API server and wait until it answers."""
         log = self.folder / "server.log"
@@ -114,14 +121,6 @@ class CloudBox:
         self._server = self._spawn(command, log, environ)
         url = f"http://127.0.0.1:{self._sky_port}/api/health"
         wait_for(lambda: self._answers(self._server, url, log), "SkyPilot's API server", timeout_s=300)
-
-    def kill_server(self) -> None:
-        """Kill SkyPilot's API server and the job controllers in it, at once."""
-        kill_all(
-            _MARK,
-            str(self.folder),
-            spare=frozenset(process.pid for process in self._processes if process is not self._server),
-        )
 
     def stop(self) -> None:
         """End every process of the box."""
@@ -180,9 +179,7 @@ class CloudBox:
         probe = {"class": "network_probe.NetworkProbe", "parameters": {"url": f"{self.endpoint}/moto-api/"}}
         (sky / "plugins.yaml").write_text(yaml.safe_dump({"plugins": [probe]}))
         (self.folder / "site").mkdir()
-        if self._has_plugin:  # into a folder of the box's own: the environment's site-packages is the developer's
-            where = {"SKYPILOT_SERVER_PLUGINS_CONFIG": str(sky / "plugins.yaml")}
-            install_plugin(plugin_status(where, site_packages=self.folder / "site"))
+        self.set_plugin(installed=True)
         _write_catalog(sky / "catalogs" / "v8")
 
     def _spawn(self, command: list[str], log: Path, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -218,11 +215,11 @@ def wait_for(look: Callable[[], Any], what: str, *, timeout_s: float, every_s: f
     raise TimeoutError(f"no {what} within {timeout_s:.0f} s")
 
 
-def kill_all(name: str, value: str, *, spare: frozenset[int] = frozenset()) -> None:
-    """SIGKILL every process with a variable in its environment until none is left, but those to spare."""
+def kill_all(name: str, value: str) -> None:
+    """SIGKILL every process with a variable in its environment until none is left."""
     give_up_at = time.monotonic() + 30
     while time.monotonic() < give_up_at:
-        left = [process for process in psutil.process_iter() if process.pid not in spare and _has(process, name, value)]
+        left = [process for process in psutil.process_iter() if _has(process, name, value)]
         if not left:
             return
         for process in left:
@@ -251,6 +248,7 @@ def _user_environment(home: Path) -> dict[str, str]:
         "AWS_EC2_METADATA_DISABLED": "true",
         "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
         "PYTHONWARNINGS": "ignore",
+        "PIP_NO_BUILD_ISOLATION": "false",  # sic: SkyPilot builds a wheel of itself, and here is nowhere to fetch from
         "SKYPILOT_POD_MEMORY_GB_LIMIT": "3",  # as on a small server: one job controller process, not one per 2 GB
     }
 

@@ -1,0 +1,53 @@
+"""The box by itself: an instance is a machine one can reach, terminating it takes it away, sold out is sold out."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from botocore.exceptions import ClientError
+
+if TYPE_CHECKING:
+    from box import CloudBox
+
+pytestmark = [pytest.mark.cloud, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def greeting(address: str) -> bytes:
+    """What answers on port 22; nothing where nobody does."""
+    try:
+        with socket.create_connection((address, 22), timeout=5) as connection:
+            return connection.recv(20)
+    except OSError:
+        return b""
+
+
+def test_instances_are_machines_that_live_and_die_with_their_record(box: CloudBox) -> None:
+    from box import wait_for
+
+    key = box.home / ".sky" / "clients" / "tester" / "ssh" / "sky-key.pub"
+    key.parent.mkdir(parents=True)
+    key.write_text("ssh-ed25519 AAAA tester\n")
+    ec2 = box.client("ec2", "us-east-2")
+    subnet = ec2.describe_subnets(Filters=[{"Name": "cidr-block", "Values": ["127.20.1.0/24"]}])["Subnets"][0]
+    wanted = {"ImageId": "ami-785db401", "MinCount": 1, "MaxCount": 1, "SubnetId": subnet["SubnetId"]}
+    box.refuse_capacity("us-east-2")
+    with pytest.raises(ClientError, match="InsufficientInstanceCapacity"):
+        ec2.run_instances(**wanted)
+    box.refuse_capacity()
+    (instance,) = ec2.run_instances(**wanted)["Instances"]
+    address = instance["PrivateIpAddress"]
+    wait_for(lambda: greeting(address).startswith(b"SSH-2.0"), "sshd of the machine", timeout_s=60)
+    assert box.instances() == {instance["InstanceId"]: "us-east-2"}
+    box.preempt(instance["InstanceId"])
+    wait_for(lambda: not greeting(address), "end of the machine", timeout_s=30)
+    assert not box.instances()
+    key.unlink()
+
+
+def test_the_box_has_a_network_of_its_own(box: CloudBox) -> None:
+    port = int(box.endpoint.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=5):
+        pass
+    assert [name for _, name in socket.if_nameindex()] == ["lo"]
