@@ -112,7 +112,7 @@ class Ledger:
 
         Raises:
             BudgetExceeded: the batch could cross the limit; nothing was reserved.
-            Superseded: a newer attempt exists; nothing was reserved.
+            Superseded: a newer attempt exists; nothing may be sent, even if the reservation was put.
         """
         prices = {request.number: worst_case_usd(request, self._teacher) for request in requests}
         self._check_budget(sum(price or 0.0 for price in prices.values()), unknown=None in prices.values())
@@ -120,6 +120,8 @@ class Ledger:
         self._batches += 1
         entries = [{"number": number, "worst_case_usd": price} for number, price in prices.items()]
         self._store.put_once(batch_key(self._attempt, self._batches), {"requests": entries})
+        # A process that was stopped during the put finishes it when it goes on; nothing may be sent on its strength.
+        self._fence.check()
         self._open.update({number: price or 0.0 for number, price in prices.items()})
 
     def has_room_for(self, requests: Sequence[TeacherRequest]) -> bool:
