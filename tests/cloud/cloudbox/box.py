@@ -216,10 +216,14 @@ def wait_for(look: Callable[[], Any], what: str, *, timeout_s: float, every_s: f
 
 
 def kill_all(name: str, value: str) -> None:
-    """SIGKILL every process with a variable in its environment until none is left."""
+    """SIGKILL every process with a variable in its environment, and their descendants, until none is left.
+
+    SkyPilot's executors write their title over their environment; only their parent tells whose they are.
+    """
     give_up_at = time.monotonic() + 30
     while time.monotonic() < give_up_at:
-        left = [process for process in psutil.process_iter() if _has(process, name, value)]
+        marked = [process for process in psutil.process_iter() if _has(process, name, value)]
+        left = list({*marked, *(child for process in marked for child in _descendants(process))})
         if not left:
             return
         for process in left:
@@ -229,6 +233,13 @@ def kill_all(name: str, value: str) -> None:
                 continue
         time.sleep(0.1)
     raise TimeoutError(f"processes of {value} are left: {left}")
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _has(process: psutil.Process, name: str, value: str) -> bool:
