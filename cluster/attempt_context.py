@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,20 +28,17 @@ class Interruption:
         self._notice: Notice | None = None
         self._until = 0.0
         self._lost: CheckpointError | None = None
-        self._changed = threading.Event()
 
     def notify(self, notice: Notice) -> None:
         """Take a notice; its window starts now, on this process's monotonic clock."""
         if self._notice is None:
             self._until = time.monotonic() + notice.window_s
             self._notice = notice
-            self._changed.set()
 
     def lose(self, error: CheckpointError) -> None:
         """Take the news that this attempt may write no more."""
         if self._lost is None:
             self._lost = error
-            self._changed.set()
 
     @property
     def lost(self) -> CheckpointError | None:
@@ -63,10 +59,6 @@ class Interruption:
         """Raise `lost`, if there is anything to raise."""
         if self._lost is not None:
             raise self._lost
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait for any interruption; says whether one is there."""
-        return self._changed.wait(timeout_s)
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,3 @@ class LaunchFailed(ClusterError):
 
 class CatalogError(ClusterError):
     """A price catalog that is missing or cannot be read."""
-
-
-class LimitReached(ClusterError):
-    """The run's budget or deadline does not pay for going on; it was stopped with its state committed."""
-
-    exit_code: ClassVar[int] = 4
