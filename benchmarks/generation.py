@@ -40,11 +40,11 @@ from alpaca_jobs.spec import JobSpec
 from checkpoints.attempts import AttemptLog
 from checkpoints.fence import Fence
 from checkpoints.store import Store
-from cluster.actor_runtime import InProcessActors
-from cluster.attempt_context import AttemptContext, Interruption
 from cluster.events import EventWriter
-from cluster.generate_stage import GeneratedRows, GenerateStage
-from cluster.inputs import freeze_inputs
+from cluster.node.actor_runtime import InProcessActors
+from cluster.node.attempt_context import AttemptContext, Interruption
+from cluster.node.generate_stage import GeneratedRows, GenerateStage
+from cluster.node.inputs import freeze_inputs
 from cluster.phase import PhaseMarker
 
 INPUT_USD, OUTPUT_USD = 0.15, 0.60  # per million tokens: gpt-4o-mini's list price

@@ -3,7 +3,7 @@
 Both run two CPU workers that join a gloo group and make steps of one FSDP2-sharded linear layer on a Ray that is
 already up, as after the loss of a worker. Each round kills one worker with SIGKILL once step 3 was made and measures
 until both workers of the next group made their first step. Ray Train restarts the group by itself
-(`FailureConfig(max_failures=-1)`); the actors are started again by this script, as cluster/train_stage.py does.
+(`FailureConfig(max_failures=-1)`); the actors are started again by this script, as cluster/node/train_stage.py does.
 
     python benchmarks/ray_workers.py [--rounds 5]
 """

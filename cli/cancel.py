@@ -22,7 +22,7 @@ def cancel(
     from cli.finding import find_run
     from cli.follow import follow
     from cluster.events import utc_now
-    from cluster.launching import cancel_run, follow_run
+    from cluster.launch.launching import cancel_run, follow_run
 
     found = find_run(run, store)
     asked_at = utc_now()

@@ -112,7 +112,7 @@ def copy(
     """
     from checkpoints.store import Store
     from cli.finding import find_run
-    from cluster.run_copy import copy_whole_run
+    from cluster.runs.run_copy import copy_whole_run
 
     found = find_run(run, store)
     destination = Store.open(to)

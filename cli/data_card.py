@@ -28,11 +28,11 @@ def card(
     The page is one file that fetches nothing. Rows may have any shape that `data convert` reads.
     """
     require_modules("numpy", "rapidfuzz", *(["pyarrow"] if source.endswith(".parquet") else []))
-    from alpaca_jobs.data_card import lineage_of, render_card
-    from alpaca_jobs.data_facts import measure_rows
-    from alpaca_jobs.data_files import load_table
-    from alpaca_jobs.data_formats import read_examples, render_examples
-    from alpaca_jobs.rows import Row
+    from alpaca_jobs.data.card import lineage_of, render_card
+    from alpaca_jobs.data.facts import measure_rows
+    from alpaca_jobs.data.files import load_table
+    from alpaca_jobs.data.formats import read_examples, render_examples
+    from alpaca_jobs.data.rows import Row
     from alpaca_jobs.spec_io import load_job
 
     if out.suffix != ".html" or out.exists() or not out.absolute().parent.is_dir():

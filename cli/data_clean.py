@@ -28,9 +28,9 @@ def clean(
     OUT has ShareGPT's shape, as `train.recipe: vicuna` reads it. A chat that is fine stays as it is, to the letter.
     """
     require_modules("markdownify", "py3langid", *(["pyarrow"] if ".parquet" in source + out else []))
-    from alpaca_jobs.chat_cleaning import clean_chats
-    from alpaca_jobs.data_files import check_target, load_table, write_table
-    from alpaca_jobs.data_formats import read_examples, render_examples
+    from alpaca_jobs.data.cleaning import clean_chats
+    from alpaca_jobs.data.files import check_target, load_table, write_table
+    from alpaca_jobs.data.formats import read_examples, render_examples
 
     check_target(out)
     chats = read_examples(load_table(source))

@@ -34,8 +34,8 @@ def convert(
     are left behind; a conversation of several exchanges is refused where a shape holds one.
     """
     require_modules(*(["pyarrow"] if ".parquet" in source + out else []))
-    from alpaca_jobs.data_files import check_target, load_table, write_table
-    from alpaca_jobs.data_formats import read_examples, render_examples
+    from alpaca_jobs.data.files import check_target, load_table, write_table
+    from alpaca_jobs.data.formats import read_examples, render_examples
 
     check_target(out)
     examples = read_examples(load_table(source))

@@ -34,7 +34,7 @@ def dedupe(
     The order is kept, and so is every field. It is the same comparison, bit for bit, that generation uses.
     """
     require_modules("numpy", "rapidfuzz", *(["pyarrow"] if ".parquet" in source + out else []))
-    from alpaca_jobs.data_files import check_target, load_table, write_table
+    from alpaca_jobs.data.files import check_target, load_table, write_table
     from alpaca_jobs.generation.dedupe import dedupe_records
 
     if any(name == source for name in against or ()):

@@ -13,8 +13,8 @@ from cli import options, progress, render, starting, words
 from cli.exits import ExitCode, Refused
 
 if TYPE_CHECKING:
-    from cluster.drill_killer import Kill
     from cluster.events import Event
+    from cluster.launch.drill_killer import Kill
 
 
 def drill(
@@ -33,8 +33,8 @@ def drill(
     Two runs really run here: one is left alone, the other's node is killed with SIGKILL. Exit code 1: not the same.
     """
     from alpaca_jobs.spec_io import load_job
-    from cluster.drill import run_drill
-    from cluster.home import Home
+    from cluster.launch.drill import run_drill
+    from cluster.runs.home import Home
 
     job = load_job(job_file)
     sizes = _sizes(world_size)
@@ -80,7 +80,7 @@ def end_runs(run_ids: Sequence[str]) -> None:
     """Stop the runs of a drill that was interrupted; nobody would come back to them."""
     from cli.finding import find_run
     from cli.follow import how_to_come_back
-    from cluster.launching import cancel_run
+    from cluster.launch.launching import cancel_run
 
     for run_id in run_ids:
         found = find_run(run_id, None)

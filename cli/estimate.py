@@ -33,8 +33,8 @@ def estimate(
 
     Speeds and preemptions that earlier runs have measured replace the priors.
     """
-    from cluster.estimating import Counted, estimate_plan, gather_facts, plan_with
-    from cluster.planner import offers_for
+    from cluster.launch.estimating import Counted, estimate_plan, gather_facts, plan_with
+    from cluster.launch.planner import offers_for
 
     job = starting.load(job_file, starting.changes_from(infra=infra))
     counted = Counted(rows, row_tokens, None if parameters is None else round(parameters))

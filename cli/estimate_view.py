@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from cli import render, words
 
 if TYPE_CHECKING:
-    from cluster.estimate import CandidateEstimate
-    from cluster.estimate_factors import Factor
-    from cluster.estimating import JobEstimate
+    from cluster.launch.estimating import JobEstimate
     from cluster.plan import Placement
-    from cluster.simulation import Quantiles
+    from cluster.price.estimate import CandidateEstimate
+    from cluster.price.estimate_factors import Factor
+    from cluster.price.simulation import Quantiles
 
 MAX_CANDIDATES = 8
 NEVER = "never"

@@ -9,7 +9,7 @@ from cli import render
 
 if TYPE_CHECKING:
     from checkpoints.store import Store
-    from cluster.home import Home
+    from cluster.runs.home import Home
 
 MAX_NAMED = 8
 
@@ -42,7 +42,7 @@ def find_run(run: str | None, store: str | None) -> FoundRun:
         CheckpointError: the store that was named cannot be read.
     """
     from cluster.errors import RunNotFound, WrongInput
-    from cluster.home import Home
+    from cluster.runs.home import Home
 
     home = Home.default()
     found = [(root, run_id) for root in open_stores(home, store) for run_id in _matching(root, run)]
@@ -83,7 +83,7 @@ def open_stores(home: Home, store: str | None) -> list[Store]:
 def launched_at(root: Store, run_id: str) -> str:
     """When a run was launched, ISO time; empty if its entry is gone."""
     from checkpoints.errors import ObjectMissing
-    from cluster.run_view import index_key
+    from cluster.runs.run_view import index_key
 
     try:
         return str((root.get_json(index_key(run_id)) or {}).get("launched_at", ""))
@@ -92,7 +92,7 @@ def launched_at(root: Store, run_id: str) -> str:
 
 
 def _matching(root: Store, run: str | None) -> list[str]:
-    from cluster.run_view import list_runs
+    from cluster.runs.run_view import list_runs
 
     runs = list_runs(root)
     if run is None:

@@ -42,7 +42,7 @@ def follow_to_the_end(found: FoundRun, *, since: str = "") -> tuple[int, dict[st
 
     Ctrl-C leaves the run alone, says how to come back to it, and exits with 130.
     """
-    from cluster.launching import follow_run
+    from cluster.launch.launching import follow_run
 
     try:
         end = follow(follow_run(found.root, found.run_id, found.home, since=since), found.run_id).end
@@ -64,7 +64,7 @@ def how_to_come_back(found: FoundRun) -> str:
 
 
 def _report(found: FoundRun) -> dict[str, Any] | None:
-    from cluster.report import read_report
+    from cluster.runs.report import read_report
 
     give_up_at = time.monotonic() + REPORT_PATIENCE_S
     while True:

@@ -15,7 +15,7 @@ from cli.exits import ExitCode, Refused, require_modules
 from cli.follow import follow_to_the_end
 
 if TYPE_CHECKING:
-    from alpaca_jobs.rows import Row
+    from alpaca_jobs.data.rows import Row
 
 
 def generate(
@@ -42,7 +42,7 @@ def generate(
     if preview is not None:
         show_preview(job_file, preview, out=out, yes=yes, as_json=as_json)
         return
-    from cluster.run_facts import read_run_facts
+    from cluster.runs.run_facts import read_run_facts
 
     if out is None:
         raise Refused("Where should the rows go? Name a file: --out FILE; or look at some first: --preview 5")
@@ -71,7 +71,7 @@ def show_preview(job_file: Path, count: int, *, out: Path | None, yes: bool, as_
     """Show what the job's teacher would write, by the first requests of the job itself."""
     from alpaca_jobs.spec import TeacherSpec
     from alpaca_jobs.spec_io import load_job
-    from cluster.preview import preview_rows
+    from cluster.launch.preview import preview_rows
 
     if out is not None:
         raise Refused("--preview shows rows and writes none: leave --out away, or leave --preview away.")
@@ -91,7 +91,7 @@ def show_preview(job_file: Path, count: int, *, out: Path | None, yes: bool, as_
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write rows as JSON lines, or as Alpaca's one list for a name that ends in .json; never half a file."""
-    from alpaca_jobs.rows import render_rows
+    from alpaca_jobs.data.rows import render_rows
 
     if path.suffix == ".json":
         kept = [{"instruction": row.instruction, "input": row.input, "output": row.output} for row in rows]

@@ -40,7 +40,7 @@ def launch(
         if as_json:
             render.out_json(plan.to_json())
         elif not plan.is_local:
-            from cluster.cloud_launching import preview_task
+            from cluster.cloud.launching import preview_task
 
             for grid in grids:
                 render.say_grid(grid)

@@ -11,7 +11,7 @@ from cli import options, render, words
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cluster.offers import Offer, PriceList
+    from cluster.price.offers import Offer, PriceList
 
 
 def offers(
@@ -38,14 +38,14 @@ def offers(
 
     Example: alpaca-jobs offers --gpus A100-80GB:8 --spot
     """
-    from cluster.offer_query import choose_offers, fetch_prices
-    from cluster.offers import CLOUDS
     from cluster.plan import Pricing
+    from cluster.price.offer_query import choose_offers, fetch_prices
+    from cluster.price.offers import CLOUDS
 
     clouds = tuple(infra or ())
     prices = fetch_prices(clouds)  # also says which cloud is none, before anything is fetched
     if live:
-        from cluster.sky_catalogs import refresh_catalogs
+        from cluster.cloud.sky_catalogs import refresh_catalogs
 
         for cloud in refresh_catalogs(clouds or CLOUDS):
             render.say(f"{cloud}: its catalog was written by hand, and SkyPilot does not replace such a one.")
@@ -72,7 +72,7 @@ def offers_json(prices: PriceList, found: Sequence[Offer], limit: int) -> dict[s
 
 def offers_grid(prices: PriceList, found: Sequence[Offer], limit: int) -> render.Grid:
     """Offers with a price, cheapest first; what is odd about the others below."""
-    from cluster.offer_query import odd_rows
+    from cluster.price.offer_query import odd_rows
 
     priced = [one for one in found if one.price_per_hour_usd is not None]
     notes = [f"... and {len(priced) - limit} more: --max {len(priced)}"] if len(priced) > limit else []
@@ -98,7 +98,7 @@ def offers_grid(prices: PriceList, found: Sequence[Offer], limit: int) -> render
 
 def shapes_grid(prices: PriceList, found: Sequence[Offer]) -> render.Grid:
     """Every kind of GPU machine with its lowest prices."""
-    from cluster.offer_query import shapes_of
+    from cluster.price.offer_query import shapes_of
 
     rows = (
         (shape.gpus, ", ".join(shape.infra), words.rate(shape.spot_usd), words.rate(shape.on_demand_usd))

@@ -10,7 +10,7 @@ from cli import options, render
 from cli.exits import ExitCode, Refused
 
 if TYPE_CHECKING:
-    from cluster.plugin_install import PluginStatus
+    from cluster.cloud.plugin_install import PluginStatus
 
 _RESTART = "SkyPilot reads it when its API server starts: sky api stop, then sky api start."
 
@@ -22,8 +22,8 @@ def install(yes: options.Yes = False) -> None:
 
     Changes two files, which are shown first; other plugins stay. Undone by: alpaca-jobs plugin remove.
     """
-    from cluster.plugin_install import ENTRY, install_plugin, plugin_status
-    from cluster.sky_backend import SkyJobs
+    from cluster.cloud.plugin_install import ENTRY, install_plugin, plugin_status
+    from cluster.cloud.sky_backend import SkyJobs
 
     SkyJobs()  # says in words where SkyPilot is not installed
     status = plugin_status()
@@ -42,7 +42,7 @@ def status(as_json: options.Json = False) -> None:
 
     Example: alpaca-jobs plugin status
     """
-    from cluster.plugin_install import plugin_status
+    from cluster.cloud.plugin_install import plugin_status
 
     found = plugin_status()
     if as_json:
@@ -56,7 +56,7 @@ def remove(yes: options.Yes = False) -> None:
 
     Example: alpaca-jobs plugin remove
     """
-    from cluster.plugin_install import plugin_status, remove_plugin
+    from cluster.cloud.plugin_install import plugin_status, remove_plugin
 
     found = plugin_status()
     if not found.is_listed and not found.loader.exists():

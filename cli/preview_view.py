@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cli import words
 
 if TYPE_CHECKING:
-    from cluster.preview import Preview
+    from cluster.launch.preview import Preview
 
 
 def preview_json(preview: Preview) -> dict[str, Any]:

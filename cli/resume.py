@@ -30,8 +30,8 @@ def resume(
     """
     from cli.finding import find_run
     from cluster.events import utc_now
-    from cluster.launching import resume_run
-    from cluster.run_view import read_plan, view_run
+    from cluster.launch.launching import resume_run
+    from cluster.runs.run_view import read_plan, view_run
 
     found = find_run(run, store)
     plan, _ = read_plan(found.root, found.run_id)

@@ -20,8 +20,8 @@ def rm(
     Example: alpaca-jobs rm demo-x3fkd --yes
     """
     from cli.finding import find_run
-    from cluster.launching import remove_run
-    from cluster.run_view import view_run
+    from cluster.launch.launching import remove_run
+    from cluster.runs.run_view import view_run
 
     found = find_run(run, store)
     view = view_run(found.root, found.run_id, is_alive=found.is_alive_here)

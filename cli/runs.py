@@ -19,8 +19,8 @@ def runs(
     Example: alpaca-jobs runs --store s3://my-runs
     """
     from cli.finding import FoundRun, launched_at, open_stores
-    from cluster.home import Home
-    from cluster.run_view import list_runs, view_run
+    from cluster.runs.home import Home
+    from cluster.runs.run_view import list_runs, view_run
 
     home = Home.default()
     found = [FoundRun(root, run_id, home) for root in open_stores(home, store) for run_id in list_runs(root)]

@@ -15,9 +15,9 @@ from cli.finding import FoundRun
 
 if TYPE_CHECKING:
     from alpaca_jobs.spec import JobSpec
-    from cluster.estimating import JobEstimate
-    from cluster.experience import PastRun
+    from cluster.launch.estimating import JobEstimate
     from cluster.plan import LaunchPlan
+    from cluster.price.experience import PastRun
 
 
 def changes_from(
@@ -60,8 +60,8 @@ def load(job_file: Path, changes: Mapping[str, Any]) -> JobSpec:
 
 def plan_of(job: JobSpec) -> LaunchPlan:
     """Plan a job under a new run id."""
-    from cluster.planner import offers_for, plan_launch
-    from cluster.run_ids import new_run_id
+    from cluster.launch.planner import offers_for, plan_launch
+    from cluster.runs.run_ids import new_run_id
 
     return plan_launch(job, run_id=new_run_id(job.name), offers=offers_for(job))
 
@@ -85,8 +85,8 @@ def price(job: JobSpec, *, contact: bool) -> Priced:
         PlanError: a job that no offer fits.
     """
     from cluster.errors import PlanError
-    from cluster.estimating import estimate_plan, gather_facts, plan_with
-    from cluster.planner import offers_for
+    from cluster.launch.estimating import estimate_plan, gather_facts, plan_with
+    from cluster.launch.planner import offers_for
 
     facts, offers = gather_facts(job, past=past_runs(contact=contact)), offers_for(job)
     plan = plan_with(job, facts, offers)
@@ -100,12 +100,12 @@ def past_runs(*, contact: bool = True) -> tuple[PastRun, ...]:
     """Earlier runs in the stores that were used from here, the newest first; a store that cannot be read is said."""
     from checkpoints.errors import CheckpointError
     from checkpoints.store import Store
-    from cluster.home import Home
+    from cluster.runs.home import Home
 
     stores = [uri for uri in Home.default().stores() if contact or uri.startswith("file://")]
     if not stores:
         return ()  # what reading takes is not imported for nothing
-    from cluster.past_runs import read_past_runs
+    from cluster.price.past_runs import read_past_runs
 
     found: list[PastRun] = []
     for uri in stores:
@@ -148,8 +148,8 @@ def check_installed(job: JobSpec) -> None:
 def start(plan: LaunchPlan) -> FoundRun:
     """Start the planned run; Ctrl-C until then leaves nothing behind."""
     from checkpoints.store import Store
-    from cluster.home import Home
-    from cluster.launching import start_run
+    from cluster.launch.launching import start_run
+    from cluster.runs.home import Home
 
     home = Home.default()
     try:

@@ -11,8 +11,8 @@ def status(run: options.RunName = None, store: options.Store = None, as_json: op
     Example: alpaca-jobs status demo-x3fkd --json
     """
     from cli.finding import find_run
-    from cluster.report import read_report
-    from cluster.run_view import view_run
+    from cluster.runs.report import read_report
+    from cluster.runs.run_view import view_run
 
     found = find_run(run, store)
     view = view_run(found.root, found.run_id, is_alive=found.is_alive_here)

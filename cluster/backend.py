@@ -1,16 +1,20 @@
-"""What a place that runs nodes can do; one file per place implements it (`local_backend.py`).
+"""What a place that runs nodes can do; the local one is cluster/local/backend.py.
 
 A node is everything that one attempt runs on, however many machines: it starts as a whole and is ended as a whole.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Protocol
 
-from cluster.node_exits import Notice
+from cluster.exits import Notice
 from cluster.phase import Marks
 from cluster.plan import LaunchPlan, Placement
+
+# -P: a folder called cluster or torch where the user happens to stand must not be imported instead of ours.
+NODE_COMMAND = (sys.executable, "-P", "-m", "cluster.node.main")
 
 
 @dataclass(frozen=True)

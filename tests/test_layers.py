@@ -12,19 +12,23 @@ import pytest
 ROOMS = ("checkpoints", "alpaca_jobs", "cluster", "cli")  # each may import itself and the rooms before it
 REPO = Path(__file__).resolve().parent.parent
 
+# Inside cluster the same holds: each may import itself, what stands before it, and cluster's own files. The two
+# backends (local, cloud) know nothing of each other.
+CLUSTER = ("node", "runs", "price", "local", "cloud", "launch")
+APART = {("local", "cloud"), ("cloud", "local")}
+
 SEAMS: dict[str, tuple[str, ...]] = {
     # library -> the files that may import it (glob patterns under the repository)
     "fsspec": ("checkpoints/store*.py",),
     "s3fs": ("checkpoints/store*.py",),
-    "ray": ("cluster/ray_runtime*.py",),
-    "sky": ("cluster/sky_*.py",),
+    "ray": ("cluster/node/ray_runtime*.py",),
+    "sky": ("cluster/cloud/sky_*.py",),
     "openai": ("alpaca_jobs/generation/completer.py",),
     "torch": (
         "checkpoints/torch_*.py",
         "alpaca_jobs/training/*.py",
-        "cluster/train_*.py",
-        "cluster/export_*.py",
-        "cluster/ray_runtime*.py",
+        "cluster/node/train_*.py",
+        "cluster/node/ray_runtime*.py",
     ),
     "transformers": ("alpaca_jobs/training/*.py",),
     "typer": ("cli/*.py",),
@@ -103,6 +107,23 @@ def test_rooms_import_only_to_the_left() -> None:
         if target in ROOMS and ROOMS.index(target) > ROOMS.index(room):
             wrong.append(str(found))
     assert not wrong, "imports flow checkpoints <- alpaca_jobs <- cluster <- cli:\n" + "\n".join(wrong)
+
+
+def _cluster_part(module: str) -> str | None:
+    """ "node" of cluster.node.ledger; None of a file that lies in cluster itself, and of other rooms."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "cluster" and len(parts) > 1 and parts[1] in CLUSTER else None
+
+
+def test_parts_of_the_cluster_import_only_to_the_left() -> None:
+    wrong = []
+    for found in IMPORTS:
+        part, target = _cluster_part(found.importer), _cluster_part(found.imported)
+        if not found.importer.startswith("cluster") or target is None:
+            continue
+        if part is None or CLUSTER.index(target) > CLUSTER.index(part) or (part, target) in APART:
+            wrong.append(str(found))
+    assert not wrong, f"imports flow cluster/*.py <- {' <- '.join(CLUSTER)}:\n" + "\n".join(wrong)
 
 
 def test_no_room_imports_the_tests() -> None:

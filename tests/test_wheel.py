@@ -69,13 +69,15 @@ def test_wheel_says_which_licence_it_has(wheel: Path, names: set[str]) -> None:
 def bare(wheel: Path, repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
     """`alpaca-jobs` from the wheel in an environment with the base dependencies only, pinned by the lock.
 
-    The one place where tests fetch something: uv takes the packages from its cache, or from the index as make does.
+    uv takes the packages from its cache, which `make venv` filled: where tests run, the network may be closed. Only
+    where that cache was cleared in between it asks the index, as make does.
     """
     venv = tmp_path_factory.mktemp("bare") / "venv"
     install = (
         '. .ci/pip_settings.sh && use_pip_settings "$1" && '
         '"$2/uv" venv --quiet --python "$1" "$3" && '
-        '"$2/uv" pip install --quiet --python "$3/bin/python" --constraint requirements.lock "$4"'
+        'set -- "$2/uv" pip install --quiet --python "$3/bin/python" --constraint requirements.lock "$4" && '
+        '{ "$@" --offline || "$@"; }'
     )
     bin_folder = Path(sys.executable).parent
     command = ["bash", "-euc", install, "bash", sys.executable, str(bin_folder), str(venv), str(wheel)]

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alpaca_jobs.data_files import NEIGHBOURS
+from alpaca_jobs.data.files import NEIGHBOURS
+from alpaca_jobs.data.record_files import Record
 from alpaca_jobs.generation.similarity import SimilarityIndex
-from alpaca_jobs.record_files import Record
 
 NUM_NEIGHBOURS = 10
 """Nearest instructions that a kept record names. Source: Stanford Alpaca, generate_instruction.py."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from alpaca_jobs.data.rows import Row
 from alpaca_jobs.errors import DataError
 from alpaca_jobs.generation.completer import UNUSABLE, TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.encode import encode_prompt, stop_sequences
@@ -22,7 +23,6 @@ from alpaca_jobs.generation.request_maker import RequestMaker, check_answer, sam
 from alpaca_jobs.generation.seeds import SeedTask
 from alpaca_jobs.generation.similarity import SimilarityIndex
 from alpaca_jobs.generation.teacher_reply import CONTENT_FILTER
-from alpaca_jobs.rows import Row
 from alpaca_jobs.spec import DataSpec
 
 SIMILAR = "similar"

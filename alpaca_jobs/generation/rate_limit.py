@@ -4,7 +4,7 @@
     await gate.enter()              # before every try: returns when it may be sent
     await gate.tell(RateNews(...))  # after every try: what it told about the limits
 
-One gate per key. Several actors share one through cluster/teacher_actor.py; it knows nothing of prompts or answers.
+One gate per key. Several actors share one through cluster/node/teacher_actor.py; it knows nothing of prompts.
 
 Limits stated in headers are used in full, after refusals a little less for a while; where a server states none, the
 rate that it let through before its first refusal is what is tried (additive increase, multiplicative decrease).

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from alpaca_jobs.data.rows import Row
 from alpaca_jobs.generation.completer import TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.pipeline import Consumed, Pipeline
 from alpaca_jobs.generation.seeds import SeedTask
 from alpaca_jobs.generation.self_instruct import SelfInstruct
-from alpaca_jobs.rows import Row
 from alpaca_jobs.spec import DataSpec
 
 

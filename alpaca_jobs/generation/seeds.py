@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from alpaca_jobs.data.record_files import Record, load_records, parse_records
 from alpaca_jobs.errors import DataError
-from alpaca_jobs.record_files import Record, load_records, parse_records
 
 BUILTIN = "builtin"
 NO_INPUT = "<noinput>"

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from alpaca_jobs.data.rows import Row
 from alpaca_jobs.errors import DataError
 from alpaca_jobs.generation import self_instruct_forms as forms
 from alpaca_jobs.generation.completer import TeacherAnswer, TeacherRequest
@@ -24,7 +25,6 @@ from alpaca_jobs.generation.pipeline import SIMILAR, SURPLUS, Consumed, why_empt
 from alpaca_jobs.generation.request_maker import RequestMaker, check_answer, sample
 from alpaca_jobs.generation.seeds import SeedTask
 from alpaca_jobs.generation.similarity import SimilarityIndex
-from alpaca_jobs.rows import Row
 from alpaca_jobs.spec import DataSpec
 
 AHEAD = 64

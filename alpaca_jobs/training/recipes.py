@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from alpaca_jobs import prompts
+from alpaca_jobs.data.record_files import Record, load_records
+from alpaca_jobs.data.rows import Row, load_rows
 from alpaca_jobs.errors import DataError
-from alpaca_jobs.record_files import Record, load_records
-from alpaca_jobs.rows import Row, load_rows
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training import tokenizer as tokenizers_of_models
 from alpaca_jobs.training.data import Example, TokenizedRows, Turn, tokenize_examples

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.home import Home
 from cluster.process_tree import find_nodes, kill_marked
+from cluster.runs.home import Home
 
 QUICK_RUNS = Path(__file__).with_name("quick_runs.py")
 

@@ -20,18 +20,18 @@ def use_quick_nodes(behaviour: str) -> None:
     """Let launch and resume start quick nodes, in this process."""
     import functools
 
-    import cluster.drill
-    import cluster.launching
-    from cluster.session import Timing
+    import cluster.launch.drill
+    import cluster.launch.launching
+    from cluster.runs.session import Timing
 
     timing = Timing(poll_s=0.05, store_poll_s=0.2, lease_s=2.0, claim_s=20.0, notice_s=5.0, store_patience_s=10.0)
     command = (sys.executable, str(FAKE_NODE), behaviour)
     for name in ("start_run", "resume_run"):
-        real = getattr(cluster.launching, name)
+        real = getattr(cluster.launch.launching, name)
         quick = functools.partial(real, timing=timing, node_command=command)
-        setattr(cluster.launching, name, quick)
-        if hasattr(cluster.drill, name):
-            setattr(cluster.drill, name, quick)
+        setattr(cluster.launch.launching, name, quick)
+        if hasattr(cluster.launch.drill, name):
+            setattr(cluster.launch.drill, name, quick)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from alpaca_jobs.data_files import load_table, write_table
+from alpaca_jobs.data.files import load_table, write_table
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 WORDS = [

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from alpaca_jobs.rows import Row, load_rows
+from alpaca_jobs.data.rows import Row, load_rows
 from cli.generate import write_rows
 
 ROWS = (Row("Say hello.", "", "Hello.", 1, 0), Row("Name a colour.", "warm", "Rot, nicht blau: räd.", 1, 1))

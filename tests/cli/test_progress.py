@@ -112,7 +112,7 @@ def test_lines(given: Event, line: str | None) -> None:
 
 
 def test_logs_leave_nothing_out() -> None:
-    shown = log_line(event("log", level="info", logger="cluster.node", message="Ray is up"))
+    shown = log_line(event("log", level="info", logger="cluster.node.main", message="Ray is up"))
     assert shown == "2026-11-20T10:00:00.000Z [1] info       Ray is up"
     assert "sky=blue" in log_line(event("weather", sky="blue"))
 

@@ -10,7 +10,7 @@ import pytest
 from cli import render, report_view
 from cli.drill import drill_grid
 from cli.plan_view import plan_grids, question
-from cluster.planner import offers_for, plan_launch
+from cluster.launch.planner import offers_for, plan_launch
 
 ATTEMPT: dict[str, Any] = {
     "number": 1, "place": "local/a", "pricing": "spot", "started_at": "2026-11-20T10:00:00Z", "ended_at": "",

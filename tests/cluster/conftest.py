@@ -19,14 +19,14 @@ from alpaca_jobs.spec import JobSpec
 from checkpoints.store import Store
 from cluster.backend import Handle
 from cluster.events import Event
-from cluster.home import Home
-from cluster.launching import follow_run, remove_run, resume_run, start_run
-from cluster.local_backend import LocalBackend
+from cluster.launch.launching import follow_run, remove_run, resume_run, start_run
+from cluster.local.backend import LocalBackend
 from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.process_tree import find_nodes, kill_marked
-from cluster.run_ids import new_run_id
-from cluster.run_view import RunView, view_run
-from cluster.session import Timing
+from cluster.runs.home import Home
+from cluster.runs.run_ids import new_run_id
+from cluster.runs.run_view import RunView, view_run
+from cluster.runs.session import Timing
 
 FAKE_NODE = Path(__file__).with_name("fake_node.py")
 TIMING = Timing(

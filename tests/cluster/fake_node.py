@@ -26,7 +26,7 @@ from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
 from cluster.events import EventWriter, utc_now
-from cluster.node_exits import NODE_EXITS, Notice, read_notice
+from cluster.exits import NODE_EXITS, Notice, read_notice
 from cluster.phase import Phase, PhaseMarker
 from cluster.recovery import StopReason
 

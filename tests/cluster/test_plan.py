@@ -12,8 +12,8 @@ import pytest
 from alpaca_jobs.examples import example_names, example_text
 from alpaca_jobs.spec_io import parse_job
 from cluster.errors import PlanError
+from cluster.launch.planner import offers_for, plan_launch
 from cluster.plan import LaunchPlan, Placement, Pricing
-from cluster.planner import offers_for, plan_launch
 
 PLACE = Placement("aws", "us-east-1", "use1-az6", "p4de.24xlarge", Pricing.SPOT, 8.65, 2, "A100-80GB:8")
 

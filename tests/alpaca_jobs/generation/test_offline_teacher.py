@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from alpaca_jobs.data.rows import Row
 from alpaca_jobs.generation.completer import Completer, TeacherAnswer
 from alpaca_jobs.generation.filters import FILTERS
 from alpaca_jobs.generation.offline_spec import OFFLINE_MODEL, offline_teacher_spec
@@ -25,7 +26,6 @@ from alpaca_jobs.generation.offline_teacher import OfflineTeacher, serve
 from alpaca_jobs.generation.pipeline import Pipeline
 from alpaca_jobs.generation.seeds import load_seed_tasks
 from alpaca_jobs.generation.statistics import GenerationStatistics
-from alpaca_jobs.rows import Row
 from alpaca_jobs.spec import DataSpec
 
 DATA = DataSpec(teacher="offline", num_rows=10_000)

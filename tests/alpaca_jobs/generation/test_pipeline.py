@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alpaca_jobs.data.rows import Row, parse_rows, render_rows
 from alpaca_jobs.errors import DataError, TeacherGarbage
 from alpaca_jobs.generation.completer import Completer, TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.offline_composer import compose_answer
@@ -20,7 +21,6 @@ from alpaca_jobs.generation.offline_teacher import serve
 from alpaca_jobs.generation.pipeline import Consumed, Pipeline
 from alpaca_jobs.generation.seeds import SeedTask, load_seed_tasks
 from alpaca_jobs.generation.statistics import GenerationStatistics
-from alpaca_jobs.rows import Row, parse_rows, render_rows
 from alpaca_jobs.spec import DataSpec, TeacherSpec
 
 SEEDS = load_seed_tasks("builtin")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from alpaca_jobs.data.rows import Row
 from alpaca_jobs.errors import DataError
 from alpaca_jobs.generation import self_instruct_forms as forms
 from alpaca_jobs.generation.completer import UNUSABLE, TeacherAnswer, TeacherRequest
@@ -16,7 +17,6 @@ from alpaca_jobs.generation.offline_composer import compose_answer
 from alpaca_jobs.generation.rouge import f_measure
 from alpaca_jobs.generation.seeds import load_seed_tasks
 from alpaca_jobs.generation.self_instruct import AHEAD, SelfInstruct
-from alpaca_jobs.rows import Row
 from alpaca_jobs.spec import DataSpec
 
 SEEDS = load_seed_tasks("builtin")

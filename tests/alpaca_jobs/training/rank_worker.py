@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from alpaca_jobs.data.rows import Row
 from alpaca_jobs.errors import TrainingError
-from alpaca_jobs.rows import Row
 from alpaca_jobs.spec import CheckpointSpec, TrainSpec
 from alpaca_jobs.training.control import TrainContext, TrainResult
 from alpaca_jobs.training.loop import run_training

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alpaca_jobs.data.rows import Row
 from alpaca_jobs.errors import DataError, ModelError
 from alpaca_jobs.prompts import render_prompt
-from alpaca_jobs.rows import Row
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.data import Turn, tokenize_examples, unigram_entropy
 from alpaca_jobs.training.dataset import prepare_dataset
@@ -102,7 +102,7 @@ def test_tiny_llamas_tokens_read_back_as_the_row_and_special_text_stays_text() -
 def test_the_same_rows_give_the_same_tokenizer_in_another_process(tmp_path: Path) -> None:
     rows = [Row(f"Count to {n} and name {n % 7} things.", "", " ".join(map(str, range(n % 40)))) for n in range(300)]
     program = (
-        "import json, sys, hashlib; from alpaca_jobs.rows import Row; from alpaca_jobs.spec import TrainSpec;"
+        "import json, sys, hashlib; from alpaca_jobs.data.rows import Row; from alpaca_jobs.spec import TrainSpec;"
         "from alpaca_jobs.training.recipes import build_tokenizer;"
         "rows = [Row(*fields) for fields in json.load(open(sys.argv[1]))];"
         "files = build_tokenizer(TrainSpec(model='tiny-llama'), rows);"

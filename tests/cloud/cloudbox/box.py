@@ -28,7 +28,7 @@ import yaml
 from image import cloud_image
 from machines import die_with_parent
 
-from cluster.plugin_install import install_plugin, plugin_status, remove_plugin
+from cluster.cloud.plugin_install import install_plugin, plugin_status, remove_plugin
 
 # Region -> (its zone's name, the zone's id, the first two numbers of its addresses, spot price per hour): in this
 # order of price, so that a plan goes through them in this order. An address in 127.0.0.0/8 needs no network of its own.

@@ -1,0 +1,1 @@
+"""Rows and chats as files: formats, cleaning, facts and the data card."""

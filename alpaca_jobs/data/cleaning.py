@@ -1,0 +1,134 @@
+"""Cleaning shared chats (ShareGPT's shape): HTML to Markdown, broken and foreign ones dropped, long ones split.
+
+What FastChat did to the chats that Vicuna was trained on, each drop counted with its reason. A chat that is fine stays
+as it is, to the letter.
+Source: FastChat, fastchat/data/clean_sharegpt.py, optional_clean.py, split_long_conversation.py (2023).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from alpaca_jobs.data.formats import Example, Turn
+
+EMPTY, NOT_IN_TURN, REPEATED, FOREIGN = "empty", "not_in_turn", "repeated", "foreign"
+_TAG = re.compile(
+    r"</?(?:div|p|span|pre|code|ol|ul|li|h[1-6]|table|thead|tbody|tr|td|th|br|a|strong|em)\b[^<>]*>", re.I
+)
+_FENCE = re.compile(r"^\s*```", re.MULTILINE)
+_INLINE_CODE = re.compile(r"`[^`\n]*`")
+_COPY_BUTTON = re.compile(r"^[ \t]*Copy code[ \t]*$\n?", re.MULTILINE)
+_BLANK_LINES = re.compile(r"\n{3,}")
+_LANGUAGE_CLASS = re.compile(r"language-([\w+#-]+)")
+_LANGUAGE_CHARACTERS = 4000  # of a chat, that its language is told by
+
+
+@dataclass
+class Cleaned:
+    """Chats that stay, in order; how many were dropped by reason; how many had HTML; how many parts were split off."""
+
+    chats: list[Example] = field(default_factory=list)
+    drops: Counter[str] = field(default_factory=Counter)
+    num_html: int = 0
+    num_split: int = 0
+
+
+def clean_chats(chats: Sequence[Example], *, language: str | None = None, max_words: int | None = None) -> Cleaned:
+    """Clean chats, in order.
+
+    Args:
+        language: ISO 639-1 code, such as en; chats told to be in another are dropped. None keeps all.
+        max_words: a longer chat is split between two exchanges; one exchange is never cut. None splits none.
+    """
+    found, seen = Cleaned(), set()
+    for chat in chats:
+        turns = tuple(replace(turn, text=to_markdown(turn.text)) for turn in chat.turns)
+        found.num_html += turns != chat.turns
+        turns = _from_question_to_answer(turns)
+        reason = _problem(turns)
+        key = hashlib.sha256(repr(turns).encode()).digest()
+        if reason is None and key in seen:
+            reason = REPEATED
+        if reason is None and language is not None and _language_of(turns) != language:
+            reason = FOREIGN
+        if reason is not None:
+            found.drops[reason] += 1
+            continue
+        seen.add(key)
+        parts = _split(turns, max_words)
+        found.num_split += len(parts) - 1
+        names = [chat.name] if len(parts) == 1 else [f"{chat.name}_{number}" for number in range(len(parts))]
+        found.chats += [Example(name, part) for name, part in zip(names, parts, strict=True)]
+    return found
+
+
+def to_markdown(text: str) -> str:
+    """Return a text with its HTML as Markdown; one that is Markdown already, or only quotes tags as code, as it is."""
+    if _FENCE.search(text) or not _TAG.search(_INLINE_CODE.sub("", text)):
+        return text
+    from markdownify import markdownify
+
+    made: str = markdownify(
+        text, heading_style="ATX", bullets="-", escape_asterisks=False, escape_underscores=False, escape_misc=False,
+        code_language_callback=_code_language,
+    )  # fmt: skip
+    return _BLANK_LINES.sub("\n\n", _COPY_BUTTON.sub("", made)).strip()
+
+
+def _code_language(element: Any) -> str:
+    """Return the language of a <pre>, which exports write on the <code> inside it."""
+    names = " ".join(name for one in (element, *element.find_all("code")) for name in one.get("class", ()))
+    match = _LANGUAGE_CLASS.search(names)
+    return match[1] if match else ""
+
+
+def _from_question_to_answer(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Leave out what is said before the first question and after the last answer; a system text stays in front."""
+    system = [turn for turn in turns[:1] if turn.role == "system"]
+    rest = list(turns[len(system) :])
+    while rest and rest[0].role != "user":
+        rest.pop(0)
+    while rest and rest[-1].role != "assistant":
+        rest.pop()
+    return (*system, *rest)
+
+
+def _problem(turns: Sequence[Turn]) -> str | None:
+    spoken = [turn for turn in turns if turn.role != "system"]
+    if not spoken or any(not turn.text.strip() for turn in spoken):
+        return EMPTY
+    roles = [turn.role for turn in turns[len(turns) - len(spoken) :]]
+    return None if roles == ["user", "assistant"] * (len(spoken) // 2) else NOT_IN_TURN
+
+
+def _language_of(turns: Sequence[Turn]) -> str:
+    from py3langid import classify
+
+    text = " ".join(turn.text for turn in turns if turn.role != "system")
+    code: str = classify(text[:_LANGUAGE_CHARACTERS])[0]
+    return code
+
+
+def _split(turns: tuple[Turn, ...], max_words: int | None) -> list[tuple[Turn, ...]]:
+    """Return the parts of a chat, each of whole exchanges and with the system text in front."""
+    if max_words is None or _num_words(turns) <= max_words:
+        return [turns]
+    system = tuple(turn for turn in turns if turn.role == "system")
+    spoken = turns[len(system) :]
+    parts: list[tuple[Turn, ...]] = []
+    for place in range(0, len(spoken), 2):
+        exchange = spoken[place : place + 2]
+        if parts and _num_words(parts[-1]) + _num_words(exchange) <= max_words:
+            parts[-1] += exchange
+        else:
+            parts.append((*system, *exchange))
+    return parts
+
+
+def _num_words(turns: Sequence[Turn]) -> int:
+    return sum(len(turn.text.split()) for turn in turns)

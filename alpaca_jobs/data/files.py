@@ -1,0 +1,112 @@
+"""Files of records that commands read and write whole: Alpaca JSON (one list), JSON lines and Parquet, by their name.
+
+Every field of a record is carried along. A target is written under another name first, so that there is never half a
+file, and an existing one is never replaced.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alpaca_jobs.data.record_files import Record, load_records, read_bytes
+from alpaca_jobs.errors import DataError
+
+PARQUET = ".parquet"
+NEIGHBOURS = "most_similar_instructions"
+"""The one field whose keys are data: a table has columns, so there it is a list of {instruction, score}."""
+SUFFIXES = (".json", ".jsonl", ".ndjson", PARQUET)
+
+
+def load_table(source: str) -> tuple[Record, ...]:
+    """Read every record of a file at a path or fsspec URI; names ending in .parquet are Parquet, all others JSON.
+
+    Raises:
+        DataError: nothing there, not what its name says, or no records.
+        CheckpointError: the store behind a URI could not be read.
+    """
+    if not source.endswith(PARQUET):
+        return load_records(source)
+    import pyarrow
+    from pyarrow import parquet
+
+    data = read_bytes(source)
+    try:
+        rows = parquet.read_table(io.BytesIO(data)).to_pylist()
+    except pyarrow.ArrowException as exc:
+        raise DataError(f"{source} is not Parquet ({exc}). A file that pyarrow reads is wanted.") from exc
+    if not rows:
+        raise DataError(f"{source} holds no rows. It should hold at least one.")
+    return tuple(Record(f"{source} row {number}", _from_columns(row)) for number, row in enumerate(rows, start=1))
+
+
+def check_target(target: str | Path) -> None:
+    """Find out before the work, not after it, that a file cannot be written.
+
+    Raises:
+        DataError: it exists, its folder does not, or its name says no format.
+    """
+    path = Path(target)
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"{target}: its name says no format. Let it end in one of {', '.join(SUFFIXES)}.")
+    if path.exists():
+        raise DataError(f"{target} exists already and was left as it is. Name another file.")
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"{target} cannot be written: there is no folder {path.absolute().parent}. Make it first.")
+
+
+def write_table(target: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write records to a new local file in the format that its name says.
+
+    Raises:
+        DataError: see `check_target`; or a value that the format cannot hold.
+    """
+    check_target(target)
+    path = Path(target)
+    try:
+        data = _render_parquet(records) if path.suffix == PARQUET else render_json(records, path.suffix)
+    except (TypeError, ValueError) as exc:  # pyarrow's ArrowInvalid and ArrowTypeError are such, too
+        raise DataError(
+            f"{target}: the records hold something that it cannot hold: {exc}. Try another format."
+        ) from exc
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def render_json(records: Sequence[Mapping[str, Any]], suffix: str) -> bytes:
+    """Return records as one indented list for `.json`, as JSON lines otherwise; UTF-8."""
+    if suffix == ".json":
+        return (json.dumps(list(records), indent=2, ensure_ascii=False) + "\n").encode()
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+
+
+def _render_parquet(records: Sequence[Mapping[str, Any]]) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    names = list(dict.fromkeys(name for record in records for name in record))  # from_pylist looks at the first only
+    rows = [_to_columns(record) for record in records]
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.table({name: [row.get(name) for row in rows] for name in names}), buffer)
+    return buffer.getvalue()
+
+
+def _to_columns(record: Mapping[str, Any]) -> dict[str, Any]:
+    nearest = record.get(NEIGHBOURS)
+    if not isinstance(nearest, Mapping):
+        return dict(record)
+    return {**record, NEIGHBOURS: [{"instruction": text, "score": score} for text, score in nearest.items()]}
+
+
+def _from_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table's row as a record: what is null was no field."""
+    record = {name: value for name, value in row.items() if value is not None}
+    nearest = record.get(NEIGHBOURS)
+    if isinstance(nearest, list) and all(isinstance(one, dict) and "instruction" in one for one in nearest):
+        record[NEIGHBOURS] = {one["instruction"]: one["score"] for one in nearest}
+    return record

@@ -1,0 +1,184 @@
+"""The four shapes that instruction data comes in, read into one and written from it. Pure.
+
+alpaca: {instruction, input, output}. self-instruct: {instruction, instances: [{input, output}]}. sharegpt: {id,
+conversations: [{from: human|gpt|system, value}]}. openai: {messages: [{role: system|user|assistant, content}]}.
+Whatever else a record holds is left behind: the shapes have no common place for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from alpaca_jobs.data.record_files import Record
+from alpaca_jobs.errors import DataError
+
+Role = Literal["system", "user", "assistant"]
+_FROM: Mapping[str, Role] = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
+    "bing": "assistant", "bard": "assistant", "system": "system",
+}  # fmt: skip
+_SHAREGPT_NAME: Mapping[Role, str] = {"user": "human", "assistant": "gpt", "system": "system"}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Who says what."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One example of any shape: its turns, or, where a shape keeps them apart, one task with its input.
+
+    `input` is None for a conversation; then `turns` are all there is.
+    """
+
+    name: str
+    turns: tuple[Turn, ...]
+    instruction: str = ""
+    input: str | None = None
+
+
+def detect_format(record: Record) -> str:
+    """Return which shape a record has.
+
+    Raises:
+        DataError: none of them; names the fields it has.
+    """
+    for name, field in (
+        ("sharegpt", "conversations"), ("openai", "messages"), ("self-instruct", "instances"), ("alpaca", "output"),
+    ):  # fmt: skip
+        if field in record.fields:
+            return name
+    have = ", ".join(sorted(record.fields)) or "none"
+    raise DataError(
+        f"{record.where} is of no shape known here; its fields are: {have}. Known are Alpaca's (instruction, input, "
+        "output), Self-Instruct's (instances), ShareGPT's (conversations) and OpenAI's (messages)."
+    )
+
+
+def read_examples(records: Sequence[Record]) -> list[Example]:
+    """Return the examples of records, each of the shape it has; an instruction with five instances gives five.
+
+    Raises:
+        DataError: a record that is none, or lacks a field; says which.
+    """
+    return [one for record in records for one in _READERS[detect_format(record)](record)]
+
+
+def render_examples(examples: Sequence[Example], shape: str) -> list[dict[str, Any]]:
+    """Return records of a shape; those of one instruction are instances of one record in Self-Instruct's.
+
+    Raises:
+        DataError: a conversation of more than one exchange has no place in alpaca or self-instruct.
+    """
+    return _WRITERS[shape](examples)
+
+
+def _read_alpaca(record: Record) -> list[Example]:
+    given = record.text("input", may_be_empty=True) if "input" in record.fields else ""
+    return [_task(record, record.text("instruction"), given, record.text("output", may_be_empty=True))]
+
+
+def _read_self_instruct(record: Record) -> list[Example]:
+    instances = record.fields["instances"]
+    if not isinstance(instances, list) or not all(isinstance(one, dict) for one in instances):
+        raise DataError(f"{record.where}: 'instances' should be a list of objects with 'input' and 'output'.")
+    parts = [Record(f"{record.where}, instance {number}", one) for number, one in enumerate(instances, start=1)]
+    instruction = record.text("instruction")
+    return [
+        _task(record, instruction, part.text("input", may_be_empty=True), part.text("output", may_be_empty=True))
+        for part in parts
+    ]
+
+
+def _task(record: Record, instruction: str, given: str, output: str) -> Example:
+    asked = f"{instruction}\n\n{given}" if given else instruction
+    turns = (Turn("user", asked), Turn("assistant", output))
+    return Example(str(record.fields.get("id", "")), turns, instruction, given)
+
+
+def _read_sharegpt(record: Record) -> list[Example]:
+    return [_conversation(record, "conversations", "from", "value")]
+
+
+def _read_openai(record: Record) -> list[Example]:
+    return [_conversation(record, "messages", "role", "content")]
+
+
+def _conversation(record: Record, field: str, who: str, what: str) -> Example:
+    said = record.fields[field]
+    if not isinstance(said, list) or not said:
+        raise DataError(f"{record.where}: {field!r} should be a list of turns, but it is {str(said)[:60]!r}.")
+    turns = []
+    for number, one in enumerate(said, start=1):
+        turn = Record(f"{record.where}, turn {number}", one if isinstance(one, dict) else {})
+        role = _FROM.get(turn.text(who))
+        if role is None:
+            raise DataError(
+                f"{turn.where}: {who!r} is {turn.fields[who]!r}, which is nobody known here ({', '.join(_FROM)})."
+            )
+        turns.append(Turn(role, turn.text(what, may_be_empty=True)))
+    return Example(str(record.fields.get("id", "")), tuple(turns))
+
+
+def _write_alpaca(examples: Sequence[Example]) -> list[dict[str, Any]]:
+    return [
+        {"instruction": instruction, "input": given, "output": output}
+        for instruction, given, output in map(_as_task, examples)
+    ]
+
+
+def _write_self_instruct(examples: Sequence[Example]) -> list[dict[str, Any]]:
+    records: dict[str, dict[str, Any]] = {}
+    for instruction, given, output in map(_as_task, examples):
+        blank = {"id": f"task_{len(records)}", "instruction": instruction, "instances": []}
+        records.setdefault(instruction, blank)["instances"].append({"input": given, "output": output})
+    return list(records.values())
+
+
+def _as_task(example: Example) -> tuple[str, str, str]:
+    """Return instruction, input and output; a conversation must be one question and one answer."""
+    if example.input is not None:
+        return example.instruction, example.input, example.turns[-1].text
+    spoken = [turn for turn in example.turns if turn.role != "system"]
+    if [turn.role for turn in spoken] != ["user", "assistant"] or len(spoken) != len(example.turns):
+        raise DataError(
+            f"conversation {example.name or 'without an id'!r} has {len(example.turns)} turns "
+            f"({', '.join(turn.role for turn in example.turns)}); alpaca and self-instruct hold one question and one "
+            "answer. Convert to sharegpt or openai instead."
+        )
+    return spoken[0].text, "", spoken[1].text
+
+
+def _write_sharegpt(examples: Sequence[Example]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": example.name or f"chat_{number}",
+            "conversations": [{"from": _SHAREGPT_NAME[turn.role], "value": turn.text} for turn in example.turns],
+        }
+        for number, example in enumerate(examples)
+    ]
+
+
+def _write_openai(examples: Sequence[Example]) -> list[dict[str, Any]]:
+    return [{"messages": [{"role": turn.role, "content": turn.text} for turn in one.turns]} for one in examples]
+
+
+_READERS: Mapping[str, Callable[[Record], list[Example]]] = {
+    "alpaca": _read_alpaca,
+    "self-instruct": _read_self_instruct,
+    "sharegpt": _read_sharegpt,
+    "openai": _read_openai,
+}
+_WRITERS: Mapping[str, Callable[[Sequence[Example]], list[dict[str, Any]]]] = {
+    "alpaca": _write_alpaca,
+    "self-instruct": _write_self_instruct,
+    "sharegpt": _write_sharegpt,
+    "openai": _write_openai,
+}
+FORMATS = tuple(_WRITERS)

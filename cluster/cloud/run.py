@@ -1,0 +1,246 @@
+"""A run on a cloud, as those who keep it going see it: its past is read from the store, and what follows is decided.
+
+control/session-000001.json     put once by `launch` and by every `resume`: plan, limits, timing, first attempt
+
+On a cloud nobody's memory can be relied on: SkyPilot's controller may be restarted, and does not say why a task ended.
+So the attempts' claims and ends are the memory. SkyPilot's side asks before every launch (`decide`), the node itself
+after a stop that needs no other machine (`close`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from alpaca_jobs.run_layout import LAYOUT
+from checkpoints.attempts import AttemptLog
+from checkpoints.keys import CommitRef
+from checkpoints.lineage import AttemptRecord, counting_commits
+from checkpoints.reader import list_commits
+from checkpoints.store import Store
+from cluster.control import CancelWatch
+from cluster.errors import RunNotFound
+from cluster.events import EventWriter, read_events, seconds_of, utc_now
+from cluster.plan import Placement
+from cluster.recovery import Action, Decision, Stop, StopReason, decide
+from cluster.runs.attempt_summary import summarize_attempts
+from cluster.runs.report import put_report
+from cluster.runs.session import Session
+from cluster.runs.spending import placement_of, teacher_usd
+
+logger = logging.getLogger(__name__)
+
+STORE_VARIABLE: Final = "ALPACA_JOBS_STORE"
+RUN_VARIABLE: Final = "ALPACA_JOBS_RUN"
+SESSION_VARIABLE: Final = "ALPACA_JOBS_SESSION"
+ATTEMPT_VARIABLE: Final = "ALPACA_JOBS_ATTEMPT"
+PLACEMENT_VARIABLE: Final = "ALPACA_JOBS_PLACEMENT"
+_SESSION_KEY: Final = re.compile(r"control/session-(\d{6})\.json")
+
+
+def put_session(store: Store, session: Session) -> str:
+    """Record what a launch or resume wants; returns the session's number as tasks carry it.
+
+    Raises:
+        AlreadyExists: somebody else resumed the run at the same moment.
+    """
+    number = f"{int(max(session_numbers(store), default='0')) + 1:06d}"
+    first = AttemptLog(store, LAYOUT).newest() + 1
+    store.put_once(f"control/session-{number}.json", {**session.to_json(), "first_attempt": first})
+    return number
+
+
+def session_numbers(store: Store) -> list[str]:
+    """The sessions that a run has had, as tasks carry their numbers."""
+    return [match[1] for key in store.list("control/") if (match := _SESSION_KEY.fullmatch(key))]
+
+
+class CloudRun:
+    """One session of a run on a cloud.
+
+    Args:
+        store: the run's own folder of the store.
+        session: what was launched or resumed.
+        first: the session's first attempt; what came before does not count for its limits of crashes.
+        number: the session's own number; a higher one in the store means that the run was resumed since.
+        handed_out: the attempt that was launched last, and where, as far as the caller remembers.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        session: Session,
+        first: int,
+        *,
+        number: str,
+        handed_out: tuple[int, Placement] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.store, self.session, self.plan = store, session, session.plan
+        self._first, self._number, self._handed_out, self._clock = first, number, handed_out, clock
+        self._log = AttemptLog(store, LAYOUT)
+        self._refusals: list[Stop] = []
+        self._impossible: dict[Placement, str] = {}
+
+    @classmethod
+    def open(cls, environ: Mapping[str, str]) -> CloudRun:
+        """Find the session that a task belongs to, by its environment.
+
+        Raises:
+            RunNotFound: the environment names no session, or the store does not have it.
+            CheckpointError: the store cannot be read.
+        """
+        try:
+            root, run_id, number = (environ[name] for name in (STORE_VARIABLE, RUN_VARIABLE, SESSION_VARIABLE))
+        except KeyError as exc:
+            raise RunNotFound(f"The task's environment has no {exc.args[0]}; it was not made by alpaca-jobs.") from exc
+        store = Store.open(root).child(run_id)
+        body = store.get_json(f"control/session-{number}.json")
+        if body is None:
+            raise RunNotFound(f"{store.uri} has no session {number} of {run_id}; launch the job again.")
+        handed_out = None
+        if (attempt := environ.get(ATTEMPT_VARIABLE)) and (place := environ.get(PLACEMENT_VARIABLE)):
+            handed_out = int(attempt), Placement.from_json(json.loads(place))
+        first = int(body["first_attempt"])
+        return cls(store, Session.from_json(body), first, number=number, handed_out=handed_out)
+
+    def decide(self) -> Decision:
+        """What follows, by the table that the local supervisor uses too; a resume elsewhere or a cancel come first."""
+        history = [*self.history(), *self._refusals]
+        if max(session_numbers(self.store), default="") > self._number:
+            words = "Another launcher has resumed this run."
+            return Decision(Action.FINISH, words, exit_code=3, reason=StopReason.SUPERSEDED)
+        if CancelWatch(self.store).open_cancels():
+            place = history[-1].placement if history else self.plan.candidates[0]
+            detail = "somebody asked for it (alpaca-jobs cancel)"
+            history.append(Stop(self._log.newest(), StopReason.CANCELLED, place, self._clock(), detail=detail))
+        left = [place for place in self.plan.candidates if place not in self._impossible]
+        if not left:
+            why = "; ".join(dict.fromkeys(f"{place.name}: {words}" for place, words in self._impossible.items()))
+            return Decision(Action.GIVE_UP, f"No place can be used. {why}", exit_code=3, reason=StopReason.CAPACITY)
+        return decide(history, self.session.policy, left, self._clock(), spent_usd=self.spent_usd())
+
+    def history(self) -> list[Stop]:
+        """The session's ended attempts, oldest first; for a resume, the loss before it comes first, to be avoided."""
+        records = self._log.records()
+        commits = counting_commits(records, list_commits(self.store, LAYOUT), LAYOUT)
+        own = [record for record in records if record.number >= self._first]
+        before = [record for record in records if record.number < self._first][-1:]
+        kept = [stop for stop in stops_of(before, commits) if stop.reason in _REMEMBERED]
+        return kept + stops_of(own, commits)
+
+    def spent_usd(self) -> float:
+        """Dollars so far; read only where a limit needs it."""
+        if self.session.policy.max_usd is None:
+            return 0.0
+        events = read_events(self.store)
+        attempts = summarize_attempts(self._log.records(), events)
+        return sum(one.cost_usd or 0.0 for one in attempts) + (teacher_usd(events) or 0.0)
+
+    def next_number(self) -> int:
+        """The number for the next attempt: after all that were claimed or ended."""
+        return max((record.number for record in self._log.records()), default=0) + 1
+
+    def end_lost(self) -> None:
+        """Record the end of attempts that could not do so themselves. Only when nothing of them runs any more.
+
+        An attempt that never got as far as its claim is ended too: else a node that cannot begin would be bought again
+        and again.
+        """
+        records = self._log.records()
+        for record in records:
+            if record.end is None and record.claim is not None:
+                began = seconds_of(record.claim["started_at"]) if "started_at" in record.claim else self._clock()
+                seconds = max(self._clock() - began, 0.0)
+                self._end(record.number, "its machine was gone", seconds, placement_of(record.claim))
+        if self._handed_out is not None and self._handed_out[0] not in {record.number for record in records}:
+            self._end(self._handed_out[0], "it never began", 0.0, self._handed_out[1])
+
+    def _end(self, number: int, detail: str, seconds: float, place: Placement | None) -> None:
+        body = {
+            "stop_reason": StopReason.LOST.value, "detail": detail, "retryable": True, "exit_code": None,
+            "seconds": round(seconds, 3), "ended_at": utc_now(), "by": "controller",
+            "placement": place.to_json() if place else None,
+        }  # fmt: skip
+        self._log.put_end(number, body)
+
+    def refused(self, place: Placement, detail: str) -> None:
+        """Take note that a place had no machine. Kept in memory: after a restart it may well have one."""
+        number = self.next_number()
+        self._refusals.append(Stop(number, StopReason.CAPACITY, place, self._clock(), self._position(), detail[:500]))
+        events = EventWriter(self.store, self._first, "supervisor", flush_s=0.2)
+        events.emit("attempt", state="refused", number=number, place=place.name, detail=detail[:500])
+        events.close()
+
+    def cannot(self, place: Placement, detail: str) -> None:
+        """Take note that waiting for a machine in a place is in vain: no permission, or no such machine."""
+        self._impossible[place] = detail[:500]
+
+    def tell(self, decision: Decision, **launch: Any) -> None:
+        """Say what was decided, and what is launched, to whoever follows the run."""
+        logger.info("%s: %s", decision.action, decision.words)
+        events = EventWriter(self.store, self._first, "supervisor", flush_s=0.2)
+        events.emit(
+            "decision", action=decision.action.value, words=decision.words, wait_s=round(decision.wait_s, 3),
+            places=[place.name for place in decision.placements],
+        )  # fmt: skip
+        if launch:
+            events.emit("attempt", **launch)
+        events.close()
+
+    def close(self, decision: Decision) -> None:
+        """Put the report and say the end, again without harm; what another launcher has resumed is theirs to end."""
+        if decision.reason is StopReason.SUPERSEDED:
+            return
+        if decision.action not in (Action.FINISH, Action.GIVE_UP):
+            raise ValueError(f"a run does not end with {decision.action}")
+        outcome = replace(decision, exit_code=3 if decision.exit_code is None else decision.exit_code)
+        put_report(self.store, self.plan, outcome, self._log.newest())
+        events = EventWriter(self.store, self._first, "supervisor", flush_s=0.2)
+        reason = decision.reason.value if decision.reason else ""
+        events.emit("end", exit_code=outcome.exit_code, reason=reason, words=decision.words)
+        events.close()
+
+    def _position(self) -> tuple[str, int] | None:
+        refs = counting_commits(self._log.records(), list_commits(self.store, LAYOUT), LAYOUT)
+        return (refs[0].stage, refs[0].position) if refs else None
+
+
+_REMEMBERED = frozenset({StopReason.PREEMPTED, StopReason.LOST, StopReason.NODE_FAILURE, StopReason.DONE})
+
+
+def stops_of(records: Sequence[AttemptRecord], commits: Sequence[CommitRef]) -> list[Stop]:
+    """Ended attempts as the decision table takes them. Pure.
+
+    Args:
+        records: attempts by number; those without an end, or without a place, are left out.
+        commits: commits that count, newest first. An attempt's position is the newest of them that it, or one before
+            it, made: what later attempts add does not make its own crash look like progress.
+    """
+    stops = []
+    for record in records:
+        end = record.end
+        raw = (end or {}).get("placement")
+        place = Placement.from_json(raw) if raw else placement_of(record.claim)
+        if end is None or place is None:
+            continue
+        reached = next((ref for ref in commits if ref.attempt <= record.number), None)
+        stops.append(
+            Stop(
+                attempt=record.number,
+                reason=StopReason(end.get("stop_reason", StopReason.LOST.value)),
+                placement=place,
+                at_s=seconds_of(end["ended_at"]) if end.get("ended_at") else 0.0,
+                position=(reached.stage, reached.position) if reached else None,
+                detail=str(end.get("detail", "")),
+                retryable=bool(end.get("retryable", True)),
+                exit_code=end.get("exit_code") if isinstance(end.get("exit_code"), int) else None,
+            )
+        )
+    return stops

@@ -1,0 +1,74 @@
+"""A wheel of the very code that is running, to be installed on nodes: never "whatever is on the index today".
+
+Made from the installed files, so that it works from a checkout and from an installed wheel alike, and needs no build
+tool. Its version carries the hash of what is in it (cluster/code_version.py), so that two of them are never mistaken.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import zipfile
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from cluster.code_version import ROOMS, code_version
+from cluster.errors import LaunchFailed
+
+_NAME: Final = "alpaca_jobs"
+_WHEEL: Final = "Wheel-Version: 1.0\nGenerator: alpaca-jobs\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+_LONG_AGO: Final = (1980, 1, 1, 0, 0, 0)  # the same code makes the same bytes
+
+
+def write_shipped_code(folder: Path) -> Path:
+    """Put the wheel and `constraints.txt` (the versions it was tested with) into a folder; returns the wheel.
+
+    Raises:
+        LaunchFailed: this package is not installed, so nobody knows what it depends on.
+    """
+    root = Path(__file__).resolve().parent.parent.parent
+    version = code_version()
+    folder.mkdir(parents=True, exist_ok=True)
+    wheel = folder / f"{_NAME}-{version}-py3-none-any.whl"
+    files = {**_room_files(root), **_info_files(version)}
+    temporary = wheel.with_suffix(".tmp")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in sorted(files.items()):
+            archive.writestr(zipfile.ZipInfo(name, _LONG_AGO), content)
+        record = f"{_NAME}-{version}.dist-info/RECORD"
+        lines = [f"{name},sha256={_digest(content)},{len(content)}" for name, content in sorted(files.items())]
+        archive.writestr(zipfile.ZipInfo(record, _LONG_AGO), "\n".join([*lines, f"{record},,", ""]))
+    temporary.replace(wheel)
+    (folder / "constraints.txt").write_text(_constraints(root), encoding="utf-8")
+    return wheel
+
+
+def _room_files(root: Path) -> dict[str, bytes]:
+    found = {path: f"{path.relative_to(root)}" for room in ROOMS for path in (root / room).rglob("*") if path.is_file()}
+    if not (root / "cluster" / "_templates").is_dir():
+        found |= {path: f"cluster/_templates/{path.name}" for path in (root / "sky").iterdir()}
+    return {name: path.read_bytes() for path, name in found.items() if "__pycache__" not in name}
+
+
+def _info_files(version: str) -> dict[str, bytes]:
+    try:
+        told = metadata.distribution("alpaca-jobs")
+    except metadata.PackageNotFoundError as exc:
+        raise LaunchFailed("alpaca-jobs is not installed here, so it cannot be shipped. Run: pip install -e .") from exc
+    about = re.sub(r"(?m)^Version: .*$", f"Version: {version}", told.read_text("METADATA") or "", count=1)
+    texts = {"METADATA": about, "WHEEL": _WHEEL, "entry_points.txt": told.read_text("entry_points.txt") or ""}
+    return {f"{_NAME}-{version}.dist-info/{name}": text.encode() for name, text in texts.items()}
+
+
+def _constraints(root: Path) -> str:
+    """The lock: of the checkout, or the copy that is in an installed wheel."""
+    for lock in (root / "cluster" / "_lock" / "requirements.lock", root / "requirements.lock"):
+        if lock.is_file():
+            return lock.read_text(encoding="utf-8")
+    raise LaunchFailed(f"{root} has no requirements.lock, which says what a node has to install. Install it again.")
+
+
+def _digest(content: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()

@@ -1,0 +1,160 @@
+"""Managed jobs of SkyPilot: submit a rendered task, see how its job stands, cancel it. The client's side of SkyPilot.
+
+One run may have several managed jobs, one after the other: `resume` submits the next one, under the same name, which is
+the run's id. With cluster/cloud/sky_plugin.py the only file that imports sky; import this one late, it takes seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from cluster.errors import ClusterError, LaunchFailed, WrongInput
+
+logger = logging.getLogger(__name__)
+
+_PLUGIN_NAME = "alpaca-jobs"
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How a run's newest managed job stands.
+
+    Attributes:
+        job_id: SkyPilot's number, as `sky jobs logs` takes it.
+        status: SkyPilot's word: PENDING, STARTING, RUNNING, RECOVERING, SUCCEEDED, FAILED...
+        is_over: whether SkyPilot does nothing for it any more.
+        reason: why it failed, in SkyPilot's words; empty if it did not.
+    """
+
+    job_id: int
+    status: str
+    is_over: bool
+    reason: str
+
+
+class SkyJobs:
+    """SkyPilot's managed jobs, through whichever API server this machine uses; a local one is started if need be.
+
+    Raises:
+        WrongInput: SkyPilot is not installed here (our own folder sky/ is not it).
+    """
+
+    def __init__(self) -> None:
+        try:
+            self.version = metadata.version("skypilot")
+        except metadata.PackageNotFoundError as exc:
+            raise WrongInput("SkyPilot is not installed, and this needs it: pip install 'alpaca-jobs[sky]'") from exc
+
+    def has_plugin(self) -> bool:
+        """Whether the API server has our recovery strategy; starts a local server that does not run yet.
+
+        Raises:
+            ClusterError: the server cannot be reached.
+        """
+        with _talk_on_stderr():
+            from sky.server import common as server_common
+
+            try:
+                server_common.check_server_healthy_or_start_fn()
+                answer = server_common.make_authenticated_request("GET", "/api/plugins", timeout=30)
+                answer.raise_for_status()
+                loaded = answer.json()["plugins"]
+            except Exception as exc:  # requests' and SkyPilot's own trees; whatever it is, the server is no help
+                raise ClusterError(f"SkyPilot's API server does not answer: {exc}. Look with: sky api info") from exc
+        return any(one.get("name") == _PLUGIN_NAME for one in loaded)
+
+    def submit(self, task_yaml: str, *, name: str, secrets: Mapping[str, str]) -> int:
+        """Submit a task as a managed job; returns its number.
+
+        Args:
+            secrets: values for the names the YAML holds; they go to SkyPilot's server and to no file of ours.
+
+        Raises:
+            LaunchFailed: SkyPilot refused it; nothing was started.
+        """
+        with _talk_on_stderr():
+            import sky
+            from sky import jobs
+            from sky.utils import yaml_utils
+
+            from cluster.cloud.sky_plugin import register
+
+            register()  # this process checks the task, too, and would not know the strategy's name
+            config, values = yaml_utils.safe_load(task_yaml), list(secrets.items()) or None
+            try:
+                job_ids, _ = sky.get(
+                    jobs.launch(sky.Task.from_yaml_config(config, secrets_overrides=values), name=name)
+                )
+            except Exception as exc:  # SkyPilot raises dozens of types; none of them has started anything
+                raise LaunchFailed(f"SkyPilot did not take the job: {_words(exc)}") from exc
+        if not job_ids:
+            raise LaunchFailed("SkyPilot took the job but gave it no number. Look with: sky jobs queue")
+        return int(job_ids[0])
+
+    def status(self, name: str) -> JobStatus | None:
+        """The newest managed job of that name; None if SkyPilot knows none.
+
+        Raises:
+            ClusterError: the server does not answer.
+        """
+        with _talk_on_stderr():
+            import sky
+            from sky import jobs
+
+            try:
+                records, *_ = sky.get(jobs.queue_v2(refresh=True, name_match=name))
+            except Exception as exc:  # as above
+                raise ClusterError(f"SkyPilot does not say how {name} stands: {_words(exc)}") from exc
+        own = [one for one in records if _field(one, "job_name") == name]
+        if not own:
+            return None
+        newest = max(own, key=lambda one: int(_field(one, "job_id")))
+        status = _field(newest, "status")
+        return JobStatus(
+            job_id=int(_field(newest, "job_id")),
+            status=str(getattr(status, "value", status)),
+            is_over=bool(status.is_terminal()),
+            reason=str(_field(newest, "failure_reason") or ""),
+        )
+
+    def cancel(self, name: str) -> None:
+        """Cancel the newest managed job of that name, and take its machines down; none, or one that is over, is fine.
+
+        Raises:
+            ClusterError: the server does not answer, so that machines may go on costing money.
+        """
+        status = self.status(name)
+        if status is None or status.is_over:
+            return
+        with _talk_on_stderr():
+            import sky
+            from sky import jobs
+
+            try:
+                sky.get(jobs.cancel(job_ids=[status.job_id]))
+            except Exception as exc:  # as above
+                raise ClusterError(
+                    f"SkyPilot did not cancel {name}: {_words(exc)}. Its machine may still run: sky jobs cancel "
+                    f"{status.job_id}"
+                ) from exc
+
+
+@contextmanager
+def _talk_on_stderr() -> Iterator[None]:
+    """SkyPilot talks on stdout, which is for results; it takes hold of it when it is first imported."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def _field(record: Any, name: str) -> Any:
+    return record.get(name) if isinstance(record, Mapping) else getattr(record, name, None)
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__

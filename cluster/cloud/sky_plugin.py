@@ -1,0 +1,129 @@
+"""Our recovery strategy inside SkyPilot: a plugin of its API server that registers it for managed jobs.
+
+A task that says `job_recovery: {strategy: alpaca_jobs}` is launched and recovered by `cluster.recovery.decide`, from
+what the run's store knows (cluster/cloud/cloud_run.py): the region that was lost is tried last, every start gets an
+attempt number of its own, budget and deadline are looked at before every launch. Other tasks are not touched.
+
+`alpaca-jobs plugin install` makes SkyPilot load it (cluster/cloud/plugin_install.py). Written against SkyPilot 0.14.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sky import exceptions, sky_logging
+from sky.jobs import recovery_strategy
+from sky.utils import registry
+
+from checkpoints.errors import CheckpointError
+from cluster.cloud.run import ATTEMPT_VARIABLE, PLACEMENT_VARIABLE, CloudRun
+from cluster.errors import ClusterError
+from cluster.plan import Placement, Pricing
+from cluster.recovery import Action, Decision
+from cluster.runs.attempt_watch import patiently
+
+logger = sky_logging.init_logger(__name__)  # what it says stands in the job's controller log
+
+STRATEGY = "alpaca_jobs"
+T = TypeVar("T")
+_STORE_PATIENCE_S = 300.0
+_LOOK_EVERY_S = 15.0  # while waiting for capacity: whether somebody has cancelled the run
+
+
+class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # type: ignore[misc]
+    """Launches and recovers one task by the store's memory and our decision table."""
+
+    async def launch(self) -> float:
+        """Start the task; also what a restarted controller calls, so attempts may have been made before.
+
+        Raises:
+            ManagedJobReachedMaxRetriesError: it is given up; says why.
+        """
+        return await self._go_on(recovery=False)
+
+    async def recover(self) -> float:
+        """Start the task again elsewhere; raises as `launch` does."""
+        return await self._go_on(recovery=True)
+
+    async def _go_on(self, *, recovery: bool) -> float:
+        try:
+            return await self._launch_as_decided(recovery=recovery)
+        except (ClusterError, CheckpointError) as exc:  # SkyPilot shows the words of its own errors only
+            raise exceptions.ManagedJobReachedMaxRetriesError(
+                f"The run's store does not allow to go on: {exc}"
+            ) from exc
+
+    async def _launch_as_decided(self, *, recovery: bool) -> float:
+        run = await _ask(functools.partial(CloudRun.open, dict(self.dag.tasks[0].envs)))
+        # First the machine, then the record: what is ended may not write any more.
+        await asyncio.to_thread(self._cleanup_cluster)
+        await _ask(run.end_lost)
+        while True:
+            decision = await _ask(run.decide)
+            logger.info("%s: %s", decision.action, decision.words)
+            match decision.action:
+                case Action.RELAUNCH:
+                    submitted = await self._try(run, decision, recovery=recovery)
+                    if submitted is not None:
+                        return submitted
+                case Action.WAIT:
+                    await _ask(functools.partial(run.tell, decision))
+                    await asyncio.sleep(min(decision.wait_s, _LOOK_EVERY_S))
+                case Action.FINISH | Action.GIVE_UP:
+                    await _ask(functools.partial(run.tell, decision))
+                    await _ask(functools.partial(run.close, decision))
+                    raise exceptions.ManagedJobReachedMaxRetriesError(decision.words)
+
+    async def _try(self, run: CloudRun, decision: Decision, *, recovery: bool) -> float | None:
+        """Launch in the decision's first place; None if it has no machine now. The task is left as it was."""
+        task, place = self.dag.tasks[0], decision.placements[0]
+        number = await _ask(run.next_number)
+        started = {"state": "started", "number": number, "place": place.name, "placement": place.to_json()}
+        await _ask(functools.partial(run.tell, decision, **started))
+        everything = task.resources
+        chosen = [one for one in everything if is_resource_of(one, place)]
+        if not chosen:
+            run.cannot(place, "it is not among the task's resources")
+            return None
+        task.update_envs({ATTEMPT_VARIABLE: str(number), PLACEMENT_VARIABLE: json.dumps(place.to_json())})
+        task.set_resources(type(everything)(chosen))
+        try:
+            submitted: float | None = await self._launch(max_retry=1, raise_on_failure=True, recovery=recovery)
+        except exceptions.ManagedJobReachedMaxRetriesError as exc:
+            await _ask(functools.partial(run.refused, place, f"SkyPilot got no machine there ({exc})"))
+            return None
+        except exceptions.ProvisionPrechecksError as exc:
+            run.cannot(place, "; ".join(str(reason) for reason in exc.reasons))
+            return None
+        finally:
+            task.set_resources(everything)
+        return submitted
+
+
+async def _ask(act: Callable[[], T]) -> T:
+    """Do something with the store, in a thread, and patiently: a controller serves many jobs in one event loop."""
+    return await asyncio.to_thread(patiently, act, _STORE_PATIENCE_S)
+
+
+def is_resource_of(resource: Any, place: Placement) -> bool:
+    """Whether an entry of the task's `ordered:` list is a place of the plan."""
+    return bool(
+        str(resource.cloud).lower() == place.infra
+        and resource.region == place.region
+        and resource.instance_type == place.instance_type
+        and resource.use_spot == (place.pricing is Pricing.SPOT)
+    )
+
+
+def register() -> None:
+    """Make the strategy known to SkyPilot in this process; again without harm.
+
+    SkyPilot loads plugins more than once in one process, and registering a name twice would end its server.
+    """
+    known = registry.JOBS_RECOVERY_STRATEGY_REGISTRY
+    if STRATEGY not in known:
+        known.type_register(name=STRATEGY)(AlpacaJobsStrategy)

@@ -1,0 +1,1 @@
+"""What the commands call: plan, estimate, launch, resume, cancel, drill."""

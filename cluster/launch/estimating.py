@@ -1,0 +1,194 @@
+"""A job's estimate from start to end: what is known about it, where it may run, what that costs. Reads files only.
+
+job -> Facts (work, teacher, assumptions) -> LaunchPlan -> JobEstimate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from alpaca_jobs.spec import JobSpec
+from cluster.errors import PlanError
+from cluster.launch.planner import plan_launch
+from cluster.node.row_count import count_rows
+from cluster.plan import LaunchPlan, Placement, Pricing
+from cluster.price.assumptions import Assumptions
+from cluster.price.estimate import DRAWS, CandidateEstimate, estimate_candidates
+from cluster.price.estimate_factors import Factor, factors
+from cluster.price.experience import PastRun, learn
+from cluster.price.offers import Offer, PriceList, load_offers
+from cluster.price.side_machines import SideMachines, placement_of_offer, side_machines
+from cluster.price.teacher_cost import TeacherEstimate, estimate_teacher
+from cluster.price.workload import Workload, workload_of
+from cluster.runs.run_ids import new_run_id
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a user says about a job that cannot be read off it; None for what is not said."""
+
+    num_rows: int | None = None
+    tokens_per_row: float | None = None
+    num_parameters: int | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about a job before it is planned.
+
+    Attributes:
+        work: None where it could not be counted, and then `unknown` says why.
+        teacher: None for a job whose rows exist.
+    """
+
+    work: Workload | None
+    unknown: str
+    teacher: TeacherEstimate | None
+    assumed: Assumptions
+
+
+@dataclass(frozen=True)
+class JobEstimate:
+    """The whole job, in every place it may run.
+
+    Attributes:
+        candidates: in the plan's order.
+        on_demand: the cheapest place on demand, for comparison; None where the plan has no spot place, or nobody sells.
+        unpriced: parts of the cost without a known price, in words.
+    """
+
+    plan: LaunchPlan
+    candidates: tuple[CandidateEstimate, ...]
+    on_demand: CandidateEstimate | None
+    factors: tuple[Factor, ...]
+    unpriced: tuple[str, ...]
+    draws: int
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "job": self.plan.job.name,
+            "candidates": [one.to_json() for one in self.candidates],
+            "on_demand": None if self.on_demand is None else self.on_demand.to_json(),
+            "factors": [one.to_json() for one in self.factors],
+            "unpriced": list(self.unpriced),
+            "notes": list(self.plan.notes),
+            "draws": self.draws,
+            "seed": self.seed,
+        }
+
+
+def gather_facts(job: JobSpec, *, past: Sequence[PastRun] = (), counted: Counted | None = None) -> Facts:
+    """Count a job's work, as far as the job, its files and the user say what it is."""
+    given = counted or Counted()
+    assumed = learn(job, past)
+    teacher = estimate_teacher(job.data, assumed.teacher) if "generate" in job.stages else None
+    try:
+        return Facts(_work(job, given, teacher), "", teacher, assumed)
+    except PlanError as exc:
+        return Facts(None, str(exc), teacher, assumed)
+
+
+def plan_with(job: JobSpec, facts: Facts, offers: PriceList) -> LaunchPlan:
+    """Plan a job under a new run id, by what is known about it.
+
+    Args:
+        offers: `offers_for(job)`.
+
+    Raises:
+        PlanError: no offer fits.
+    """
+    return plan_launch(job, run_id=new_run_id(job.name), offers=offers, work=facts.work, assumed=facts.assumed)
+
+
+def estimate_plan(
+    plan: LaunchPlan, facts: Facts, offers: PriceList, *, draws: int = DRAWS, seed: int = 0
+) -> JobEstimate:
+    """Estimate a plan.
+
+    Args:
+        offers: what it was planned from.
+
+    Raises:
+        PlanError: something that the estimate needs is not known; says what.
+    """
+    if facts.work is None:
+        raise PlanError(facts.unknown)
+    side = _side(plan, offers)
+    other = _on_demand(plan, offers)
+
+    def estimate(places: tuple[Placement, ...]) -> tuple[CandidateEstimate, ...]:
+        assert facts.work is not None
+        return estimate_candidates(
+            replace(plan, candidates=places), facts.work, facts.assumed,
+            teacher=facts.teacher, side=side, draws=draws, seed=seed,
+        )  # fmt: skip
+
+    return JobEstimate(
+        plan=plan,
+        candidates=estimate(plan.candidates),
+        on_demand=None if other is None else estimate((other,))[0],
+        factors=factors(plan, facts.work, facts.assumed, teacher=facts.teacher, side=side),
+        unpriced=_unpriced(plan, facts, side),
+        draws=draws,
+        seed=seed,
+    )
+
+
+def _work(job: JobSpec, given: Counted, teacher: TeacherEstimate | None) -> Workload:
+    num_rows, tokens, source = given.num_rows, given.tokens_per_row, "given"
+    if num_rows is None and teacher is not None:
+        num_rows = teacher.rows
+    if job.data.from_ is not None and (num_rows is None or tokens is None):
+        found = count_rows(job.data.from_, recipe=job.train.recipe)
+        if found is not None:
+            num_rows = found.num_rows if num_rows is None else num_rows
+            tokens, source = (found.tokens_per_row, found.source) if tokens is None else (tokens, source)
+    return workload_of(
+        job, num_rows=num_rows, tokens_per_row=tokens, num_parameters=given.num_parameters, source=source
+    )
+
+
+def _side(plan: LaunchPlan, offers: PriceList) -> SideMachines:
+    if plan.is_local:
+        return SideMachines()
+    is_cpu_job = plan.job.compute.gpus is None
+    return side_machines(plan.job, offers if is_cpu_job else load_offers(plan.job.compute.infra, machines="cpu"))
+
+
+def _on_demand(plan: LaunchPlan, offers: PriceList) -> Placement | None:
+    """The cheapest place on demand with the plan's GPUs; None where the plan holds nothing else, or one anyway."""
+    first = plan.candidates[0]
+    if plan.is_local or first.pricing is not Pricing.SPOT:
+        return None
+    priced = [one for one in offers if _is_alternative(one, plan)]
+    best = min(priced, key=lambda one: (one.price_per_hour_usd or 0.0, one.infra, one.region), default=None)
+    return None if best is None else placement_of_offer(best, num_nodes=plan.num_nodes)
+
+
+def _is_alternative(offer: Offer, plan: LaunchPlan) -> bool:
+    first, regions = plan.candidates[0], plan.job.compute.regions
+    return (
+        offer.pricing is Pricing.ON_DEMAND
+        and offer.price_per_hour_usd is not None
+        and (offer.gpus == first.gpus if first.gpus else offer.instance_type == first.instance_type)
+        and (regions is None or offer.region in regions)
+    )
+
+
+def _unpriced(plan: LaunchPlan, facts: Facts, side: SideMachines) -> tuple[str, ...]:
+    missing = []
+    if facts.teacher is not None and facts.teacher.cost_usd is None:
+        missing.append(
+            "The teacher's price is not known: set price_per_million_input_usd and price_per_million_output_usd in "
+            "data.teacher. The cost shown is without it."
+        )
+    if not plan.is_local and side.controller is None:
+        clouds = ", ".join(plan.job.compute.infra)
+        missing.append(f"The controller's machine is not priced: the price lists of {clouds} have none like it.")
+    if facts.teacher is not None and plan.job.compute.gpus is not None and side.generation is None:
+        missing.append("No machine without GPUs is in the price lists: the rows are priced on the training machines.")
+    return tuple(missing)

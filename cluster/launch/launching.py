@@ -1,0 +1,362 @@
+"""Starting, resuming, cancelling, removing and following runs: what the commands call.
+
+Every run has a supervisor of its own, detached from the terminal at once; a command that stays only follows.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import psutil
+
+from alpaca_jobs.run_layout import LAYOUT
+from alpaca_jobs.spec import JobSpec
+from checkpoints.attempts import AttemptLog
+from checkpoints.errors import AlreadyExists
+from checkpoints.store import Store
+from cluster.backend import NODE_COMMAND
+from cluster.cloud.launching import JobWatch, cancel_cloud_run, refuse_active_job, submit_session
+from cluster.cloud.sky_backend import SkyJobs
+from cluster.cloud.templates import check_renderable
+from cluster.code_version import code_version
+from cluster.control import answer_cancels, ask_cancel
+from cluster.errors import ClusterError, LaunchFailed, RunActive, RunFinished, WrongInput
+from cluster.events import Event, EventReader, seconds_of, utc_now
+from cluster.exits import Notice
+from cluster.local.backend import LocalBackend
+from cluster.node.inputs import freeze_inputs
+from cluster.plan import LaunchPlan, Placement
+from cluster.process_tree import NODE_MARK, is_alive, kill_marked
+from cluster.recovery import RecoveryPolicy, StopReason
+from cluster.runs.home import Home, RunFolder, read_json, write_json
+from cluster.runs.report import read_report
+from cluster.runs.run_view import index_key, is_lease_moving, read_plan
+from cluster.runs.session import Session, Timing
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TIMING = Timing()
+_SUPERVISOR_START_S = 60.0
+# Forks once more and leads a session of its own, so that the supervisor is nobody's child and no terminal's.
+_DETACH = """
+import os, sys
+if pid := os.fork():
+    print(pid)
+    sys.stdout.flush()
+    os._exit(0)
+os.dup2(2, 1)
+os.setsid()
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def start_run(
+    plan: LaunchPlan,
+    home: Home,
+    *,
+    timing: Timing = DEFAULT_TIMING,
+    node_command: Sequence[str] = NODE_COMMAND,
+    environ: Mapping[str, str] = os.environ,
+) -> str:
+    """Start a run and return its id; it goes on whatever becomes of the caller. Watch it with `follow_run`.
+
+    Nothing is left behind if it cannot be started: not in the store, not here.
+
+    Raises:
+        WrongInput: a secret that the job lists is not set.
+        DataError: an input of the job is missing or not what it should be.
+        BackendMissing: the plan is for an infra that this version cannot launch on.
+        StoreError: the store cannot be used, or put-once does not hold there.
+        LaunchFailed: the supervisor did not start.
+    """
+    _check_launchable(plan.job, plan, environ)
+    root = Store.open(plan.store_uri)
+    plan = replace(plan, store_uri=root.uri)  # absolute: nodes may stand elsewhere
+    store = root.child(plan.run_id)
+    store.probe_put_once()
+    folder = home.run(plan.run_id)
+    launched_at = utc_now()
+    try:
+        store.put_once("job.json", {**plan.to_json(), "launched_at": launched_at})
+    except AlreadyExists as exc:
+        raise RunActive(f"{store.uri} holds a run already. Launch again: it gets another id.") from exc
+    try:
+        freeze_inputs(plan.job, store)
+        root.put_once(index_key(plan.run_id), {"job_name": plan.job.name, "launched_at": launched_at})
+        policy = policy_for(plan.job, timing, launched_at_s=seconds_of(launched_at))
+        session = Session(plan, policy, timing, tuple(node_command))
+        if plan.is_local:
+            _start_supervisor(folder, session, home, environ)
+        else:
+            submit_session(store, session, home, SkyJobs(), environ)
+    except BaseException:  # Ctrl-C included: a launch either stands or never was
+        _erase(root, folder)
+        raise
+    home.remember_store(root.uri)
+    return plan.run_id
+
+
+def resume_run(
+    root: Store,
+    run_id: str,
+    home: Home,
+    *,
+    exclude_regions: Collection[str] = (),
+    max_usd: float | None = None,
+    deadline_h: float | None = None,
+    timing: Timing = DEFAULT_TIMING,
+    node_command: Sequence[str] = NODE_COMMAND,
+    environ: Mapping[str, str] = os.environ,
+) -> str:
+    """Go on with a run that ended or whose supervisor died, from its newest commit; returns its id.
+
+    A node of this machine that still works is adopted, unless its region is excluded.
+
+    Args:
+        exclude_regions: where it may not go this time: `b`, or `local/b`.
+        max_usd: replaces the job's limit; counts everything spent since the launch.
+        deadline_h: replaces the job's limit; hours from now.
+
+    Raises:
+        RunNotFound, RunFinished, RunActive: there is nothing to resume.
+        WrongInput: every region is excluded, or a secret is not set.
+    """
+    plan, launched_at = read_plan(root, run_id)
+    store = root.child(run_id)
+    plan = replace(plan, store_uri=root.uri, candidates=_without(plan, exclude_regions))
+    _check_launchable(plan.job, plan, environ)
+    log = AttemptLog(store, LAYOUT)
+    if not plan.is_local:
+        refuse_active_job(run_id, SkyJobs().status(run_id))
+    if read_report(store) is not None:  # a node that outlived its supervisor may be done, and nobody has reported it
+        _refuse_finished(log, run_id)
+    _refuse_active(log, run_id, home, timing, what="resume it")
+    if (now := code_version()) != plan.code_version:
+        logger.warning(
+            "%s was launched by code %s and goes on with %s: rows and steps stay right, but bits may differ",
+            run_id, plan.code_version, now,
+        )  # fmt: skip
+    store.probe_put_once()
+    answer_cancels(store)
+    policy = policy_for(plan.job, timing, launched_at_s=seconds_of(launched_at))
+    if max_usd is not None:
+        policy = replace(policy, max_usd=max_usd)
+    if deadline_h is not None:
+        policy = replace(policy, deadline_at_s=time.time() + 3600 * deadline_h)
+    session = Session(plan, policy, timing, tuple(node_command))
+    if plan.is_local:
+        _start_supervisor(home.run(run_id), session, home, environ)
+    else:
+        submit_session(store, session, home, SkyJobs(), environ)
+    home.remember_store(root.uri)
+    return run_id
+
+
+def cancel_run(root: Store, run_id: str, home: Home, *, window_s: float = 30.0) -> None:
+    """Ask a run to stop, wherever it runs; it saves what fits into the window and ends. Returns at once.
+
+    A node of this machine that no supervisor watches any more is ended here, which takes up to the window. So is a run
+    on a cloud, which is gone, machine and all, when this returns.
+
+    Raises:
+        RunNotFound: there is no such run.
+        RunFinished: it is over already.
+    """
+    plan, _ = read_plan(root, run_id)
+    store = root.child(run_id)
+    log = AttemptLog(store, LAYOUT)
+    _refuse_finished(log, run_id)
+    ask_cancel(store)
+    if not plan.is_local:
+        cancel_cloud_run(store, run_id, SkyJobs(), window_s=window_s)
+        return
+    if home.run(run_id).supervisor_pid() is None:
+        backend = LocalBackend(home)
+        for handle in backend.find(run_id):
+            backend.cancel(handle, Notice(StopReason.CANCELLED, window_s))
+
+
+def remove_run(root: Store, run_id: str, home: Home, *, timing: Timing = DEFAULT_TIMING) -> int:
+    """Delete everything of a run, in the store and here; returns how many objects that were.
+
+    Raises:
+        RunNotFound: there is no such run.
+        RunActive: it is alive.
+    """
+    plan, _ = read_plan(root, run_id)
+    store = root.child(run_id)
+    if not plan.is_local:
+        refuse_active_job(run_id, SkyJobs().status(run_id))
+    if LocalBackend(home).find(run_id):
+        raise _active(run_id, "remove it", "a node on this machine belongs to it")
+    _refuse_active(AttemptLog(store, LAYOUT), run_id, home, timing, what="remove it")
+    return _erase(root, home.run(run_id))
+
+
+def follow_run(root: Store, run_id: str, home: Home, *, since: str = "", poll_s: float = 0.5) -> Iterator[Event]:
+    """Yield a run's events, old ones first, until the run is over; the last one is of kind `end`.
+
+    Args:
+        since: ISO time; only later events are wanted.
+
+    Raises:
+        RunNotFound: there is no such run.
+        ClusterError: the run's supervisor on this machine died without a word.
+    """
+    plan, _ = read_plan(root, run_id)
+    folder, log = home.run(run_id), AttemptLog(root.child(run_id), LAYOUT)
+    is_ours = folder.session.exists()
+    last_word: Event | None = None
+    job_watch = None if plan.is_local else JobWatch(SkyJobs(), run_id)
+
+    def is_over(has_ended: bool) -> bool:
+        if job_watch is not None and not has_ended:
+            return job_watch.is_dead()
+        if not is_ours or has_ended:
+            return has_ended and folder.supervisor_pid() is None
+        if folder.supervisor_pid() is not None:
+            return False
+        # A run that was resumed on another machine goes on without the supervisor it once had here.
+        return bool(LocalBackend(home).find(run_id)) or not is_lease_moving(log)
+
+    for event in EventReader(root.child(run_id)).follow(poll_s=poll_s, until=is_over):
+        if event.writer == "supervisor" and event.kind in ("attempt", "decision", "end"):
+            last_word = event
+        if event.t > since:
+            yield event
+    if is_ours and (last_word is None or last_word.kind != "end"):
+        if (said := read_json(folder.last_word)) is not None:
+            yield Event(utc_now(), "end", last_word.attempt if last_word else 0, "supervisor", said)
+            return
+        left = LocalBackend(home).find(run_id)
+        node = f"Its node is still running (attempt {left[-1].attempt}). " if left else "Nothing of it is running. "
+        raise ClusterError(
+            f"The supervisor of {run_id} died without a word; {folder.supervisor_log} may say why. {node}"
+            f"Go on with `alpaca-jobs resume {run_id}`."
+        )
+
+
+def policy_for(job: JobSpec, timing: Timing, *, launched_at_s: float) -> RecoveryPolicy:
+    """Turn a job's limits into the policy of its recoveries; the deadline is in seconds since 1970."""
+    hours = job.limits.deadline_h
+    return RecoveryPolicy(
+        recover=job.compute.recover,
+        max_crashes=job.compute.max_crashes,
+        max_wait_s=job.compute.max_wait_s,
+        max_usd=job.limits.max_usd,
+        deadline_at_s=None if hours is None else launched_at_s + 3600 * hours,
+        restart_s=timing.restart_s,
+        first_backoff_s=timing.first_backoff_s,
+    )
+
+
+def _check_launchable(job: JobSpec, plan: LaunchPlan, environ: Mapping[str, str]) -> None:
+    if not plan.is_local:
+        check_renderable(plan)
+        SkyJobs()  # says in words where SkyPilot is not installed
+    if plan.store_uri.startswith("memory://"):
+        raise WrongInput(
+            f"The store is {plan.store_uri}, which lives and dies with one process; a run has several. Use a folder, "
+            "such as file://./runs."
+        )
+    missing = [name for name in job.secrets if not environ.get(name)]
+    if missing:
+        raise WrongInput(
+            f"The job lists the secret{'s' if len(missing) > 1 else ''} {', '.join(missing)}, not set in this shell. "
+            f"Set them first: export {missing[0]}=..., or take them out of `secrets`."
+        )
+
+
+def _without(plan: LaunchPlan, excluded: Collection[str]) -> tuple[Placement, ...]:
+    known = {place.region for place in plan.candidates} | {place.name for place in plan.candidates}
+    if unknown := sorted(set(excluded) - known):
+        raise WrongInput(
+            f"{', '.join(unknown)} is no region of {plan.run_id}; those are "
+            f"{', '.join(dict.fromkeys(place.name for place in plan.candidates))}."
+        )
+    left = tuple(one for one in plan.candidates if one.region not in excluded and one.name not in excluded)
+    if not left:
+        raise WrongInput(f"Every region of {plan.run_id} is excluded. Exclude fewer.")
+    return left
+
+
+def _refuse_finished(log: AttemptLog, run_id: str) -> None:
+    records = log.records()
+    if records and (records[-1].end or {}).get("stop_reason") == "done":
+        raise RunFinished(
+            f"{run_id} is done, after {len(records)} attempt(s): nothing is left to do. See it with `alpaca-jobs "
+            f"status {run_id}`, or launch the job again."
+        )
+
+
+def _refuse_active(log: AttemptLog, run_id: str, home: Home, timing: Timing, *, what: str) -> None:
+    if (pid := home.run(run_id).supervisor_pid()) is not None:
+        raise _active(run_id, what, f"its supervisor works on this machine (pid {pid})")
+    if not LocalBackend(home).find(run_id) and is_lease_moving(log, sample_s=timing.sample_s):
+        raise _active(run_id, what, "its newest attempt renews its lease on another machine")
+
+
+def _active(run_id: str, what: str, why: str) -> RunActive:
+    return RunActive(
+        f"{run_id} is alive: {why}. To {what}, stop it first with `alpaca-jobs cancel {run_id}`; to watch it: "
+        f"`alpaca-jobs logs {run_id} -f`."
+    )
+
+
+def _start_supervisor(folder: RunFolder, session: Session, home: Home, environ: Mapping[str, str]) -> None:
+    """Start the supervisor, detached, and wait until it has taken the run; nothing of it is left if it does not."""
+    folder.make()
+    write_json(folder.session, session.to_json())
+    said_before = folder.supervisor_log.stat().st_size if folder.supervisor_log.exists() else 0
+    pid = None
+    try:
+        pid = _detach_supervisor(folder, home, environ)
+        give_up_at = time.monotonic() + _SUPERVISOR_START_S
+        while pid is None or folder.last_supervisor() != pid:
+            if pid is None or not _lives(pid) or time.monotonic() > give_up_at:
+                said = folder.supervisor_log.read_bytes()[said_before:].decode(errors="replace").strip()
+                last = said.splitlines()[-1] if said else "it said nothing"
+                raise LaunchFailed(f"The supervisor of {folder.run_id} did not start: {last} ({folder.supervisor_log})")
+            time.sleep(0.02)
+    except BaseException:
+        if pid is not None and _lives(pid):
+            psutil.Process(pid).kill()
+        for handle in LocalBackend(home).find(folder.run_id):
+            kill_marked(handle.nonce)
+        raise
+
+
+def _detach_supervisor(folder: RunFolder, home: Home, environ: Mapping[str, str]) -> int | None:
+    """Start the supervisor's process; returns its pid, None if not even that could be."""
+    argv = [sys.executable, "-S", "-c", _DETACH, sys.executable, "-P", "-m", "cluster.local.supervisor"]
+    argv += ["--home", str(home.root), "--run", folder.run_id]
+    inherited = {name: value for name, value in environ.items() if name != NODE_MARK}
+    with folder.supervisor_log.open("ab") as log:
+        detached = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=inherited, check=False
+        )
+    return int(detached.stdout) if detached.stdout.strip().isdigit() else None
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return is_alive(pid, psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _erase(root: Store, folder: RunFolder) -> int:
+    """Delete a run; what makes it a run goes last, so that an interrupted removal can be repeated."""
+    store = root.child(folder.run_id)
+    keys = [key for key in store.list() if key != "job.json"]
+    store.delete(keys)
+    store.delete(["job.json"])
+    root.delete([index_key(folder.run_id)])
+    folder.remove()
+    return len(keys) + 1

@@ -1,0 +1,295 @@
+"""JobSpec + offers -> LaunchPlan. Pure: the same job and offers make the same plan, and nothing is started.
+
+Candidates are ordered by price per hour of the whole job, ties by cloud, region and zone; on-demand machines as a last
+resort come after every spot one. On local the pretend regions keep the order they were given in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from alpaca_jobs.known_models import KNOWN_MODELS
+from alpaca_jobs.spec import LOCAL_REGIONS, JobSpec
+from cluster.code_version import code_version as own_code_version
+from cluster.errors import PlanError
+from cluster.plan import LaunchPlan, Pricing
+from cluster.price.assumptions import Assumptions
+from cluster.price.gpu_choice import join, nearest_region, offers_with_gpus
+from cluster.price.memory_fit import BYTES_PER_PARAMETER, memory_fit
+from cluster.price.offers import CLOUDS, Offer, PriceList, load_offers
+from cluster.price.shape_choice import ShapeCost, rank_shapes
+from cluster.price.side_machines import placement_of_offer
+from cluster.price.workload import Workload, workload_of
+
+_Rank = Callable[[list[Offer]], tuple[ShapeCost, ...]]
+
+
+def offers_for(job: JobSpec) -> PriceList:
+    """Load the offers that a plan for this job looks at (reads files; see cluster/price/offers.py)."""
+    machines: Literal["gpu", "cpu"] = "cpu" if job.compute.gpus is None else "gpu"
+    return load_offers(job.compute.infra, local_regions=job.compute.regions or LOCAL_REGIONS, machines=machines)
+
+
+def plan_launch(
+    job: JobSpec,
+    *,
+    run_id: str,
+    offers: PriceList,
+    folder: Path | None = None,
+    exclude_regions: Sequence[str] = (),
+    code_version: str | None = None,
+    work: Workload | None = None,
+    assumed: Assumptions | None = None,
+) -> LaunchPlan:
+    """Decide where a job may run and in which order.
+
+    Args:
+        job: a checked job.
+        run_id: the run's name for good.
+        offers: what there is to choose from (`offers_for(job)`).
+        folder: what a relative `store` is relative to; None for the working folder.
+        exclude_regions: regions not to use, as us-east-1 or aws/us-east-1.
+        code_version: recorded in the plan; None for the code that is running.
+        work, assumed: by which `gpus: auto` compares machines; None for what the job says, and for the priors.
+
+    Raises:
+        PlanError: no offer fits; says which wish left none.
+    """
+    compute = job.compute
+    notes: list[str] = []
+    fitting = _in_infra(job, offers)
+    _check_region_names(job, fitting)
+    fitting = _with_gpus(job, fitting, notes, lambda ones: _ranked(job, ones, work, assumed or Assumptions()))
+    fitting = _in_regions(job, fitting, exclude_regions, notes)
+    fitting = _with_pricing(job, fitting, notes)
+    places = tuple(placement_of_offer(offer, num_nodes=compute.num_nodes) for offer in fitting)
+    world_size = compute.num_nodes * (fitting[0].gpu_count or compute.workers or 1)
+    _check_batch(job, world_size)
+    if offers.sources:
+        notes.append(f"Prices: {'; '.join(map(str, offers.sources))}.")
+    return LaunchPlan(
+        run_id=run_id,
+        job=job,
+        store_uri=resolve_store(job, folder or Path.cwd()),
+        candidates=places,
+        world_size=world_size,
+        code_version=code_version or own_code_version(),
+        notes=tuple(notes),
+    )
+
+
+def resolve_store(job: JobSpec, folder: Path) -> str:
+    """The store's root as a URI that means the same from everywhere.
+
+    Args:
+        job: its `store`: auto, a path, or a URI.
+        folder: what relative paths are relative to.
+
+    Raises:
+        PlanError: a store that the job's machines cannot reach.
+    """
+    store, is_local = job.store, job.compute.is_local
+    if store == "auto":
+        return f"file://{(folder / 'runs').resolve()}" if is_local else "auto"
+    scheme, found, rest = store.partition("://")
+    if found and scheme not in ("file", "memory"):
+        return store
+    if found and scheme == "memory":
+        raise PlanError(f"store is {store}, which lives inside one process, and a run has several. Use file://./runs.")
+    if not is_local:
+        raise PlanError(
+            f"store is {store}, a folder of this machine, which machines on {join(job.compute.infra)} cannot reach. "
+            "Use s3://, gs:// or az://, or auto."
+        )
+    return f"file://{(folder / Path(rest if found else store).expanduser()).resolve()}"
+
+
+def _in_infra(job: JobSpec, offers: Iterable[Offer]) -> list[Offer]:
+    found = [offer for offer in offers if offer.infra in job.compute.infra]
+    if not found:
+        raise PlanError(f"There are no prices for {join(job.compute.infra)}. Known: local, {join(CLOUDS)}.")
+    return found
+
+
+def _with_gpus(job: JobSpec, offers: list[Offer], notes: list[str], rank: _Rank) -> list[Offer]:
+    """Keep the machines with the wanted GPUs; for auto, choose the shape."""
+    compute = job.compute
+    if compute.gpus == "auto":
+        return _automatic(job, offers, notes, rank)
+    wanted = compute.gpu_request
+    if wanted is None:
+        return offers if compute.is_local else _host_machines(job, offers)
+    found = offers_with_gpus(
+        offers, wanted.name, wanted.count, asked=f"compute.gpus is {compute.gpus}", sellers=compute.infra,
+        key="gpus: ", elsewhere=", or use num_nodes to add machines",
+    )  # fmt: skip
+    _check_memory(job, found[0], offers, notes)
+    return found
+
+
+def _automatic(job: JobSpec, offers: list[Offer], notes: list[str], rank: _Rank) -> list[Offer]:
+    """The shape expected to finish for least, among those into which the model fits (cluster/price/memory_fit.py)."""
+    known = KNOWN_MODELS.get(job.train.model)
+    if known is None:
+        raise PlanError(
+            f"compute.gpus is auto, but the size of {job.train.model} is not known here, so no machine can be picked. "
+            "Say how many GPUs it needs, for example gpus: A100-80GB:8 for about 7 to 20 billion parameters."
+        )
+    shapes = _fitting_shapes(job, known.num_parameters, offers)
+    allowed = [offer for offer in offers if offer.gpus in shapes]
+    priced = [offer for offer in _payable(job, allowed) if _is_in_regions(job, offer)]
+    if not priced:
+        state_gib = known.num_parameters * BYTES_PER_PARAMETER / 2**30
+        raise PlanError(
+            f"compute.gpus is auto, but nothing sold on {join(job.compute.infra)} at a known price holds "
+            f"{job.train.model}, whose {known.num_parameters / 1e9:.2f} B parameters need {state_gib:.0f} GiB of "
+            "state. Raise num_nodes, allow more regions or clouds, or set spot: false."
+        )
+    ranked = rank(priced)
+    gpus = ranked[0].gpus if ranked else min(priced, key=_order).gpus
+    assert gpus is not None
+    others = f"; then {join(map(str, ranked[1:4]))}" if len(ranked) > 1 else ""
+    why = (
+        f"expected to finish the training for least, set-up counted: {ranked[0]}{others}"
+        if ranked
+        else f"the lowest price per hour that holds {job.train.model}, since nobody has counted its rows"
+    )
+    notes.append(f"gpus: auto took {gpus}, {why}. It fits: {shapes[gpus]}.")
+    return [offer for offer in allowed if offer.gpus == gpus]
+
+
+def _ranked(
+    job: JobSpec, priced: list[Offer], work: Workload | None, assumed: Assumptions
+) -> tuple[ShapeCost, ...]:  # fmt: skip
+    """Shapes by expected cost; none where the work is not known."""
+    if work is None:
+        try:
+            work = workload_of(job)
+        except PlanError:
+            return ()
+    return rank_shapes(job, priced, work, assumed)
+
+
+def _fitting_shapes(job: JobSpec, num_parameters: int, offers: Iterable[Offer]) -> dict[str, str]:
+    """Shapes (NAME:COUNT) into which the model fits -> the arithmetic in words; no bfloat16, no candidate."""
+    shapes: dict[str, str] = {}
+    for offer in offers:
+        if offer.gpus is None or offer.gpu_name is None or offer.gpus in shapes:
+            continue
+        if offer.gpu_name == "V100" and job.train.dtype == "bfloat16":
+            continue
+        fit = memory_fit(num_parameters, gpu_name=offer.gpu_name, num_gpus=offer.gpu_count * job.compute.num_nodes)
+        if fit is not None and fit.fits:
+            shapes[offer.gpus] = str(fit)
+    return shapes
+
+
+def _check_memory(job: JobSpec, offer: Offer, offers: Iterable[Offer], notes: list[str]) -> None:
+    """Refuse a job that cannot fit; say so when that cannot be known."""
+    known = KNOWN_MODELS.get(job.train.model)
+    assert offer.gpu_name is not None
+    num_gpus = offer.gpu_count * job.compute.num_nodes
+    fit = memory_fit(known.num_parameters, gpu_name=offer.gpu_name, num_gpus=num_gpus) if known else None
+    if known is None or fit is None:
+        unknown = job.train.model if known is None else offer.gpu_name
+        notes.append(f"Whether it fits was not checked: the size of {unknown} is not known here.")
+        return
+    if not fit.fits:
+        shapes = sorted(_fitting_shapes(job, known.num_parameters, offers))
+        remedy = f"Take one of {join(shapes)}" if shapes else "Allow other clouds"
+        raise PlanError(
+            f"compute.gpus is {job.compute.gpus}, but {job.train.model} does not fit: {fit}. "
+            f"{remedy}, or raise num_nodes."
+        )
+
+
+def _host_machines(job: JobSpec, offers: Iterable[Offer]) -> list[Offer]:
+    """Machines without GPUs that have a CPU for every thread of the training ranks."""
+    wanted = (job.compute.workers or 1) * job.compute.threads_per_worker
+    found = [offer for offer in offers if offer.gpu_name is None and (offer.vcpus or 0) >= wanted]
+    if not found:
+        raise PlanError(
+            f"compute asks for workers x threads_per_worker = {wanted} CPUs in a machine, and the price lists of "
+            f"{join(job.compute.infra)} have none that large. Lower workers, or ask for GPUs."
+        )
+    return found
+
+
+def _check_region_names(job: JobSpec, offers: Iterable[Offer]) -> None:
+    """Refuse a region that no price list knows: a typo would otherwise read as "sold out"."""
+    names = _region_names(offers)
+    for region in job.compute.regions or ():
+        if region not in names:
+            raise PlanError(
+                f"compute.regions names {region}, which {join(job.compute.infra)} do not have. "
+                f"{nearest_region(region, names)}"
+            )
+
+
+def _in_regions(job: JobSpec, offers: list[Offer], exclude: Sequence[str], notes: list[str]) -> list[Offer]:
+    """Keep the regions the job allows and the caller does not exclude; note those that do not sell what is wanted."""
+    selling = _region_names(offers)
+    absent = [region for region in job.compute.regions or () if region not in selling]
+    if absent:
+        notes.append(f"Left out, because the price list has no such machine there: {join(absent)}.")
+    allowed = [offer for offer in offers if _is_in_regions(job, offer)]
+    kept = [offer for offer in allowed if not {offer.region, f"{offer.infra}/{offer.region}"} & set(exclude)]
+    if kept:
+        return kept
+    if not allowed:
+        raise PlanError(
+            f"compute.regions allows {join(job.compute.regions or ())}, and none of them sells what the job asks for. "
+            f"These do: {join(selling)}."
+        )
+    raise PlanError(
+        f"No region is left: {join(exclude)} excluded, and the job allows {join(_region_names(allowed))}. "
+        "Allow more in compute.regions, or exclude fewer."
+    )
+
+
+def _region_names(offers: Iterable[Offer]) -> list[str]:
+    return sorted({offer.region for offer in offers})
+
+
+def _is_in_regions(job: JobSpec, offer: Offer) -> bool:
+    return job.compute.regions is None or offer.region in job.compute.regions
+
+
+def _with_pricing(job: JobSpec, offers: list[Offer], notes: list[str]) -> list[Offer]:
+    """Keep offers paid for as the job allows and with a price; put them in order."""
+    if job.compute.is_local:
+        return offers
+    kept = sorted(_payable(job, offers), key=_order)
+    if kept:
+        return kept
+    why = sorted({offer.note for offer in offers if offer.note})
+    raise PlanError(
+        f"compute.spot allows only {'spot' if job.compute.spot_policy else 'on-demand'} machines, and none of those "
+        f"that fit has such a price ({join(why) or 'none is listed'}). "
+        "Set spot: false, or spot: {on_demand: last-resort}, or allow other clouds."
+    )
+
+
+def _payable(job: JobSpec, offers: Iterable[Offer]) -> list[Offer]:
+    policy = job.compute.spot_policy
+    allowed = {Pricing.ON_DEMAND} if policy is None else {Pricing.SPOT}
+    if policy is not None and policy.on_demand == "last-resort":
+        allowed.add(Pricing.ON_DEMAND)
+    return [offer for offer in offers if offer.pricing in allowed and offer.price_per_hour_usd is not None]
+
+
+def _order(offer: Offer) -> tuple[bool, float, str, str, str, str]:
+    """Spot before on demand (both only as a last resort), then price, then names; num_nodes is the same for all."""
+    price = offer.price_per_hour_usd
+    assert price is not None
+    return (offer.pricing is Pricing.ON_DEMAND, price, offer.infra, offer.region, offer.zone or "", offer.instance_type)
+
+
+def _check_batch(job: JobSpec, world_size: int) -> None:
+    if world_size > job.train.global_batch_size:
+        raise PlanError(
+            f"train.global_batch_size is {job.train.global_batch_size}, but there would be {world_size} training "
+            "ranks, and some would never see a row. Use fewer GPUs or workers, or a larger batch."
+        )

@@ -1,0 +1,93 @@
+"""What every stage of one attempt works with: the job, the store, the fence, the notice, and where to report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from alpaca_jobs.spec import JobSpec
+from checkpoints.attempts import AttemptLog
+from checkpoints.errors import CheckpointError
+from checkpoints.fence import Fence
+from checkpoints.keys import CommitRef, Layout
+from checkpoints.store import Store
+from cluster.events import EventWriter
+from cluster.exits import Notice
+from cluster.phase import PhaseMarker
+
+
+class Interruption:
+    """What can end an attempt from outside: a notice (leave within a window) or the loss of the right to write.
+
+    Written by the signal handler and by the lease's thread, read by the stages; the first of each kind stays.
+    """
+
+    def __init__(self) -> None:
+        self._notice: Notice | None = None
+        self._until = 0.0
+        self._lost: CheckpointError | None = None
+
+    def notify(self, notice: Notice) -> None:
+        """Take a notice; its window starts now, on this process's monotonic clock."""
+        if self._notice is None:
+            self._until = time.monotonic() + notice.window_s
+            self._notice = notice
+
+    def lose(self, error: CheckpointError) -> None:
+        """Take the news that this attempt may write no more."""
+        if self._lost is None:
+            self._lost = error
+
+    @property
+    def lost(self) -> CheckpointError | None:
+        """What took this attempt's right to write away (Superseded, LeaseLost, ...), if anything did."""
+        return self._lost
+
+    @property
+    def notice(self) -> Notice | None:
+        """The notice, if one came."""
+        return self._notice
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the machine goes, or None without a notice."""
+        return None if self._notice is None else max(0.0, self._until - time.monotonic())
+
+    def check(self) -> None:
+        """Raise `lost`, if there is anything to raise."""
+        if self._lost is not None:
+            raise self._lost
+
+
+@dataclass(frozen=True)
+class AttemptContext:
+    """One attempt, as its stages see it.
+
+    Attributes:
+        world_size: training ranks of this attempt.
+        store: the run's own folder of the store.
+        store_uri: the store's root, for processes that have to open it again.
+        counting: commits that count for this attempt's start, newest first.
+        scratch: a folder on this machine, gone with the node.
+    """
+
+    run_id: str
+    attempt: int
+    job: JobSpec
+    world_size: int
+    layout: Layout
+    store: Store
+    store_uri: str
+    log: AttemptLog
+    fence: Fence
+    events: EventWriter
+    marker: PhaseMarker
+    interruption: Interruption
+    scratch: Path
+    counting: Sequence[CommitRef] = field(default_factory=tuple)
+
+    def commits(self, stage: str) -> list[CommitRef]:
+        """Commits of a stage that count at this attempt's start, newest first."""
+        return [ref for ref in self.counting if ref.stage == stage]

@@ -1,0 +1,50 @@
+"""A run's inputs, copied into its own folder of the store at launch.
+
+A node in another region has no copy of the user's disk, and a seed file edited between two attempts would change the
+rows of the second. So a run reads its inputs from `inputs/` alone, from its first attempt on.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from alpaca_jobs.data.record_files import read_bytes
+from alpaca_jobs.generation.seeds import load_seed_tasks
+from alpaca_jobs.spec import JobSpec
+from checkpoints.store import Store
+
+SEED_TASKS = "inputs/seed_tasks.jsonl"
+ROWS_FOLDER = "inputs/rows"
+
+
+def freeze_inputs(job: JobSpec, store: Store) -> None:
+    """Check the inputs a job names and copy them to the run's folder; called once, at launch.
+
+    Raises:
+        DataError: a file that is missing, not what it should be, or empty.
+    """
+    if job.data.from_ is not None:
+        store.put(f"{ROWS_FOLDER}/{Path(job.data.from_).name}", read_bytes(job.data.from_))
+        return
+    tasks = load_seed_tasks(job.data.seed_tasks)
+    records = [
+        {
+            "id": task.name,
+            "instruction": task.instruction,
+            "instances": [{"input": task.input, "output": task.output}],
+            **({} if task.is_classification is None else {"is_classification": task.is_classification}),
+        }
+        for task in tasks
+    ]
+    store.put(SEED_TASKS, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
+
+
+def frozen_seed_tasks(store: Store) -> str:
+    """Where a run's seed tasks lie, as a URI."""
+    return f"{store.uri}/{SEED_TASKS}"
+
+
+def frozen_rows(store: Store) -> str:
+    """Where the rows lie that a run was given, as a URI."""
+    return f"{store.uri}/{store.list(ROWS_FOLDER + '/')[0]}"

@@ -1,0 +1,197 @@
+"""What runs on a node: claim the attempt, find the newest state that counts, run the stages left, say how it ended.
+
+    python -m cluster.node.main --store URI --run RUN_ID --attempt N --placement JSON --scratch DIR
+
+One process per node starts everything else (Ray, actors, workers, a teacher) and takes it all down with it. SIGTERM is
+a preemption notice. The exit code says how it ended (cluster/exits.py); the end record in the store says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alpaca_jobs.run_layout import LAYOUT
+from alpaca_jobs.spec import JobSpec
+from alpaca_jobs.spec_io import job_from_dict
+from checkpoints.attempts import AttemptLog
+from checkpoints.errors import AlreadyExists, CheckpointError, Superseded
+from checkpoints.fence import Fence, LeaseKeeper
+from checkpoints.store import Store
+from cluster.code_version import code_version
+from cluster.control import CancelWatch
+from cluster.events import EventLogHandler, EventWriter, utc_now
+from cluster.exits import NODE_EXITS, Notice, read_notice
+from cluster.node.attempt_context import AttemptContext, Interruption
+from cluster.node.failures import Failure, describe_failure
+from cluster.node.stages import run_stages
+from cluster.phase import PhaseMarker
+from cluster.process_tree import NODE_MARK
+from cluster.recovery import StopReason
+
+logger = logging.getLogger(__name__)
+
+LEASE_INTERVAL_S = 1.0
+LEASE_S = 20.0
+CANCEL_WINDOW_S = 30.0
+GONE_WITHIN_S = 30.0  # from losing the right to write to the last of the node's processes being killed
+
+
+@dataclass(frozen=True)
+class NodeArguments:
+    """What a node is told by whoever starts it."""
+
+    store_uri: str
+    run_id: str
+    attempt: int
+    placement: Mapping[str, Any]
+    scratch: Path
+
+
+def parse_arguments(argv: Sequence[str]) -> NodeArguments:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.node.main", description="Runs one attempt on this machine."
+    )
+    parser.add_argument("--store", required=True, help="URI of the store's root")
+    parser.add_argument("--run", required=True, help="run id")
+    parser.add_argument("--attempt", required=True, type=int, help="number handed out for this attempt")
+    parser.add_argument("--placement", required=True, type=json.loads, help="where this is, as JSON")
+    parser.add_argument("--scratch", required=True, type=Path, help="folder that goes with the node")
+    given = parser.parse_args(argv)
+    return NodeArguments(given.store, given.run, given.attempt, given.placement, given.scratch)
+
+
+def run_node(arguments: NodeArguments) -> StopReason:
+    """Run one attempt to its end; every outcome is a stop reason, said in the end record as far as the store allows."""
+    arguments.scratch.mkdir(parents=True, exist_ok=True)
+    interruption = Interruption()
+    marker = PhaseMarker(arguments.scratch)
+    marker.start()
+    signal.signal(signal.SIGTERM, lambda *_: interruption.notify(read_notice(arguments.scratch)))
+    began = time.monotonic()
+    try:
+        store = Store.open(arguments.store_uri).child(arguments.run_id)
+        log = AttemptLog(store, LAYOUT)
+        job = job_from_dict(json.loads(store.get("job.json"))["job"], source="job.json")
+        _claim(log, arguments)
+    except Exception as exc:  # whatever it is, the exit code has to say it: there is no attempt to write it under
+        failure = describe_failure(exc)
+        logger.error("attempt %d did not begin: %s", arguments.attempt, failure.words, exc_info=failure.unexpected)
+        return failure.reason
+    events = EventWriter(store, attempt=arguments.attempt, writer="node")
+    handler = EventLogHandler(events)
+    logging.getLogger().addHandler(handler)
+    lease = LeaseKeeper(
+        log, arguments.attempt, interval_s=LEASE_INTERVAL_S, lease_s=LEASE_S,
+        on_lost=lambda exc: _lose(interruption, exc), poll=_cancel_poll(store, interruption),
+    )  # fmt: skip
+    lease.start()
+    ctx = AttemptContext(
+        run_id=arguments.run_id, attempt=arguments.attempt, job=job, world_size=_world_size(job, arguments.placement),
+        layout=LAYOUT, store=store,
+        store_uri=arguments.store_uri, log=log, fence=Fence(log, arguments.attempt), events=events, marker=marker,
+        interruption=interruption, scratch=arguments.scratch,
+    )  # fmt: skip
+    events.emit("attempt", number=arguments.attempt, placement=dict(arguments.placement))
+    failure = _run(ctx)
+    lease.stop()
+    _put_end(log, arguments.attempt, failure, time.monotonic() - began)
+    logging.getLogger().removeHandler(handler)
+    events.close()
+    return failure.reason
+
+
+def _world_size(job: JobSpec, placement: Mapping[str, Any]) -> int:
+    ranks: int = placement.get("workers") or job.compute.workers or 1
+    return ranks * job.compute.num_nodes
+
+
+def _claim(log: AttemptLog, arguments: NodeArguments) -> None:
+    body = {
+        "placement": dict(arguments.placement), "code_version": code_version(), "started_at": utc_now(),
+        "node": os.environ.get(NODE_MARK),
+    }  # fmt: skip
+    try:
+        log.claim(arguments.attempt, body)
+    except AlreadyExists as exc:
+        raise Superseded(arguments.attempt, arguments.attempt) from exc
+
+
+def _run(ctx: AttemptContext) -> Failure:
+    """Run the stages; turn whatever ends them into a stop reason."""
+    try:
+        run_stages(ctx)
+    except Exception as exc:  # the node outlives any failure of a stage just long enough to report it
+        # Losing the right to write makes the stages fail in many ways; that is the reason, whatever came of it.
+        failure = describe_failure(ctx.interruption.lost or exc)
+        logger.log(
+            logging.WARNING if failure.reason is StopReason.SUPERSEDED else logging.ERROR,
+            "attempt %d ends: %s", ctx.attempt, failure.words, exc_info=failure.unexpected,
+        )  # fmt: skip
+        return failure
+    notice = ctx.interruption.notice
+    if notice is not None:
+        return Failure(notice.reason, "left on notice, with its state saved as far as the window allowed")
+    return Failure(StopReason.DONE, "all stages are done")
+
+
+def _cancel_poll(store: Store, interruption: Interruption) -> Callable[[], None]:
+    watch = CancelWatch(store)
+
+    def look() -> None:
+        if watch.open_cancels():
+            interruption.notify(Notice(StopReason.CANCELLED, CANCEL_WINDOW_S))
+
+    return look
+
+
+def _lose(interruption: Interruption, error: CheckpointError) -> None:
+    """The lease's thread found that this attempt may write no more: say so, and make sure that the node goes."""
+    interruption.lose(error)
+
+    def leave_anyway() -> None:
+        logger.error("the node is still here %.0f s after it lost its lease; leaving the hard way", GONE_WITHIN_S)
+        os._exit(NODE_EXITS[StopReason.SUPERSEDED])
+
+    timer = threading.Timer(GONE_WITHIN_S, leave_anyway)
+    timer.daemon = True
+    timer.start()
+
+
+def _put_end(log: AttemptLog, attempt: int, failure: Failure, seconds: float) -> None:
+    if failure.reason is StopReason.SUPERSEDED:
+        return  # whoever came after has ended this attempt's record, or will
+    body = {
+        "stop_reason": failure.reason.value, "detail": failure.words, "retryable": failure.retryable,
+        "exit_code": failure.exit_code, "seconds": round(seconds, 3), "ended_at": utc_now(), "by": "node",
+    }  # fmt: skip
+    try:
+        log.put_end(attempt, body)
+    except CheckpointError as exc:
+        logger.warning("the end of attempt %d could not be recorded: %s", attempt, exc)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )  # fmt: skip
+    return NODE_EXITS[run_node(parse_arguments(sys.argv[1:] if argv is None else argv))]
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)  # threads of Ray and fsspec must not keep a node alive whose work is over

@@ -1,0 +1,99 @@
+"""The stages of one attempt in order, beginning where the newest state that counts ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from alpaca_jobs.data.rows import Row
+from checkpoints.errors import NoGoodCommit
+from checkpoints.keys import CommitRef
+from checkpoints.lineage import counting_commits
+from checkpoints.reader import list_commits
+from cluster.node.attempt_context import AttemptContext
+from cluster.node.generate_stage import GeneratedRows, GenerateStage, read_generated
+from cluster.node.inputs import frozen_rows
+from cluster.node.ray_runtime import RayRuntime
+from cluster.node.train_stage import TrainStage
+from cluster.phase import Phase
+from cluster.process_tree import NODE_MARK
+
+logger = logging.getLogger(__name__)
+
+
+def run_stages(ctx: AttemptContext) -> None:
+    """Run what is left of the job; returns when all is done or when a notice ended it."""
+    counting = counting_commits(ctx.log.records(), list_commits(ctx.store, ctx.layout), ctx.layout)
+    ctx = replace(ctx, counting=tuple(counting))
+    newest = counting[0] if counting else None
+    logger.info("attempt %d starts from %s", ctx.attempt, newest or "nothing")
+    if newest is not None and newest.stage == "export":
+        ctx.log.put_base(ctx.attempt, newest)
+        return
+    runtime = RayRuntime(
+        num_cpus=ctx.job.data.num_actors + ctx.world_size, name=os.environ.get(NODE_MARK, str(os.getpid())),
+        env={},
+    )  # fmt: skip
+    try:
+        logger.info("Ray is up after %.1f s", runtime.start())
+        _run_with_ray(ctx, runtime)
+    finally:
+        runtime.stop()
+
+
+def _run_with_ray(ctx: AttemptContext, runtime: RayRuntime) -> None:
+    trained = ctx.commits("train")
+    stage = TrainStage(ctx, runtime)
+    if trained:
+        stage.start(ctx.world_size)  # its imports take seconds; the rows are read meanwhile
+    rows = _rows(ctx, runtime, base_is_open=not trained)
+    if ctx.interruption.notice is not None or "train" not in _stages(ctx):
+        return
+    if not trained:
+        stage.start(ctx.world_size)
+    try:
+        stage.load(rows)
+        end = stage.run(trained, base_is_open=bool(trained))
+        if end.stopped_by != "done":
+            logger.warning("training stopped on notice after step %d; newest commit: step %s", end.step, end.saved)
+            return
+        _export(ctx, stage)
+    finally:
+        stage.end()
+
+
+def _stages(ctx: AttemptContext) -> tuple[str, ...]:
+    """The job's stages, up to the one after which this run is over (`LaunchPlan.until`)."""
+    stages = ctx.job.stages
+    until = (ctx.store.get_json("job.json") or {}).get("until")
+    return stages if until is None else stages[: stages.index(until) + 1]
+
+
+def _rows(ctx: AttemptContext, runtime: RayRuntime, *, base_is_open: bool) -> Sequence[Row] | str:
+    """The rows to train on: the user's own file, or generated, here as far as they are missing."""
+    if ctx.job.data.from_ is not None:
+        if base_is_open:
+            ctx.log.put_base(ctx.attempt, None)
+        return frozen_rows(ctx.store)
+    parts = ctx.commits("generate")
+    state = read_generated(ctx, parts) if parts else GeneratedRows()
+    if base_is_open:
+        ctx.log.put_base(ctx.attempt, parts[0] if parts else None)
+        ctx.events.emit("base", stage="generate", position=parts[0].position if parts else 0, rows=len(state.rows))
+    if not state.complete:
+        GenerateStage(ctx, runtime, state).run()
+    return state.rows
+
+
+def _export(ctx: AttemptContext, stage: TrainStage) -> None:
+    """Export the newest train commit, this attempt's own last one included."""
+    ctx.marker.enter(Phase.EXPORT)
+    commits = counting_commits(ctx.log.records(), list_commits(ctx.store, ctx.layout), ctx.layout)
+    trained = [ref for ref in commits if ref.stage == "train"]
+    if not trained:
+        raise NoGoodCommit("There is no train commit to export although training ended; nothing was exported.")
+    ref: CommitRef = trained[0]
+    digest = stage.export(ref)
+    logger.info("model of step %d exported, weights sha256 %s", ref.position, digest)

@@ -1,0 +1,114 @@
+"""The training stage on a node: workers placed together and watched; what they tell is passed on as events."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from alpaca_jobs.data.rows import Row
+from alpaca_jobs.spec_io import job_to_dict
+from checkpoints.keys import CommitRef
+from cluster.node.attempt_context import AttemptContext
+from cluster.node.ray_runtime import RayRuntime
+from cluster.node.train_worker import ExportOrder, TrainWorker, WorkerAssignment
+
+if TYPE_CHECKING:
+    from alpaca_jobs.training.control import TrainResult
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class TrainEnd:
+    """How the stage ended: `stopped_by` is done or notice; `step` the last one made, `saved` the last one committed."""
+
+    stopped_by: str
+    step: int
+    saved: int | None
+
+
+class TrainStage:
+    """One attempt's training. `start` before the rows are at hand, so that the imports overlap with reading them."""
+
+    def __init__(self, ctx: AttemptContext, runtime: RayRuntime) -> None:
+        self._ctx = ctx
+        self._runtime = runtime
+        self._workers: list[Any] = []
+        self._prepared: list[Any] = []
+        self._dataset: Any = None
+
+    def start(self, world_size: int) -> None:
+        """Place the workers and let them import what they need; returns at once."""
+        self._workers = self._runtime.worker_group(TrainWorker, world_size)
+        job = job_to_dict(self._ctx.job)
+        self._prepared = [worker.prepare.remote(job) for worker in self._workers]
+
+    def load(self, rows: Sequence[Row] | str) -> None:
+        """Turn rows (or the file of rows at a URI) into what the workers train on; once, before anything else."""
+        self._runtime.results(self._prepared)
+        self._dataset = self._workers[0].tokenize.remote(job_to_dict(self._ctx.job), self._runtime.share(rows))
+        self._runtime.results([self._dataset])
+
+    def run(self, candidates: Sequence[CommitRef], *, base_is_open: bool) -> TrainEnd:
+        """Train to the end, or until a notice.
+
+        Args:
+            candidates: train commits that count, newest first; empty to begin at step 0.
+            base_is_open: whether the base record is to be put once the state is loaded.
+
+        Raises:
+            RayFailure: a worker died. Whatever a worker raised itself is raised as it is.
+        """
+        ctx = self._ctx
+        assignment = WorkerAssignment(
+            job=job_to_dict(ctx.job), store_uri=ctx.store_uri, run_id=ctx.run_id, attempt=ctx.attempt,
+            world_size=len(self._workers), rendezvous=f"file://{ctx.scratch}/rendezvous",
+            candidates=tuple(candidates), base_is_open=base_is_open, scratch=str(ctx.scratch),
+        )  # fmt: skip
+        calls = [worker.run.remote(assignment, self._dataset) for worker in self._workers]
+        result: TrainResult = self._until_done(calls)[0]
+        return TrainEnd(stopped_by=result.stopped_by, step=result.final_step, saved=result.saved_step)
+
+    def export(self, ref: CommitRef) -> str:
+        """Let the first worker write the model of a train commit to the store; returns the weights' digest."""
+        ctx = self._ctx
+        order = ExportOrder(
+            job=job_to_dict(ctx.job), store_uri=ctx.store_uri, run_id=ctx.run_id, attempt=ctx.attempt, ref=ref,
+            scratch=str(ctx.scratch),
+        )  # fmt: skip
+        digest: str = self._until_done([self._workers[0].export.remote(order, self._dataset)])[0]
+        return digest
+
+    def end(self) -> None:
+        """End the workers' processes."""
+        self._runtime.end_actors(self._workers)
+        self._workers = []
+
+    def _until_done(self, calls: list[Any]) -> list[Any]:
+        """Wait for all calls; pass facts on and a notice in meanwhile. The first failure ends the wait."""
+        pending, told = list(calls), False
+        while pending:
+            self._ctx.interruption.check()
+            if self._ctx.interruption.notice is not None and not told:
+                told = True
+                left = self._ctx.interruption.seconds_left or 0.0
+                self._runtime.results([worker.notice.remote(left) for worker in self._workers])
+            done, pending = self._runtime.wait(pending, timeout_s=_POLL_S)
+            for call in done:
+                self._runtime.result(call)
+            self._pass_on_facts()
+        return [self._runtime.result(call) for call in calls]
+
+    def _pass_on_facts(self) -> None:
+        for fact in self._runtime.result(self._workers[0].drain.remote()):
+            kind = fact.pop("kind")
+            if kind == "loaded":
+                self._ctx.events.emit("base", stage="train", position=fact["position"] or 0)
+                for words in fact["fallbacks"]:
+                    logger.warning("%s", words)
+            else:
+                self._ctx.events.emit(kind, **fact)

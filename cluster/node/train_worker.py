@@ -1,0 +1,247 @@
+"""What runs in one training worker: join the others, train, tell the driver how it goes, export at the end.
+
+A worker is one process with one rank. `run` takes the process's time from the first step to the last; the driver's
+questions (`drain`, `notice`) are answered from other threads meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alpaca_jobs.data.rows import Row
+from alpaca_jobs.run_layout import LAYOUT
+from alpaca_jobs.spec import JobSpec, TeacherSpec
+from alpaca_jobs.spec_io import job_from_dict
+from checkpoints.attempts import AttemptLog
+from checkpoints.fence import Fence
+from checkpoints.keys import CommitRef
+from checkpoints.store import Store
+from checkpoints.writer import CommitWriter
+from cluster.phase import Phase, PhaseMarker
+
+if TYPE_CHECKING:
+    from alpaca_jobs.training.control import TrainResult
+    from alpaca_jobs.training.dataset import Dataset
+    from alpaca_jobs.training.metrics import StepMetrics
+    from alpaca_jobs.training.model_card import CardFacts
+    from checkpoints.torch_bridge import SaveResult
+
+
+@dataclass(frozen=True)
+class WorkerAssignment:
+    """What all workers of an attempt are told alike.
+
+    Attributes:
+        job: the job as plain JSON values.
+        rendezvous: URL of the workers' meeting point (torch.distributed's init_method).
+        candidates: train commits that count, newest first.
+        base_is_open: whether the attempt's base record is still to be put, by rank 0, once its state is loaded.
+        scratch: the node's scratch folder, for the phase markers.
+    """
+
+    job: dict[str, Any]
+    store_uri: str
+    run_id: str
+    attempt: int
+    world_size: int
+    rendezvous: str
+    candidates: tuple[CommitRef, ...]
+    base_is_open: bool
+    scratch: str
+
+
+@dataclass(frozen=True)
+class ExportOrder:
+    """What to export: the model of train commit `ref`."""
+
+    job: dict[str, Any]
+    store_uri: str
+    run_id: str
+    attempt: int
+    ref: CommitRef
+    scratch: str
+
+
+class WorkerControl:
+    """The worker's side of the talk with the driver: a queue of facts out, a notice in."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._facts: list[dict[str, Any]] = []
+        self._until: float | None = None
+        self._log: AttemptLog | None = None
+        self._assignment: WorkerAssignment | None = None
+        self._marker: PhaseMarker | None = None
+        self._total_steps = 0
+
+    def begin(
+        self, assignment: WorkerAssignment, log: AttemptLog, marker: PhaseMarker | None, *, total_steps: int
+    ) -> None:
+        """Take what the loop's calls need; the marker is rank 0's alone."""
+        self._assignment, self._log, self._marker, self._total_steps = assignment, log, marker, total_steps
+
+    def loaded(self, ref: CommitRef | None, fallbacks: Sequence[str]) -> None:
+        """Rank 0: the state is loaded and verified, so this attempt's base is known from now on."""
+        assert self._assignment is not None
+        assert self._log is not None
+        if self._assignment.base_is_open:
+            self._log.put_base(self._assignment.attempt, ref)
+        self.tell({"kind": "loaded", "position": None if ref is None else ref.position, "fallbacks": list(fallbacks)})
+        if self._marker is not None:
+            self._marker.enter(Phase.STEP)
+
+    def stepped(self, metrics: StepMetrics) -> None:
+        """Rank 0: one optimizer update was made."""
+        if self._marker is not None:
+            self._marker.reached("train", metrics.step)
+        self.tell({"kind": "step", "total_steps": self._total_steps, **asdict(metrics)})
+
+    def saved(self, result: SaveResult) -> None:
+        """Rank 0: a checkpoint was committed, or given up."""
+        self.tell({"kind": "save", **asdict(result)})
+
+    def saving(self, position: int | None) -> None:
+        """Rank 0: the save of a position began, or with None the last one ended."""
+        if self._marker is not None:
+            self._marker.saving(position)
+
+    def notice(self) -> float | None:
+        """Seconds until the machine goes, or None."""
+        return None if self._until is None else max(0.0, self._until - time.monotonic())
+
+    def stop_requested(self) -> bool:
+        """Never: what stops a node is a notice, and that has a window."""
+        return False
+
+    def give_notice(self, window_s: float) -> None:
+        """The driver's notice; the window counts from now."""
+        self._until = time.monotonic() + window_s
+
+    def tell(self, fact: dict[str, Any]) -> None:
+        """Queue one fact for the driver."""
+        with self._lock:
+            self._facts.append(fact)
+
+    def drain(self) -> list[dict[str, Any]]:
+        """Hand over what happened since the last call."""
+        with self._lock:
+            facts, self._facts = self._facts, []
+        return facts
+
+
+class TrainWorker:
+    """One rank; Ray runs it as a threaded actor."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._control = WorkerControl()
+
+    def prepare(self, job: dict[str, Any]) -> float:
+        """Import what training needs, while the driver reads rows; returns the seconds that took."""
+        began = time.monotonic()
+        spec = job_from_dict(job)
+        os.environ["OMP_NUM_THREADS"] = str(spec.compute.threads_per_worker)
+        import alpaca_jobs.training.loop  # noqa: F401
+        import checkpoints.torch_bridge  # noqa: F401
+        from alpaca_jobs.training.model import preload
+
+        preload(spec.train)
+        return time.monotonic() - began
+
+    def tokenize(self, job: dict[str, Any], rows: Sequence[Row] | str) -> Dataset:
+        """Turn rows (or the file at a URI) into tokens, once for all ranks."""
+        from alpaca_jobs.training.dataset import prepare_dataset
+
+        return prepare_dataset(job_from_dict(job).train, rows)
+
+    def run(self, assignment: WorkerAssignment, dataset: Dataset) -> TrainResult:
+        """Train from the newest good checkpoint to the last step, a notice, or an error."""
+        import torch.distributed as dist
+
+        from alpaca_jobs.training.control import TrainContext
+        from alpaca_jobs.training.loop import run_training
+        from checkpoints.torch_bridge import Checkpointer
+
+        job = job_from_dict(assignment.job)
+        store = Store.open(assignment.store_uri).child(assignment.run_id)
+        log = AttemptLog(store, LAYOUT)
+        marker = PhaseMarker(Path(assignment.scratch)) if self._rank == 0 else None
+        self._control.begin(assignment, log, marker, total_steps=dataset.num_steps)
+        dist.init_process_group(
+            "gloo", init_method=assignment.rendezvous, rank=self._rank, world_size=assignment.world_size
+        )
+        checkpointer = Checkpointer(
+            store, LAYOUT, stage="train", attempt=assignment.attempt, fence=Fence(log, assignment.attempt),
+            keep=job.checkpoints.keep, keep_every=job.checkpoints.keep_every,
+        )  # fmt: skip
+        checkpointer.on_saving = self._control.saving
+        try:
+            return run_training(
+                TrainContext(
+                    train=job.train,
+                    checkpoints=job.checkpoints,
+                    rank=self._rank,
+                    world_size=assignment.world_size,
+                    rows=dataset.rows,
+                    tokenizer_files=dataset.tokenizer_files,
+                    checkpointer=checkpointer,
+                    candidates=assignment.candidates,
+                    control=self._control,
+                    threads=job.compute.threads_per_worker,
+                )
+            )
+        finally:
+            checkpointer.close()
+            dist.destroy_process_group()
+
+    def export(self, order: ExportOrder, dataset: Dataset) -> str:
+        """Write the model of a train commit to a scratch folder and commit it; returns the weights' digest."""
+        from alpaca_jobs.training.export import export_model
+        from checkpoints.torch_bridge import Checkpointer
+
+        job = job_from_dict(order.job)
+        store = Store.open(order.store_uri).child(order.run_id)
+        fence = Fence(AttemptLog(store, LAYOUT), order.attempt)
+        folder = Path(order.scratch) / "export"
+        checkpointer = Checkpointer(store, LAYOUT, stage="train", attempt=order.attempt, fence=None, keep=None)
+        exported = export_model(
+            job.train, checkpointer=checkpointer, ref=order.ref, tokenizer_files=dataset.tokenizer_files,
+            facts=card_facts(job, order.run_id, num_rows=len(dataset.rows)), folder=folder,
+        )  # fmt: skip
+        fence.check()  # before a byte is stored; the writer asks again before the manifest
+        writer = CommitWriter(store, LAYOUT, CommitRef("export", 0, order.attempt), fence=fence)
+        for name in exported.files:
+            writer.put(name, (folder / name).read_bytes())
+        writer.publish(meta={"weights_digest": exported.weights_digest, "step": order.ref.position})
+        return exported.weights_digest
+
+    def drain(self) -> list[dict[str, Any]]:
+        """What happened since the last call."""
+        return self._control.drain()
+
+    def notice(self, window_s: float) -> None:
+        """The machine goes within this window: save if it fits, then end."""
+        self._control.give_notice(window_s)
+
+
+def card_facts(job: JobSpec, run_id: str, *, num_rows: int) -> CardFacts:
+    """What the run knows for the model card; step, loss and digest are the exporter's to fill in."""
+    from alpaca_jobs.training.model_card import CardFacts
+
+    data = job.data
+    if data.from_ is not None:
+        origin = f"rows from {data.from_.rpartition('/')[2]}"
+    elif isinstance(data.teacher, TeacherSpec):
+        origin = f"rows written by {data.teacher.model} from the seed tasks {data.seed_tasks.rpartition('/')[2]}"
+    else:
+        origin = "rows composed by rule by the built-in offline teacher"
+    return CardFacts(
+        run_id=run_id, data=origin, is_demo=data.teacher == "offline", num_rows=num_rows, step=0, loss=None,
+        weights_digest="",
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""What machines cost and what a job will cost: offers, factors, simulation."""

@@ -1,0 +1,143 @@
+"""The factors of an estimate, one by one: the number, how it comes about, and its source. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cluster.plan import LaunchPlan, Placement
+from cluster.price.assumptions import PRIOR, Assumptions
+from cluster.price.courses import num_gpus, training_course
+from cluster.price.estimate import kept_gb, state_gb
+from cluster.price.hardware import peak_flops
+from cluster.price.side_machines import SideMachines
+from cluster.price.simulation import Course, expected
+from cluster.price.teacher_cost import TeacherEstimate
+from cluster.price.throughput import FLOPS_PER_PARAMETER_AND_TOKEN
+from cluster.price.workload import Workload
+from cluster.runs.spending import SECONDS_PER_HOUR
+
+_OURS = f"{PRIOR}: ours, not measured yet"
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One number of an estimate.
+
+    Attributes:
+        name: for people and programs.
+        value, unit: the number itself.
+        words: how it comes about.
+        source: where it is from; starts with `prior` where nothing was measured.
+    """
+
+    name: str
+    value: float
+    unit: str
+    words: str
+    source: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def factors(
+    plan: LaunchPlan,
+    work: Workload,
+    assumed: Assumptions,
+    *,
+    teacher: TeacherEstimate | None = None,
+    side: SideMachines | None = None,
+) -> tuple[Factor, ...]:
+    """Everything that went into the estimate of a plan's first place, in the order in which it is spent."""
+    first = plan.candidates[0]
+    course = training_course(first, plan.job, work, assumed)
+    found = []
+    if teacher is not None:
+        found += list(_of_teacher(teacher, assumed))
+    found += list(_of_work(plan, work))
+    if course is not None:
+        found += list(_of_speed(first, work, assumed, course))
+    if first.infra != "local" and course is not None:
+        found += list(_of_losses(assumed, course, is_spot=course.losses_per_hour > 0))
+        found += list(_of_store(plan, work, assumed))
+        found += list(_of_side(side or SideMachines()))
+    return tuple(found)
+
+
+def _of_teacher(teacher: TeacherEstimate, assumed: Assumptions) -> Iterator[Factor]:
+    source = assumed.teacher.source
+    words = f"for {teacher.rows:,} rows, {assumed.teacher.accept_rate:.0%} of the tasks kept"
+    yield Factor("teacher requests", teacher.requests, "requests", words, source)
+    tokens = teacher.prompt_tokens + teacher.completion_tokens
+    words = f"{teacher.prompt_tokens / 1e6:.2f} M prompt + {teacher.completion_tokens / 1e6:.2f} M completion tokens"
+    yield Factor("teacher tokens", tokens, "tokens", words, source)
+    yield Factor("teacher time", teacher.seconds / SECONDS_PER_HOUR, "h", "all requests in flight", source)
+
+
+def _of_work(plan: LaunchPlan, work: Workload) -> Iterator[Factor]:
+    epochs = f"{plan.job.train.epochs:g} epochs" if plan.job.train.max_steps is None else "max_steps"
+    words = f"{work.steps:,} steps, {epochs}, padding excluded"
+    yield Factor("training tokens", work.tokens, "tokens", words, work.source)
+    flops = FLOPS_PER_PARAMETER_AND_TOKEN * work.num_parameters * work.tokens
+    words = f"6 x {work.num_parameters / 1e9:.3g} B parameters x {work.tokens / 1e6:.3g} M tokens"
+    yield Factor("training FLOPs", flops, "FLOPs", words, "PaLM, arXiv:2204.02311, appendix B")
+
+
+def _of_speed(place: Placement, work: Workload, assumed: Assumptions, course: Course) -> Iterator[Factor]:
+    hours = course.work_s / SECONDS_PER_HOUR
+    measured = assumed.steps_on(place.instance_type)
+    if place.gpus is None:
+        assert measured is not None
+        words, source = f"{work.steps:,} steps x {measured.step_s:.3g} s", measured.source
+        yield Factor("training time", hours, "h", words, source)
+        words = "start, saves, what lies between the stages, export"
+        yield Factor("the rest", course.start_s / 60, "min", words, source)
+        return
+    gpu = place.gpus.partition(":")[0]
+    peak = peak_flops(gpu, infra=place.infra, instance_type=place.instance_type) or 0.0
+    speed = assumed.speed_on(gpu)
+    yield Factor("peak of a GPU", peak, "FLOPs/s", f"{gpu}, bfloat16, dense", "NVIDIA's data sheets")
+    yield Factor("MFU", speed.mfu, "", f"{speed.mfu:.0%}, give or take {speed.spread:.0%}", speed.source)
+    words = f"FLOPs / ({num_gpus(place)} GPUs x peak x MFU)"
+    yield Factor("training time", hours, "h", words, "the three above")
+    words = f"boot and install {assumed.boot_s / 60:.0f} min, then the base weights"
+    yield Factor("set-up", course.start_s / 60, "min", words, _OURS)
+    yield Factor("export", course.finish_s / 60, "min", "the model to the store, by one node", _OURS)
+
+
+def _of_losses(assumed: Assumptions, course: Course, *, is_spot: bool) -> Iterator[Factor]:
+    if not is_spot:
+        yield Factor("preemptions", 0.0, "per hour", "on-demand machines are not taken away", "the cloud's terms")
+        return
+    words = f"of all machines of the job together; {expected(course).losses:.2f} expected while it trains"
+    yield Factor("preemptions", course.losses_per_hour, "per hour", words, assumed.hazard.source)
+    words = f"saved every {course.save_interval_s / 60:.1f} min, half of that is lost on average"
+    yield Factor("work lost with each", course.save_interval_s / 2 / 60, "min", words, _OURS)
+    words = f"{course.away_s / 60:.0f} min to notice and find a machine (not billed), then boot, install, state"
+    yield Factor("back after each", (course.away_s + course.restart_s) / 60, "min", words, _OURS)
+
+
+def _of_store(plan: LaunchPlan, work: Workload, assumed: Assumptions) -> Iterator[Factor]:
+    kept = kept_gb(plan, work)
+    monthly_usd = kept * assumed.storage_usd_per_gb_month
+    words = (
+        f"{plan.job.checkpoints.keep} x {state_gb(work):.3g} GB; they stay after the run: {monthly_usd:.2f} USD a month"
+    )
+    yield Factor("checkpoints kept", kept, "GB", words, "12 bytes a parameter; S3 Standard, us-east-1, 2024")
+    words = f"a save writes {state_gb(work) * 1e9 / assumed.request_bytes:,.0f} blocks of 16 MiB"
+    yield Factor("store requests", assumed.write_usd * 1e6, "USD per million", words, "S3 Standard, us-east-1, 2024")
+    words = f"the state, {state_gb(work):.3g} GB, after each loss in another region"
+    yield Factor("egress", assumed.egress_usd_per_gb, "USD per GB", words, "AWS, between its regions in the US, 2024")
+
+
+def _of_side(side: SideMachines) -> Iterator[Factor]:
+    for name, place, words in (
+        ("generation machine", side.generation, "the cheapest with 4 vCPUs; no GPU waits for a teacher"),
+        ("controller", side.controller, "SkyPilot's own, 4 vCPUs and 16 GiB, as long as the job lasts"),
+    ):
+        if place is not None and place.price_per_hour_usd is not None:
+            words = f"{place.instance_type} ({place.pricing.value}) in {place.name}: {words}"
+            yield Factor(name, place.price_per_hour_usd, "USD/h", words, "price list")

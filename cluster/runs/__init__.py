@@ -1,0 +1,1 @@
+"""What a run is to those who look at it: its attempts, reports, costs, and what this machine remembers."""

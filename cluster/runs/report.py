@@ -1,0 +1,157 @@
+"""The one report at the end of a run: attempts, lost work, where the time and the money went.
+
+reports/attempt-000003.json      put once, numbered by the newest attempt it covers
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from alpaca_jobs.run_layout import LAYOUT
+from checkpoints.attempts import AttemptLog
+from checkpoints.errors import AlreadyExists
+from checkpoints.keys import CommitRef
+from checkpoints.lineage import counting_commits
+from checkpoints.reader import CommitReader, list_commits
+from checkpoints.store import Store
+from cluster.events import Event, read_events, utc_now
+from cluster.node.ledger import Asked, count_asked
+from cluster.node.pace import Pace, pace_of
+from cluster.plan import LaunchPlan
+from cluster.recovery import Decision
+from cluster.runs.attempt_summary import AttemptSummary, summarize_attempts
+from cluster.runs.goodput import Goodput, lost_steps, split_time
+from cluster.runs.spending import teacher_usd
+
+_KEY: Final = re.compile(r"reports/attempt-(\d{6})\.json")
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Everything a run came to.
+
+    Attributes:
+        outcome: the stop reason it ended with; `done` if it finished.
+        lost_steps: training steps done again after each attempt but the last.
+        rows: rows kept; None if the run generated none.
+        step: newest committed training step; None if there is none.
+        requests, requests_repeated: asked of the teacher; how many of those were asked before (an upper bound).
+        compute_usd: for machines; None if any price is unknown. teacher_usd: None if its price is.
+        pace: how fast it worked, for the estimates of later runs.
+    """
+
+    run_id: str
+    outcome: str
+    exit_code: int
+    words: str
+    finished_at: str
+    attempts: tuple[AttemptSummary, ...]
+    lost_steps: tuple[int, ...]
+    goodput: Goodput
+    rows: int | None
+    step: int | None
+    requests: int
+    requests_repeated: int
+    compute_usd: float | None
+    teacher_usd: float | None
+    pace: Pace
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Machines and teacher together; None as long as a part is unknown."""
+        if self.compute_usd is None or (self.teacher_usd is None and self.requests):
+            return None
+        return self.compute_usd + (self.teacher_usd or 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as the store holds them and `--json` prints them."""
+        return {
+            "run_id": self.run_id, "outcome": self.outcome, "exit_code": self.exit_code, "words": self.words,
+            "finished_at": self.finished_at, "attempts": [one.to_json() for one in self.attempts],
+            "regions": [one.place for one in self.attempts], "stop_reasons": [one.stop_reason for one in self.attempts],
+            "lost_steps": list(self.lost_steps), "lost_steps_max": max(self.lost_steps, default=0),
+            "goodput": self.goodput.to_json(), "rows": self.rows, "step": self.step, "requests": self.requests,
+            "requests_repeated": self.requests_repeated, "compute_usd": self.compute_usd,
+            "teacher_usd": self.teacher_usd, "cost_usd": self.cost_usd,
+            "pace": self.pace.to_json(),
+        }  # fmt: skip
+
+
+def report_key(attempt: int) -> str:
+    """Where the report lies that covers the attempts up to this one."""
+    return f"reports/attempt-{attempt:06d}.json"
+
+
+def put_report(store: Store, plan: LaunchPlan, outcome: Decision, newest: int) -> RunReport:
+    """Make the report from what the store holds and put it; one that covers the same attempts already stands."""
+    report = make_report(store, plan.run_id, outcome)
+    try:
+        store.put_once(report_key(newest), report.to_json())
+    except AlreadyExists:
+        # A resume that got no machine at all: the attempts are the ones of the report before.
+        return report
+    return report
+
+
+def read_report(store: Store) -> Mapping[str, Any] | None:
+    """The newest report, as JSON; None before the run has ended once."""
+    numbers = [int(match[1]) for key in store.list("reports/") if (match := _KEY.fullmatch(key))]
+    return store.get_json(report_key(max(numbers))) if numbers else None
+
+
+def make_report(store: Store, run_id: str, outcome: Decision) -> RunReport:
+    """Read records, commits, events and ledger of a run, and put the report together."""
+    records = AttemptLog(store, LAYOUT).records()
+    commits = counting_commits(records, list_commits(store, LAYOUT), LAYOUT)
+    return render_report(
+        run_id,
+        outcome,
+        attempts=summarize_attempts(records, events := read_events(store)),
+        commits=commits,
+        events=events,
+        asked=count_asked(store),
+        rows=rows_kept(store, commits),
+    )
+
+
+def render_report(
+    run_id: str,
+    outcome: Decision,
+    *,
+    attempts: tuple[AttemptSummary, ...],
+    commits: list[CommitRef],
+    events: list[Event],
+    asked: Asked,
+    rows: int | None,
+) -> RunReport:
+    """Put a report together from what was read; `commits` are those that count, newest first."""
+    costs = [one.cost_usd for one in attempts]
+    known = [cost for cost in costs if cost is not None]
+    return RunReport(
+        run_id=run_id,
+        outcome=outcome.reason.value if outcome.reason else "",
+        exit_code=outcome.exit_code or 0,
+        words=outcome.words,
+        finished_at=utc_now(),
+        attempts=attempts,
+        lost_steps=lost_steps(attempts),
+        goodput=split_time(attempts, events),
+        rows=rows,
+        step=next((ref.position for ref in commits if ref.stage == "train"), None),
+        requests=asked.sent,
+        requests_repeated=asked.repeated,
+        compute_usd=sum(known) if len(known) == len(costs) else None,
+        teacher_usd=teacher_usd(events),
+        pace=pace_of(events),
+    )
+
+
+def rows_kept(store: Store, commits: list[CommitRef]) -> int | None:
+    """Rows that the newest counting part of generated data brings the run to; None if there is no part."""
+    newest = next((ref for ref in commits if ref.stage == "generate"), None)
+    if newest is None:
+        return None
+    return int(CommitReader.open(store, LAYOUT, newest).manifest.meta["rows_total"])

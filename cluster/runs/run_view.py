@@ -1,0 +1,223 @@
+"""How runs stand, computed from the store alone; from any laptop that reaches it.
+
+index/<run_id>.json      at the store's root, put at launch, so that listing runs does not list their contents
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any, Final
+
+from alpaca_jobs.run_layout import LAYOUT
+from checkpoints.attempts import AttemptLog
+from checkpoints.errors import ObjectMissing
+from checkpoints.keys import CommitRef
+from checkpoints.lineage import AttemptRecord, counting_commits
+from checkpoints.reader import list_commits
+from checkpoints.store import Store
+from cluster.errors import RunNotFound
+from cluster.events import Event, read_events, seconds_of
+from cluster.plan import LaunchPlan
+from cluster.runs.attempt_summary import AttemptSummary, summarize_attempts
+from cluster.runs.report import rows_kept
+from cluster.runs.run_ids import check_run_id
+from cluster.runs.session import Timing
+
+_INDEX: Final = re.compile(r"index/([a-z0-9-]+)\.json")
+_QUIET_S: Final = 10.0  # older news than this is not believed without looking at the lease
+SAMPLE_S: Final = Timing().sample_s
+_DEAD_S: Final = 3600.0  # older news than this is not even looked into
+
+
+class RunState(StrEnum):
+    """How a run stands; values are what `status --json` prints."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    WAITING = "waiting"  # for capacity, or for the store
+    SILENT = "silent"  # nothing ended it, and nothing shows that it lives
+    DONE = "done"
+    STOPPED = "stopped"  # by its user, budget or deadline: `resume` goes on
+    FAILED = "failed"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody works on the run any more, as far as it said."""
+        return self in (RunState.DONE, RunState.STOPPED, RunState.FAILED)
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run as it stands.
+
+    Attributes:
+        words: the newest decision or the end, for people.
+        place: of the newest attempt.
+        newest_commit: newest state that counts; None before the first.
+        rows, target_rows, accept_rate, step, total_steps, loss, tokens_per_second: as its nodes last said.
+        lag_steps: training steps that a kill now would cost; None before training.
+        updated_at: ISO time of the newest event; empty before the first.
+    """
+
+    run_id: str
+    job_name: str
+    store_uri: str
+    state: RunState
+    words: str
+    launched_at: str
+    updated_at: str
+    place: str
+    attempts: tuple[AttemptSummary, ...]
+    newest_commit: CommitRef | None
+    rows: int | None
+    target_rows: int | None
+    accept_rate: float | None
+    step: int | None
+    total_steps: int | None
+    loss: float | None
+    tokens_per_second: float | None
+    lag_steps: int | None
+    exit_code: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {
+            "state": self.state.value,
+            "attempts": [one.to_json() for one in self.attempts],
+            "newest_commit": self.newest_commit.to_json() if self.newest_commit else None,
+        }
+
+
+def index_key(run_id: str) -> str:
+    """Where a run's entry lies, at the store's root."""
+    return f"index/{run_id}.json"
+
+
+def list_runs(root: Store) -> list[str]:
+    """Run ids in a store, by name."""
+    return sorted(match[1] for key in root.list("index/") if (match := _INDEX.fullmatch(key)))
+
+
+def read_plan(root: Store, run_id: str) -> tuple[LaunchPlan, str]:
+    """Read what was launched, and when (ISO time).
+
+    Raises:
+        RunNotFound: the store has no such run.
+    """
+    try:
+        body = root.child(check_run_id(run_id)).get_json("job.json")
+    except ObjectMissing:
+        body = None
+    if body is None:
+        raise RunNotFound(
+            f"{root.uri} has no run {run_id}. See what it has with `alpaca-jobs runs --store {root.uri}`, or name "
+            "another store."
+        )
+    return LaunchPlan.from_json(body), str(body["launched_at"])
+
+
+def view_run(
+    root: Store, run_id: str, *, is_alive: bool | None = None, now: float | None = None, sample_s: float = SAMPLE_S
+) -> RunView:
+    """Look at a run.
+
+    Args:
+        root: the store's root.
+        is_alive: whether the supervisor that the run had on this machine lives; None: it had none here.
+        now: seconds since 1970.
+        sample_s: how long to look at a lease to see whether it moves; done only where nothing else tells.
+
+    Raises:
+        RunNotFound: the store has no such run.
+    """
+    plan, launched_at = read_plan(root, run_id)
+    store = root.child(run_id)
+    log = AttemptLog(store, LAYOUT)
+    records = log.records()
+    commits = counting_commits(records, list_commits(store, LAYOUT), LAYOUT)
+    events = read_events(store, newest_batches=3)
+    attempts = summarize_attempts(records, events)
+    state = _state(records, events)
+    updated_at = max((event.t for event in events), default="")
+    is_watched = True
+    if not state.is_over and is_alive is not True:
+        age_s = (time.time() if now is None else now) - seconds_of(updated_at or launched_at)
+        is_watched = is_alive is None
+        if is_alive is False or age_s > _QUIET_S:
+            lives = age_s <= _DEAD_S and is_lease_moving(log, sample_s=sample_s)
+            state = state if lives else RunState.SILENT
+    generation, step = _newest(events, "generation"), _newest(events, "step")
+    newest_step = max((ref.position for ref in commits if ref.stage == "train"), default=0)
+    return RunView(
+        run_id=run_id,
+        job_name=plan.job.name,
+        store_uri=root.uri,
+        state=state,
+        words=_words(events, state, run_id, is_watched=is_watched),
+        launched_at=launched_at,
+        updated_at=updated_at,
+        place=attempts[-1].place if attempts else "",
+        attempts=attempts,
+        newest_commit=commits[0] if commits else None,
+        rows=generation.get("rows", rows_kept(store, commits)),
+        target_rows=plan.job.data.num_rows if "generate" in plan.job.stages else None,
+        accept_rate=generation.get("accept_rate"),
+        step=step.get("step"),
+        total_steps=step.get("total_steps"),
+        loss=step.get("loss"),
+        tokens_per_second=step.get("tokens_per_second"),
+        lag_steps=max(int(step["step"]) - newest_step, 0) if "step" in step else None,
+        exit_code=_newest(events, "end").get("exit_code") if state.is_over else None,
+    )
+
+
+def is_lease_moving(
+    log: AttemptLog, *, sample_s: float = SAMPLE_S, sleep: Callable[[float], None] = time.sleep
+) -> bool:
+    """Whether the newest attempt renews its lease right now; takes `sample_s` unless it has ended."""
+    newest = log.newest()
+    if newest == 0 or "end" in log.present().get(newest, ()):
+        return False
+    before = log.read_lease(newest)
+    sleep(sample_s)
+    return log.read_lease(newest) != before or log.newest() > newest
+
+
+def _state(records: Sequence[AttemptRecord], events: Sequence[Event]) -> RunState:
+    """What the supervisor said last; the records, where it said nothing."""
+    last = next((one for one in reversed(events) if one.writer == "supervisor" and one.kind != "log"), None)
+    if last is not None and last.kind == "end":
+        match last.fields.get("exit_code"):
+            case 0:
+                return RunState.DONE
+            case 4 | 130:
+                return RunState.STOPPED
+            case _:
+                return RunState.FAILED
+    if last is not None and last.kind == "decision" and last.fields.get("action") == "wait":
+        return RunState.WAITING
+    newest = records[-1] if records else None
+    if newest is not None and newest.end is not None and newest.end.get("stop_reason") == "done":
+        return RunState.DONE
+    return RunState.RUNNING if newest is not None and newest.has_base and newest.end is None else RunState.STARTING
+
+
+def _words(events: Sequence[Event], state: RunState, run_id: str, *, is_watched: bool) -> str:
+    if state is RunState.SILENT:
+        return f"Nothing shows that it is alive. `alpaca-jobs resume {run_id}` goes on from the newest commit."
+    if not is_watched and not state.is_over:
+        return (
+            "Its node works, but its supervisor on this machine is gone. Unless another machine has resumed it, "
+            f"`alpaca-jobs resume {run_id}` watches it again."
+        )
+    told = [event for event in events if event.kind in ("decision", "end")]
+    return str(told[-1].fields.get("words", "")) if told else ""
+
+
+def _newest(events: Sequence[Event], kind: str) -> Mapping[str, Any]:
+    return next((event.fields for event in reversed(events) if event.kind == kind), {})

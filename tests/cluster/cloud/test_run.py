@@ -1,0 +1,277 @@
+"""What SkyPilot's side and a cloud's node decide from the store alone: no memory of their own is needed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alpaca_jobs.run_layout import LAYOUT
+from alpaca_jobs.spec import JobSpec
+from checkpoints.attempts import AttemptLog
+from checkpoints.keys import CommitRef
+from checkpoints.lineage import counting_commits
+from checkpoints.reader import list_commits
+from checkpoints.store import Store
+from checkpoints.writer import CommitWriter
+from cluster.cloud.launching import JobWatch, cancel_cloud_run, refuse_active_job, submit_session
+from cluster.cloud.node import next_attempt, placement_here
+from cluster.cloud.run import CloudRun, put_session
+from cluster.cloud.sky_backend import JobStatus
+from cluster.control import ask_cancel
+from cluster.errors import ClusterError, LaunchFailed, RunActive, RunNotFound
+from cluster.events import read_events, utc_now
+from cluster.plan import LaunchPlan, Placement, Pricing
+from cluster.recovery import Action, RecoveryPolicy, StopReason
+from cluster.runs.home import Home
+from cluster.runs.report import read_report
+from cluster.runs.run_view import view_run
+from cluster.runs.session import Session
+
+PLACES = tuple(
+    Placement("aws", region, None, "m6i.large", Pricing.SPOT, price, 1)
+    for region, price in (("us-east-1", 0.03), ("us-east-2", 0.04), ("us-west-2", 0.05))
+)
+
+
+class ACloud:
+    """A run in a folder, with as many attempts as a test gives it."""
+
+    def __init__(self, folder: Path, **policy: Any) -> None:
+        job = JobSpec.model_validate(
+            {
+                "name": "demo", "store": "s3://b", "data": {"num_rows": 8, "teacher": "offline"},
+                "train": {"recipe": "alpaca", "model": "tiny-llama"}, "compute": {"infra": ["aws"], "workers": 1},
+                "secrets": ["API_KEY"],
+            }
+        )  # fmt: skip
+        self.root = Store.open(f"file://{folder}")
+        self.store = self.root.child("demo-x3fkd")
+        plan = LaunchPlan("demo-x3fkd", job, self.root.uri, PLACES, 1, "0+test")
+        self.store.put_once("job.json", {**plan.to_json(), "launched_at": utc_now()})
+        self.session = Session(plan, RecoveryPolicy(**policy))
+        self.log = AttemptLog(self.store, LAYOUT)
+
+    def run(self, number: str = "") -> CloudRun:
+        """As a controller that was just started sees it."""
+        session = number or put_session(self.store, self.session)
+        names = {"ALPACA_JOBS_STORE": self.root.uri, "ALPACA_JOBS_RUN": "demo-x3fkd", "ALPACA_JOBS_SESSION": session}
+        return CloudRun.open(names)
+
+    def attempt(self, number: int, place: Placement, *, commit: int | None = None, reason: str | None = None) -> None:
+        counting = counting_commits(self.log.records(), list_commits(self.store, LAYOUT), LAYOUT)
+        self.log.claim(number, {"placement": place.to_json(), "started_at": utc_now()})
+        self.log.put_base(number, counting[0] if counting else None)
+        if commit is not None:
+            CommitWriter(self.store, LAYOUT, CommitRef("train", commit, number)).publish(meta={})
+        if reason is not None:
+            self.log.put_end(number, {"stop_reason": reason, "ended_at": utc_now(), "seconds": 3600.0})
+
+
+class FakeSky:
+    """A SkyPilot that takes everything, and remembers."""
+
+    def __init__(self, *statuses: JobStatus | None, plugin: bool = True, refuses: bool = False) -> None:
+        self.statuses, self.plugin, self.refuses = list(statuses), plugin, refuses
+        self.submitted: list[tuple[str, str, dict[str, str]]] = []
+        self.cancelled: list[str] = []
+
+    def has_plugin(self) -> bool:
+        return self.plugin
+
+    def submit(self, task_yaml: str, *, name: str, secrets: Any) -> int:
+        if self.refuses:
+            raise LaunchFailed("no")
+        self.submitted.append((task_yaml, name, dict(secrets)))
+        return 1
+
+    def status(self, name: str) -> JobStatus | None:
+        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+
+    def cancel(self, name: str) -> None:
+        self.cancelled.append(name)
+
+
+def test_the_lost_region_is_remembered_by_a_controller_that_knows_nothing(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path)
+    assert cloud.run("").decide().placements[0].region == "us-east-1"
+    cloud.attempt(1, PLACES[0])
+    fresh = cloud.run("000001")
+    fresh.end_lost()
+    decision = fresh.decide()
+    assert decision.action is Action.RELAUNCH
+    assert [place.region for place in decision.placements] == ["us-east-2", "us-west-2", "us-east-1"]
+    assert fresh.next_number() == 2
+    assert cloud.log.records()[0].end["stop_reason"] == "lost"  # type: ignore[index]
+
+
+def test_a_place_without_capacity_is_skipped_and_with_all_of_them_sold_out_the_run_waits(tmp_path: Path) -> None:
+    run = ACloud(tmp_path, max_wait_s=600.0).run()
+    for place in PLACES:
+        assert run.decide().placements[0] == place
+        run.refused(place, "sold out")
+    assert run.decide().action is Action.WAIT
+
+
+def test_a_place_that_can_never_be_used_is_left_out_and_with_none_left_the_run_ends(tmp_path: Path) -> None:
+    run = ACloud(tmp_path).run()
+    for place in PLACES:
+        assert run.decide().placements[0] == place
+        run.cannot(place, "credentials are missing")
+    decision = run.decide()
+    assert (decision.action, decision.exit_code) == (Action.GIVE_UP, 3)
+    assert "aws/us-east-2: credentials are missing" in decision.words
+
+
+def test_a_crash_that_repeats_without_progress_ends_the_run_and_one_with_progress_does_not(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path)
+    run = cloud.run()
+    cloud.attempt(1, PLACES[0], reason="crashed")
+    cloud.attempt(2, PLACES[0], reason="crashed")
+    assert run.decide().action is Action.RELAUNCH
+    cloud.attempt(3, PLACES[0], reason="crashed", commit=5)
+    assert run.decide().action is Action.RELAUNCH
+    cloud.attempt(4, PLACES[0], reason="crashed")
+    assert run.decide().action is Action.RELAUNCH
+    cloud.attempt(5, PLACES[0], reason="crashed")
+    decision = run.decide()
+    assert (decision.action, decision.exit_code, decision.reason) == (Action.GIVE_UP, 1, StopReason.CRASHED)
+
+
+def test_no_machine_is_bought_that_the_budget_or_the_deadline_does_not_pay(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path / "a", max_usd=0.03)
+    run = cloud.run()
+    cloud.attempt(1, PLACES[0], reason="preempted")  # an hour at 0.03 USD
+    assert run.spent_usd() == pytest.approx(0.03)
+    assert (run.decide().action, run.decide().exit_code) == (Action.GIVE_UP, 4)
+    late = ACloud(tmp_path / "b", deadline_at_s=1.0).run()
+    assert (late.decide().action, late.decide().reason) == (Action.GIVE_UP, StopReason.DEADLINE)
+
+
+def test_a_cancel_is_seen_before_anything_is_launched(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path)
+    run = cloud.run()
+    ask_cancel(cloud.store)
+    assert (run.decide().action, run.decide().exit_code) == (Action.GIVE_UP, 130)
+
+
+def test_a_resume_forgets_crashes_and_keeps_away_from_the_region_lost_last(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path, max_crashes=1)
+    first = cloud.run()
+    cloud.attempt(1, PLACES[0], reason="crashed")
+    assert first.decide().action is Action.GIVE_UP
+    resumed = cloud.run()
+    assert resumed.decide().placements[0] == PLACES[0]
+    cloud.attempt(2, PLACES[0], reason="lost")
+    assert cloud.run().decide().placements[0] == PLACES[1]
+
+
+def test_closing_puts_the_report_and_the_end_once(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path)
+    run = cloud.run()
+    cloud.attempt(1, PLACES[0], reason="done")
+    decision = run.decide()
+    run.close(decision)
+    run.close(decision)
+    assert (read_report(cloud.store) or {})["outcome"] == "done"
+    assert [event.fields["exit_code"] for event in read_events(cloud.store) if event.kind == "end"] == [0, 0]
+
+
+def test_an_attempt_that_never_began_counts_as_one(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path, max_fruitless=1)
+    number = put_session(cloud.store, cloud.session)
+    told = {"ALPACA_JOBS_ATTEMPT": "1", "ALPACA_JOBS_PLACEMENT": json.dumps(PLACES[0].to_json())}
+    names = {"ALPACA_JOBS_STORE": cloud.root.uri, "ALPACA_JOBS_RUN": "demo-x3fkd", "ALPACA_JOBS_SESSION": number}
+    run = CloudRun.open({**names, **told})
+    run.end_lost()
+    assert run.next_number() == 2
+    assert (run.decide().action, run.decide().exit_code) == (Action.GIVE_UP, 3)
+
+
+def test_a_session_that_was_resumed_elsewhere_launches_nothing_more_and_ends_nothing(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path)
+    old, new = cloud.run(), cloud.run()
+    decision = old.decide()
+    assert (decision.action, decision.reason) == (Action.FINISH, StopReason.SUPERSEDED)
+    old.close(decision)
+    assert read_report(cloud.store) is None
+    assert new.decide().action is Action.RELAUNCH
+
+
+def test_an_environment_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunNotFound, match="ALPACA_JOBS_STORE"):
+        CloudRun.open({})
+
+
+def test_a_node_knows_where_it_is_by_what_was_handed_out_or_by_its_cluster(tmp_path: Path) -> None:
+    plan = ACloud(tmp_path).session.plan
+    told = {"SKYPILOT_CLUSTER_INFO": '{"cloud": "AWS", "region": "us-west-2", "zone": "us-west-2a"}'}
+    assert placement_here(plan, told) == PLACES[2]
+    handed_out = replace(PLACES[1], pricing=Pricing.ON_DEMAND)
+    assert placement_here(plan, {**told, "ALPACA_JOBS_PLACEMENT": json.dumps(handed_out.to_json())}) == handed_out
+    with pytest.raises(ClusterError, match="gcp/mars"):
+        placement_here(plan, {"SKYPILOT_CLUSTER_INFO": '{"cloud": "GCP", "region": "mars"}'})
+
+
+def test_without_a_plugin_a_node_takes_the_next_number_and_ends_the_one_before(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path)
+    assert next_attempt(cloud.log) == 1
+    cloud.attempt(1, PLACES[0], reason="preempted")
+    assert next_attempt(cloud.log) == 2
+
+
+def test_a_task_carries_secrets_by_name_only_and_names_its_session(tmp_path: Path) -> None:
+    cloud, sky = ACloud(tmp_path / "store"), FakeSky(None)
+    zones = tuple(replace(place, zone=zone) for place in PLACES[:2] for zone in ("one", "two"))
+    plan = replace(cloud.session.plan, store_uri="s3://bucket/runs", candidates=zones)
+    submit_session(cloud.store, replace(cloud.session, plan=plan), Home(tmp_path / "home"), sky, {"API_KEY": "hush"})
+    ((text, name, secrets),) = sky.submitted
+    assert (name, secrets) == ("demo-x3fkd", {"API_KEY": "hush"})
+    assert "hush" not in text
+    assert "API_KEY: null" in text
+    assert cloud.run("000001").plan.candidates == PLACES[:2]  # zones are SkyPilot's choice
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hush" in path.read_bytes()]
+
+
+def test_a_resume_says_a_word_so_that_the_old_end_is_no_end_any_more(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path / "store")
+    cloud.run()
+    cancel_cloud_run(cloud.store, "demo-x3fkd", FakeSky(None), window_s=0.0)
+    submit_session(cloud.store, cloud.session, Home(tmp_path / "home"), FakeSky(None), {"API_KEY": "x"})
+    kinds = [event.kind for event in read_events(cloud.store)]
+    assert kinds == ["end", "decision"]
+    assert view_run(cloud.root, "demo-x3fkd").state.value == "starting"
+
+
+def test_a_server_without_our_plugin_is_named_and_a_refused_submission_is_cancelled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cloud, sky = ACloud(tmp_path / "store"), FakeSky(None, plugin=False, refuses=True)
+    with pytest.raises(LaunchFailed):
+        submit_session(cloud.store, cloud.session, Home(tmp_path / "home"), sky, {"API_KEY": "x"})
+    assert "alpaca-jobs plugin install" in caplog.text
+    assert sky.cancelled == ["demo-x3fkd"]
+
+
+def test_cancelling_ends_the_job_the_attempt_and_the_run(tmp_path: Path) -> None:
+    cloud, sky = ACloud(tmp_path), FakeSky(None)
+    cloud.run()
+    cloud.attempt(1, PLACES[0])
+    cancel_cloud_run(cloud.store, "demo-x3fkd", sky, window_s=0.0)
+    assert sky.cancelled == ["demo-x3fkd"]
+    assert cloud.log.records()[0].end is not None
+    assert (read_report(cloud.store) or {})["exit_code"] == 130
+
+
+def test_a_job_that_dies_without_a_word_is_noticed_at_the_second_look(tmp_path: Path) -> None:
+    now = iter(range(0, 1000, 100))
+    dead = JobStatus(7, "FAILED_SETUP", True, "no space left")
+    watch = JobWatch(FakeSky(dead), "demo-x3fkd", every_s=60.0, clock=lambda: next(now))
+    assert [watch.is_dead(), watch.is_dead()] == [False, True]
+    assert "FAILED_SETUP (no space left)" in str(watch.error())
+    with pytest.raises(RunActive, match="RUNNING"):
+        refuse_active_job("demo-x3fkd", JobStatus(8, "RUNNING", False, ""))
+    refuse_active_job("demo-x3fkd", dead)

@@ -1,0 +1,201 @@
+"""Every kind of OpenAI-compatible server, asked by the real client through the whole stage: the same rows from each.
+
+Each is the built-in server in another's clothes. Its answers depend on the request alone, so that a row too few or too
+many, whatever the server did in between, shows.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import runpy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alpaca_jobs.data.rows import Row
+from alpaca_jobs.generation import offline_teacher
+from alpaca_jobs.generation.offline_tasks import make_task
+from alpaca_jobs.generation.offline_teacher import OfflineTeacher
+from alpaca_jobs.spec import JobSpec
+from checkpoints.store import Store
+from cluster.node.generate_stage import GeneratedRows
+from cluster.node.inputs import freeze_inputs
+
+Answer = tuple[int, dict[str, Any], dict[str, str]]
+generate_rows = runpy.run_path(str(Path(__file__).with_name("row_driver.py")))["generate_rows"]
+
+
+class VllmTeacher(OfflineTeacher):
+    """Flat error objects with a number for a code, more fields, no headers about limits."""
+
+    def answer(self, body: dict[str, Any], *, is_chat: bool) -> Answer:
+        status, reply, _ = super().answer(body, is_chat=is_chat)
+        if status == 200:
+            choice = reply["choices"][0]
+            choice.update(stop_reason=None, prompt_logprobs=None)
+            extra = {"prompt_tokens_details": None, "total_tokens": sum(reply["usage"].values())}
+            return 200, {**reply, "usage": {**reply["usage"], **extra}, "kv_transfer_params": None}, {}
+        words = reply["error"]["message"]
+        return (
+            status,
+            {"object": "error", "message": words, "type": "BadRequestError", "param": None, "code": status},
+            {},
+        )
+
+
+class SilentTeacher(OfflineTeacher):
+    """No usage numbers."""
+
+    def answer(self, body: dict[str, Any], *, is_chat: bool) -> Answer:
+        status, reply, headers = super().answer(body, is_chat=is_chat)
+        return status, {name: value for name, value in reply.items() if name != "usage"}, headers
+
+
+class MoodyTeacher(OfflineTeacher):
+    """Every request is first answered with nonsense: an error as a stream of events, a page, half an answer, null."""
+
+    MOODS = (
+        ("text/event-stream", b'data: {"error": {"message": "overloaded", "code": 503}}\n\ndata: [DONE]\n\n'),
+        ("text/html", b"<html>502</html>"),
+        ("application/json", b'{"choices": [{"text": "4. Instr'),
+        ("application/json", b'{"choices": [{"text": null, "finish_reason": "stop"}]}'),
+    )
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(refuses_some=False, **options)
+        self.RequestHandlerClass = _MoodyHandler
+        self.seen: set[str] = set()
+
+    def mood(self, body: dict[str, Any]) -> tuple[str, bytes] | None:
+        """What to answer the first time a request comes."""
+        key = json.dumps(body, sort_keys=True)
+        if key in self.seen:
+            return None
+        self.seen.add(key)
+        return self.MOODS[len(self.seen) % len(self.MOODS)]
+
+
+class _MoodyHandler(offline_teacher._Handler):
+    server: MoodyTeacher
+
+    def _send(self, status: int, reply: dict[str, Any], headers: dict[str, str]) -> None:
+        mood = self.server.mood(reply["choices"][0]) if status == 200 else None
+        if mood is None:
+            return super()._send(status, reply, headers)
+        self.send_response(200)
+        self.send_header("content-type", mood[0])
+        self.send_header("content-length", str(len(mood[1])))
+        self.end_headers()
+        self.wfile.write(mood[1])
+
+
+class StubbornTeacher(OfflineTeacher):
+    """One request in three is answered with nothing but an empty text, however often it is asked."""
+
+    def answer(self, body: dict[str, Any], *, is_chat: bool) -> Answer:
+        status, reply, headers = super().answer(body, is_chat=is_chat)
+        if status == 200 and int(reply["id"][-2:], 16) % 3 == 0:
+            reply["choices"][0].update({"message": {"content": ""}} if is_chat else {"text": ""})
+        return status, reply, headers
+
+
+class JsonTeacher(OfflineTeacher):
+    """Answers in the form of a JSON schema, as a chat model with structured output does, from the rule-based tasks."""
+
+    def answer(self, body: dict[str, Any], *, is_chat: bool) -> Answer:
+        form = body.pop("response_format", None)
+        status, reply, headers = super().answer(body, is_chat=is_chat)
+        if status != 200 or form is None:
+            return status, reply, headers
+        rng = random.Random(reply["id"])
+        fields = form["json_schema"]["schema"]["properties"]
+        tasks = [dict(zip(("instruction", "input", "output"), make_task(rng), strict=True)) for _ in range(8)]
+        said: dict[str, Any] = {
+            "tasks": tasks,
+            "instructions": [task["instruction"] for task in tasks],
+            "is_classification": rng.random() < 0.3,
+            "instances": [{"input": task["input"], "output": task["output"]} for task in tasks[:2]],
+        }
+        reply["choices"][0]["message"]["content"] = json.dumps({name: said[name] for name in fields})
+        reply["choices"][0]["finish_reason"] = "stop"
+        return status, reply, headers
+
+
+@contextmanager
+def running(server: OfflineTeacher) -> Iterator[OfflineTeacher]:
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def generate(
+    folder: Path, server: OfflineTeacher, *, api: str, recipe: str = "alpaca", **teacher: Any
+) -> GeneratedRows:
+    folder.mkdir()
+    spec = {"model": "offline-demo", "base_url": server.base_url, "api": api, "api_key_env": None, **teacher}
+    job = JobSpec.model_validate(
+        {"name": "teachers", "train": {"model": "tiny-llama"}, "compute": {"workers": 1},
+         "data": {"teacher": spec, "num_rows": 60, "recipe": recipe, "num_actors": 2, "concurrency": 2}}
+    )  # fmt: skip
+    store = Store.open(f"file://{folder}/store")
+    run = store.child("run")
+    run.put_once("job.json", {"job": job.model_dump(mode="json", by_alias=True)})
+    freeze_inputs(job, run)
+    with running(server):
+        state: GeneratedRows = generate_rows(store.uri, "run", 1, folder / "scratch")
+    return state
+
+
+def texts(rows: list[Row]) -> list[tuple[str, str, str]]:
+    return [(row.instruction, row.input, row.output) for row in rows]
+
+
+PRICED = {"price_per_million_input_usd": 1.0, "price_per_million_output_usd": 2.0}
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_every_kind_of_server_gives_the_same_rows(tmp_path: Path, api: str) -> None:
+    built_in = generate(tmp_path / "built-in", OfflineTeacher(), api=api, **PRICED)
+    assert len(built_in.rows) == 60
+    for kind in (VllmTeacher, SilentTeacher, MoodyTeacher):
+        other = generate(tmp_path / kind.__name__, kind(), api=api, **PRICED)
+        assert texts(other.rows) == texts(built_in.rows), kind.__name__
+
+
+def test_requests_that_stay_garbage_are_paid_for_and_lose_no_row(tmp_path: Path) -> None:
+    state = generate(tmp_path / "stubborn", StubbornTeacher(), api="chat", **PRICED)
+    assert len(state.rows) == 60
+    assert state.statistics.drops["unusable"] > 0
+
+
+@pytest.mark.parametrize("recipe", ["alpaca", "self-instruct"])
+def test_both_recipes_work_with_structured_output(tmp_path: Path, recipe: str) -> None:
+    state = generate(tmp_path / recipe, JsonTeacher(), api="chat", recipe=recipe, answer_format="json")
+    assert len(state.rows) == 60
+    assert state.statistics.drops["malformed"] == 0
+
+
+def test_what_a_server_does_not_say_is_counted_at_its_worst_case(tmp_path: Path) -> None:
+    generate(tmp_path / "silent", SilentTeacher(), api="completions", **PRICED)
+    store = Store.open(f"file://{tmp_path}/silent/store/run")
+    answers = [json.loads(store.get(key))["answer"] for key in store.list("answers/")]
+    assert all(answer["cost_usd"] is None and answer["at_most_usd"] > 0.005 for answer in answers)
+
+
+def test_without_a_price_the_spending_is_unknown_in_every_event(tmp_path: Path) -> None:
+    generate(tmp_path / "unpriced", OfflineTeacher(), api="chat")
+    store = Store.open(f"file://{tmp_path}/unpriced/store/run")
+    events = [one for key in store.list("events/") for one in json.loads(store.get(key))["events"]]
+    spent = [event["usd"] for event in events if event["kind"] == "generation"]
+    assert spent
+    assert set(spent) == {None}

@@ -1,0 +1,54 @@
+"""The drill on the demo's own job, shortened: another world size, and a flipped bit (tests/cli has the same bits)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alpaca_jobs.examples import example_text
+from alpaca_jobs.run_layout import LAYOUT
+from alpaca_jobs.spec import JobSpec
+from alpaca_jobs.spec_io import parse_job
+from checkpoints.keys import CommitRef
+from cluster.launch.drill import run_drill
+from cluster.runs.home import Home
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> JobSpec:
+    job = parse_job(example_text("demo"), "demo.yaml")
+    return job.model_copy(update={"store": f"file://{tmp_path}/store"})
+
+
+def shortened(job: JobSpec, *, max_steps: int) -> JobSpec:
+    data = job.data.model_copy(update={"num_rows": 40})
+    return job.model_copy(update={"data": data, "train": job.train.model_copy(update={"max_steps": max_steps})})
+
+
+def test_another_world_size_after_the_kill_trains_on_the_same_batches(demo: JobSpec, tmp_path: Path) -> None:
+    result = run_drill(
+        shortened(demo, max_steps=12), kills=1, seed=1, world_sizes=(2, 1), home=Home(tmp_path / "home"),
+        on_event=lambda *_: None,
+    )  # fmt: skip
+    assert result.attempts == 2
+    assert (result.rows_lost, result.rows_duplicated, result.corrupt_resumes) == (0, 0, 0)
+    assert 0 < result.largest_loss_difference < 1e-4
+
+
+def test_one_flipped_bit_of_the_killed_runs_model_is_not_bit_identical(demo: JobSpec, tmp_path: Path) -> None:
+    def flip_a_bit(run: str, what: Any) -> None:
+        if run == "killed" and getattr(what, "kind", None) == "end":
+            found = tmp_path.glob(f"store/*/{LAYOUT.commit_prefix(CommitRef('export', 0, 1))}model.safetensors")
+            weights = max(found, key=lambda one: one.stat().st_mtime)
+            data = bytearray(weights.read_bytes())
+            data[-1000] ^= 0b100
+            weights.write_bytes(data)
+
+    result = run_drill(shortened(demo, max_steps=3), kills=0, home=Home(tmp_path / "home"), on_event=flip_a_bit)
+    assert result.losses_digest[0] == result.losses_digest[1]
+    assert result.weights_digest[0] != result.weights_digest[1]
+    assert result.bit_identical is False
