@@ -1,6 +1,6 @@
 """One attempt of a run that only generates rows, with its actors in this process; no Ray, so that it starts fast.
 
-    python tests/cluster/node/row_driver.py STORE RUN ATTEMPT SCRATCH     # exits 0 when done, 4 when the budget is used up
+    python tests/cluster/node/row_driver.py STORE RUN ATTEMPT SCRATCH     # exit 0: done; 4: budget used up
 
 The very stage, ledger and commits of a node; killed by the tests at any moment, and started again as the next attempt.
 """
