@@ -21,10 +21,15 @@ from cluster.phase import PhaseMarker
 class Interruption:
     """What can end an attempt from outside: a notice (leave within a window) or the loss of the right to write.
 
-    Written by the signal handler and by the lease's thread, read by the stages; the first of each kind stays.
+    Written by the signal handler, the notice watch and the lease's thread, read by the stages; the first of each kind
+    stays.
+
+    Attributes:
+        left_with: what the stage that a notice ended could save, and what not, in words; empty before.
     """
 
     def __init__(self) -> None:
+        self.left_with = ""
         self._notice: Notice | None = None
         self._until = 0.0
         self._lost: CheckpointError | None = None

@@ -3,7 +3,8 @@
     python -m cluster.node.main --store URI --run RUN_ID --attempt N --placement JSON --scratch DIR
 
 One process per node starts everything else (Ray, actors, workers, a teacher) and takes it all down with it. SIGTERM is
-a preemption notice. The exit code says how it ended (cluster/exits.py); the end record in the store says more.
+a preemption notice, and so is what the cloud's metadata service announces (cluster/node/notice.py). The exit code says
+how it ended (cluster/exits.py); the end record in the store says more.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from cluster.events import EventLogHandler, EventWriter, utc_now
 from cluster.exits import NODE_EXITS, Notice, read_notice
 from cluster.node.attempt_context import AttemptContext, Interruption
 from cluster.node.failures import Failure, describe_failure
+from cluster.node.notice import watch_for_notice
 from cluster.node.stages import run_stages
 from cluster.phase import PhaseMarker
 from cluster.process_tree import NODE_MARK
@@ -104,7 +106,10 @@ def run_node(arguments: NodeArguments) -> StopReason:
         interruption=interruption, scratch=arguments.scratch,
     )  # fmt: skip
     events.emit("attempt", number=arguments.attempt, placement=dict(arguments.placement))
+    watch = watch_for_notice(str(arguments.placement.get("infra")), interruption.notify)
     failure = _run(ctx)
+    if watch is not None:
+        watch.stop()
     lease.stop()
     _put_end(log, arguments.attempt, failure, time.monotonic() - began)
     logging.getLogger().removeHandler(handler)
@@ -142,7 +147,7 @@ def _run(ctx: AttemptContext) -> Failure:
         return failure
     notice = ctx.interruption.notice
     if notice is not None:
-        return Failure(notice.reason, "left on notice, with its state saved as far as the window allowed")
+        return Failure(notice.reason, ctx.interruption.left_with or "left on notice, before anything was there to save")
     return Failure(StopReason.DONE, "all stages are done")
 
 

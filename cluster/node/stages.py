@@ -57,7 +57,7 @@ def _run_with_ray(ctx: AttemptContext, runtime: RayRuntime) -> None:
         stage.load(rows)
         end = stage.run(trained, base_is_open=bool(trained))
         if end.stopped_by != "done":
-            logger.warning("training stopped on notice after step %d; newest commit: step %s", end.step, end.saved)
+            ctx.interruption.left_with = end.words
             return
         _export(ctx, stage)
     finally:
@@ -84,6 +84,8 @@ def _rows(ctx: AttemptContext, runtime: RayRuntime, *, base_is_open: bool) -> Se
         ctx.events.emit("base", stage="generate", position=parts[0].position if parts else 0, rows=len(state.rows))
     if not state.complete:
         GenerateStage(ctx, runtime, state).run()
+        if not state.complete:
+            ctx.interruption.left_with = f"Left on notice: {len(state.rows)} rows are committed."
     return state.rows
 
 

@@ -24,11 +24,15 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True)
 class TrainEnd:
-    """How the stage ended: `stopped_by` is done or notice; `step` the last one made, `saved` the last one committed."""
+    """How the stage ended: `stopped_by` is done or notice; `step` the last one made, `saved` the last one committed.
+
+    `words`: what was saved and what was not, for the end record.
+    """
 
     stopped_by: str
     step: int
     saved: int | None
+    words: str
 
 
 class TrainStage:
@@ -71,7 +75,7 @@ class TrainStage:
         )  # fmt: skip
         calls = [worker.run.remote(assignment, self._dataset) for worker in self._workers]
         result: TrainResult = self._until_done(calls)[0]
-        return TrainEnd(stopped_by=result.stopped_by, step=result.final_step, saved=result.saved_step)
+        return TrainEnd(result.stopped_by, step=result.final_step, saved=result.saved_step, words=result.words)
 
     def export(self, ref: CommitRef) -> str:
         """Let the first worker write the model of a train commit to the store; returns the weights' digest."""
