@@ -20,6 +20,7 @@ from alpaca_jobs.spec_base import (
     want,
     want_hidden,
 )
+from alpaca_jobs.spec_filters import FiltersSpec, filters_of_recipe
 from alpaca_jobs.teacher_prices import list_price
 
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # compared, never bound
@@ -60,9 +61,14 @@ class TeacherSpec(SpecPart):
     max_billed_retries: Count = 2
     """Of those, tries after one that may have been billed: an unusable answer, a timeout, a lost connection. A request
     is reserved at 1 + this many worst cases. Not counted for a teacher that is free."""
+    batch_api: bool = False
+    """Ask by OpenAI's Batch API: files of requests at half the prices below, answered within 24 hours; same rows."""
+    batch_requests: Annotated[PositiveWhole, Field(le=50_000)] = 1000
+    """Requests in one such file at most (OpenAI: 50,000); four files are under way at once."""
     price_per_million_input_usd: NotNegative | None = None
-    """What the server asks per million prompt tokens, in dollars. Left out: OpenAI's own models at their list price (of
-    the day in alpaca_jobs/teacher_prices.json), all others unknown; then no teacher budget can be kept."""
+    """What the server asks per million prompt tokens, asked directly, in dollars. Left out: OpenAI's own models at
+    their list price (of the day in alpaca_jobs/teacher_prices.json), all others unknown; then no teacher budget can
+    be kept."""
     price_per_million_output_usd: NotNegative | None = None
     """What the server asks per million completion tokens; left out, as above."""
 
@@ -96,10 +102,13 @@ class TeacherSpec(SpecPart):
         return self.base_url is not None and (urlsplit(self.base_url).hostname or "") in _LOCAL_HOSTS
 
 
+OFFLINE_WORDS = ("offline", "offline-batch")
+
+
 def _teacher_in_words(value: Any) -> Any:
     """Answer `teacher: gpt-4o-mini` in words instead of with two failed alternatives."""
-    if isinstance(value, str) and value != "offline":
-        want(f"a string here can only be offline. For a model write teacher: {{model: {value:.60}}}")
+    if isinstance(value, str) and value not in OFFLINE_WORDS:
+        want(f"a string here can only be offline or offline-batch. For a model write teacher: {{model: {value:.60}}}")
     return value
 
 
@@ -118,15 +127,18 @@ class DataSpec(SpecPart):
     """Path or URI of rows that exist already (Alpaca JSON, or conversations for vicuna); then nothing is generated."""
     teacher: (
         Annotated[
-            Annotated[Literal["offline"], BeforeValidator(_teacher_in_words), Tag("as-word")]
+            Annotated[Literal["offline", "offline-batch"], BeforeValidator(_teacher_in_words), Tag("as-word")]
             | Annotated[TeacherSpec, Tag("as-keys")],
             Discriminator(lambda value: "as-keys" if isinstance(value, dict | TeacherSpec) else "as-word"),
         ]
         | None
     ) = None
-    """Who writes the rows: offline (a rule-based demo on this machine, no key), or a model behind an address."""
+    """Who writes the rows: offline (a rule-based demo on this machine, no key), offline-batch (the same by its Batch
+    API), or a model behind an address."""
     seed: Whole = 42
     """Seed of everything random in generation."""
+    filters: FiltersSpec = FiltersSpec()
+    """What else is dropped: lengths, words, beginnings."""
     similarity_threshold: Fraction = 0.7
     """A row whose instruction's ROUGE-L F with any seed or kept row is above this is dropped."""
     num_prompt_seeds: PositiveWhole = 3
@@ -137,6 +149,9 @@ class DataSpec(SpecPart):
     """Rows kept of one instruction at most (self-instruct only; Alpaca has one of each)."""
     max_tasks_per_request: PositiveWhole = 20
     """Tasks a request's list runs up to, those shown included (Alpaca: 20; self-instruct, if left out: 16)."""
+    plan_ahead: PositiveWhole = 64
+    """Requests planned and not yet answered, at least (self-instruct only): what is planned later can show what came of
+    what was answered before. Raise it with teacher.batch_api, where a round of answers takes an hour."""
     num_actors: PositiveWhole = 2
     """Processes asking the teacher at the same time."""
     concurrency: PositiveWhole = 8
@@ -145,6 +160,12 @@ class DataSpec(SpecPart):
     """Requests per committed part of rows."""
     max_requests: PositiveWhole | None = None
     """Stop asking after this many requests even if num_rows is not reached; null means no such limit."""
+    review: bool = False
+    """true: the run stops when the rows are there, with a data card to look at and nothing left that costs money;
+    `alpaca-jobs resume` accepts the rows and goes on to training."""
+    licence: str | None = Field(default=None, min_length=1)
+    """Licence of your seed tasks, or of the rows in `from`, as the data card and the model card shall name it, such as
+    CC-BY-4.0; null: not stated (the builtin seeds are Apache-2.0)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -152,7 +173,8 @@ class DataSpec(SpecPart):
         has_rows = isinstance(value, dict) and value.get("from", value.get("from_")) is not None
         if not isinstance(value, dict) or value.get("recipe") != "self-instruct" or has_rows:
             return value
-        return {"num_prompt_seeds": 6, "max_tasks_per_request": 16, **value}
+        filters = filters_of_recipe("self-instruct", value.get("filters"))
+        return {"num_prompt_seeds": 6, "max_tasks_per_request": 16, **value, "filters": filters}
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSpec:
@@ -174,7 +196,7 @@ class DataSpec(SpecPart):
             return self
         for key, field in type(self).model_fields.items():
             # Compared with the default, not with "was it written": a rendered job writes every key, and must load.
-            if key not in ("from_", "recipe") and getattr(self, key) != field.default:
+            if key not in ("from_", "recipe", "licence") and getattr(self, key) != field.default:
                 refuse(
                     key,
                     f"says how rows are generated, but data.from is set, so nothing is. Remove {key}, or remove from",

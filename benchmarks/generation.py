@@ -37,6 +37,7 @@ from alpaca_jobs.generation.request_maker import sample
 from alpaca_jobs.generation.seeds import load_seed_tasks
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import JobSpec
+from alpaca_jobs.spec_filters import FiltersSpec
 from checkpoints.attempts import AttemptLog
 from checkpoints.fence import Fence
 from checkpoints.store import Store
@@ -170,7 +171,7 @@ def run_upstream(server: LimitedTeacher, folder: Path, *, num_requests: int) -> 
         server.latency_s = latency_s
         for text, finish in answers:
             for task in parse_answer(text, num_shown=3, finish_reason=finish).tasks:
-                if drop_reason(task) is not None:
+                if drop_reason(task, FiltersSpec()) is not None:
                     continue
                 tokens = tokenize(task.instruction, None)
                 with get_context("fork").Pool(os.cpu_count()) as pool:

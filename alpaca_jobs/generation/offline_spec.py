@@ -7,10 +7,11 @@ from alpaca_jobs.spec import TeacherSpec
 OFFLINE_MODEL = "offline-demo"
 
 
-def offline_teacher_spec(base_url: str | None = None) -> TeacherSpec:
+def offline_teacher_spec(word: str = "offline", base_url: str | None = None) -> TeacherSpec:
     """Return the spec of the offline teacher.
 
     Args:
+        word: the job's: offline, or offline-batch for its Batch API.
         base_url: where this start of its server listens; None where nothing is asked (planning requests), since the
             port is no part of what a request is.
     """
@@ -19,6 +20,7 @@ def offline_teacher_spec(base_url: str | None = None) -> TeacherSpec:
         base_url=base_url,
         api="completions",
         api_key_env=None,
+        batch_api=word == "offline-batch",
         price_per_million_input_usd=0.0,
         price_per_million_output_usd=0.0,
     )

@@ -133,7 +133,7 @@ class Pipeline:
         rows, drops = [], dict(parsed.drops)
         for task in parsed.tasks:
             row = Row(task.instruction, task.input, task.output, answer.number, task.index)
-            reason = drop_reason(task) or (SURPLUS if self.is_done else None)
+            reason = drop_reason(task, self._data.filters) or (SURPLUS if self.is_done else None)
             kept = self._keep(row) if reason is None else None
             if kept is None:
                 reason = reason or SIMILAR

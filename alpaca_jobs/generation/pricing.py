@@ -8,6 +8,10 @@ CHAT_FRAME_TOKENS = 32
 """Tokens a chat server puts around one message. OpenAI's models take 7, Llama 3's template about 30 with its header."""
 
 
+BATCH_SHARE = 0.5
+"""What a batch's tokens cost, as a share of the prices for direct requests. Source: OpenAI, "Batch API" guide."""
+
+
 def cost_usd(teacher: TeacherSpec, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
     """Return what tokens cost at the job's prices, in dollars; None if a count or a price is unknown."""
     prices = (teacher.price_per_million_input_usd, teacher.price_per_million_output_usd)
@@ -15,7 +19,8 @@ def cost_usd(teacher: TeacherSpec, prompt_tokens: int | None, completion_tokens:
         return 0.0
     if prompt_tokens is None or completion_tokens is None or prices[0] is None or prices[1] is None:
         return None
-    return (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6
+    share = BATCH_SHARE if teacher.batch_api else 1.0
+    return share * (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6
 
 
 def worst_try_usd(teacher: TeacherSpec, prompt: str, max_tokens: int) -> float | None:

@@ -50,7 +50,7 @@ class RequestMaker:
         heat = teacher.temperature if temperature is None else temperature
         decisive: dict[str, Any] = {
             "api": teacher.api,
-            "base_url": None if self._data.teacher == "offline" else teacher.base_url,  # its port is never the same
+            "base_url": None if isinstance(self._data.teacher, str) else teacher.base_url,  # its port is never the same
             "max_tokens": limit,
             "model": teacher.model,
             "prompt": prompt,
@@ -99,4 +99,4 @@ def sample(items: Sequence[T], count: int, *, seed: int, number: int) -> list[T]
 def _resolve_teacher(data: DataSpec) -> TeacherSpec:
     if data.teacher is None:
         raise DataError("data.teacher is not set, so no rows can be generated. Set it, or use the rows of data.from.")
-    return offline_teacher_spec() if data.teacher == "offline" else data.teacher
+    return offline_teacher_spec(data.teacher) if isinstance(data.teacher, str) else data.teacher

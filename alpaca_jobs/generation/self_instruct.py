@@ -27,8 +27,6 @@ from alpaca_jobs.generation.seeds import SeedTask
 from alpaca_jobs.generation.similarity import SimilarityIndex
 from alpaca_jobs.spec import DataSpec
 
-AHEAD = 64
-"""Requests that are planned and not consumed, at least, while more instructions are wanted."""
 ROWS_PER_LIST, ROWS_PER_INSTRUCTION = 4.0, 1.0
 """What a list of instructions and one instruction are expected to come to, low on purpose: too few are asked for
 again. The original got 82 K instances from 52 K instructions."""
@@ -86,7 +84,7 @@ class SelfInstruct:
 
     def num_wanted(self, rows_per_request: float | None) -> int:
         """Return how many requests are worth having under way: all that are planned."""
-        return max(1, len(self._plan) - self._num_consumed)
+        return max(1, self._num_unanswered)
 
     def consume(self, answer: TeacherAnswer) -> Consumed:
         """Turn the next answer into rows, or into the requests that follow from it.
@@ -118,7 +116,7 @@ class SelfInstruct:
             return Consumed((), {MALFORMED: 1})
         drops: dict[str, int] = {}
         for text in found:
-            reason = drop_reason(ParsedTask(0, text, "", "-"))  # its output comes later
+            reason = drop_reason(ParsedTask(0, text, "", "-"), self._data.filters)  # its output comes later
             if reason is None and self._index.offer(text) is not None:
                 reason = SIMILAR
             if reason is not None:
@@ -160,7 +158,7 @@ class SelfInstruct:
 
     def _plan_lists(self) -> None:
         """Plan as many lists of new instructions as the missing rows need, and no more than keep the teacher busy."""
-        while len(self._plan) - self._num_consumed < AHEAD and self._num_expected < self._data.num_rows:
+        while self._num_unanswered < self._data.plan_ahead and self._num_expected < self._data.num_rows:
             number = len(self._plan) + 1
             made = sample(self._made, self._data.num_prompt_rows, seed=self._data.seed, number=-number)
             count = self._data.num_prompt_seeds + self._data.num_prompt_rows - len(made)
@@ -174,6 +172,10 @@ class SelfInstruct:
             stop = (f"\n{limit + 1}.", *(["\n\n"] if self._maker.teacher.api == "completions" else []))
             self._add("instructions", prompt, INSTRUCTION_TOKENS, stop=stop, temperature=heat)
             self._open_lists += 1
+
+    @property
+    def _num_unanswered(self) -> int:
+        return len(self._plan) - self._num_consumed
 
     @property
     def _num_expected(self) -> float:

@@ -242,6 +242,6 @@ def card_facts(job: JobSpec, run_id: str, *, num_rows: int) -> CardFacts:
     else:
         origin = "rows composed by rule by the built-in offline teacher"
     return CardFacts(
-        run_id=run_id, data=origin, is_demo=data.teacher == "offline", num_rows=num_rows, step=0, loss=None,
+        run_id=run_id, data=origin, is_demo=isinstance(data.teacher, str), num_rows=num_rows, step=0, loss=None,
         weights_digest="",
     )  # fmt: skip

@@ -14,6 +14,7 @@ from alpaca_jobs.generation.filters import drop_reason
 from alpaca_jobs.generation.parse import ParsedTask
 from alpaca_jobs.generation.seeds import load_seed_tasks
 from alpaca_jobs.generation.similarity import SimilarityIndex
+from alpaca_jobs.spec_filters import FiltersSpec
 
 
 def test_there_are_over_a_hundred_varied_builtin_tasks() -> None:
@@ -29,7 +30,9 @@ def test_there_are_over_a_hundred_varied_builtin_tasks() -> None:
 def test_builtin_tasks_pass_our_own_filters_and_dedupe() -> None:
     index = SimilarityIndex()
     for task in load_seed_tasks("builtin"):
-        assert drop_reason(ParsedTask(0, task.instruction, task.input, task.output)) is None, task.instruction
+        assert drop_reason(ParsedTask(0, task.instruction, task.input, task.output), FiltersSpec()) is None, (
+            task.instruction
+        )
         assert index.offer(task.instruction) is None, task.instruction
 
 

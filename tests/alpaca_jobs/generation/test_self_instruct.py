@@ -16,7 +16,7 @@ from alpaca_jobs.generation.completer import UNUSABLE, TeacherAnswer, TeacherReq
 from alpaca_jobs.generation.offline_composer import compose_answer
 from alpaca_jobs.generation.rouge import f_measure
 from alpaca_jobs.generation.seeds import load_seed_tasks
-from alpaca_jobs.generation.self_instruct import AHEAD, SelfInstruct
+from alpaca_jobs.generation.self_instruct import SelfInstruct
 from alpaca_jobs.spec import DataSpec
 
 SEEDS = load_seed_tasks("builtin")
@@ -63,8 +63,8 @@ def test_every_list_shows_six_of_people_and_two_of_the_teacher_once_there_are_so
     shown = [re.findall(r"^\d+\. (.+)$", prompt, re.M) for prompt in lists if prompt.startswith("Continue this list")]
     assert {len(texts) for texts in shown} == {8}
     counts = [sum(text in by_people for text in texts) for texts in shown]
-    assert counts[:AHEAD] == [8] * AHEAD
-    assert set(counts[AHEAD:]) == {6}
+    assert counts[:64] == [8] * 64
+    assert set(counts[64:]) == {6}
     assert len({tuple(texts) for texts in shown}) == len(shown)
 
 

@@ -1,0 +1,215 @@
+"""What one try of a request sends, what its response means, and whether it may be tried again: live or in a batch.
+
+Nothing here talks to a server. completer.py asks one request at a time, batch_client.py many in one file; both read
+responses by the same rules, so that a request has the same answer, cost and bounds either way.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+from alpaca_jobs.errors import TeacherAuth, TeacherError, TeacherGarbage, TeacherRateLimited, TeacherUnreachable
+from alpaca_jobs.generation.pricing import cost_usd, num_billable_tries, worst_try_usd
+from alpaca_jobs.generation.teacher_reply import (
+    CONTENT_FILTER,
+    NOTHING,
+    Complaint,
+    Reply,
+    Usage,
+    read_retry_after,
+)
+from alpaca_jobs.generation.teacher_request import TeacherAnswer, TeacherRequest
+from alpaca_jobs.spec import TeacherSpec
+
+logger = logging.getLogger(__name__)
+
+MAX_RETRY_AFTER_S = 300.0
+"""A server that wants a longer pause is not waited for; the caller decides."""
+SHRINK = 0.8
+"""What is left of the allowed completion when prompt and completion do not fit. Source: Stanford Alpaca, utils.py."""
+UNUSABLE = "unusable"
+"""Finish reason of a request whose every try gave garbage."""
+END_OF_TEXT_BIAS = {"50256": -100}
+"""Keeps a completions model from ending early with <|endoftext|>. Source: Stanford Alpaca, generate_instruction.py."""
+_DISPENSABLE = ("logit_bias", "stop", "response_format")
+"""An answer without the first two is the same rows or more; the prompt says what the third says."""
+
+
+@dataclass(eq=False)
+class Fault(Exception):
+    """One failed try: the error it ends in if it stays, whether asking again can help, and what it cost."""
+
+    error: type[TeacherError]
+    words: str
+    is_temporary: bool
+    retry_after_s: float | None = None
+    usage: Usage = NOTHING
+
+
+class ContextExceeded(Exception):
+    """Prompt and allowed completion do not fit the model together."""
+
+
+class Tries:
+    """The rules for one teacher. Remembers which parameters its server does not take; safe on one event loop."""
+
+    def __init__(self, teacher: TeacherSpec, api_key: str | None, *, unsupported: Iterable[str] = ()) -> None:
+        """Take the teacher, the key (only to keep it out of messages), and parameters known not to be taken."""
+        self.teacher = teacher
+        self.unsupported = set(unsupported)
+        self.where = f"teacher {teacher.model} at {_address(teacher)}"
+        self._api_key = api_key
+
+    def arguments(self, request: TeacherRequest, max_tokens: int) -> dict[str, Any]:
+        """Return the body of one try."""
+        teacher = self.teacher
+        arguments: dict[str, Any] = {
+            "model": teacher.model,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            **({"stop": list(request.stop)} if request.stop else {}),
+        }
+        if teacher.api == "chat":
+            arguments["messages"] = [{"role": "user", "content": request.prompt}]
+            if request.schema is not None:
+                form = {"name": "answer", "strict": True, "schema": request.schema}
+                arguments["response_format"] = {"type": "json_schema", "json_schema": form}
+        else:
+            arguments["prompt"] = request.prompt
+            arguments["logit_bias"] = END_OF_TEXT_BIAS  # a chat model numbers its tokens otherwise
+        # OpenAI's reasoning models take the limit under another name only, and say so with a 400.
+        arguments["max_completion_tokens" if "max_tokens" in self.unsupported else "max_tokens"] = max_tokens
+        return {name: value for name, value in arguments.items() if name not in self.unsupported}
+
+    def read_refusal(self, status: int, complaint: Complaint, headers: Mapping[str, str]) -> Reply:
+        """Return the answer that an error response is, if it is one (a content filter's refusal).
+
+        Raises:
+            ContextExceeded: a shorter completion may fit.
+            Fault: anything else; a parameter that can be done without is done without from now on.
+        """
+        if complaint.is_content_filter:
+            return Reply("", CONTENT_FILTER, NOTHING)
+        if status in (400, 413, 422) and complaint.is_context_exceeded:
+            raise ContextExceeded(self.scrub(complaint.message))
+        said = f"HTTP {status}" + (f": {self.scrub(complaint.message)}" if complaint.message else "")
+        if status in (400, 422) and self._can_do_without(complaint.unsupported):
+            self.unsupported.add(complaint.unsupported)
+            raise Fault(TeacherError, said, is_temporary=True, retry_after_s=0.0)
+        if status in (401, 403):
+            # The server's own words may repeat the key, so they are left out.
+            raise Fault(TeacherAuth, f"HTTP {status}, the key was refused", is_temporary=False)
+        if status == 429 and complaint.is_quota_used_up:
+            raise Fault(TeacherAuth, "HTTP 429, the key's account has no credit left", is_temporary=False)
+        wait_s = read_retry_after(headers, now_s=time.time())
+        if status == 429:
+            raise Fault(TeacherRateLimited, "HTTP 429, too many requests", is_temporary=True, retry_after_s=wait_s)
+        if status in (408, 409) or status >= 500:
+            raise Fault(TeacherUnreachable, said, is_temporary=True, retry_after_s=wait_s)
+        raise Fault(TeacherError, said, is_temporary=False)
+
+    def shrink(self, max_tokens: int, number: int, said: str) -> int:
+        """Return a shorter completion to allow after the server refused this one as too long.
+
+        Raises:
+            TeacherError: the prompt alone is too long.
+        """
+        shorter = int(max_tokens * SHRINK)
+        if shorter < 1:
+            raise TeacherError(
+                f"{self.where}: the prompt of request {number} alone does not fit the model ({said}). Use shorter "
+                "seed tasks, fewer of them (data.num_prompt_seeds), or a model with a longer context."
+            ) from None
+        return shorter
+
+    def answer(self, request: TeacherRequest, reply: Reply, billed: Sequence[Usage], retries: int) -> TeacherAnswer:
+        """Return the answer of a request; `billed` is what all its tries used, the one answered included."""
+        spent = reduce(_add, billed, NOTHING)
+        worst = worst_try_usd(self.teacher, request.prompt, request.max_tokens)
+        costs = [cost_usd(self.teacher, usage.prompt_tokens, usage.completion_tokens) for usage in billed]
+        return TeacherAnswer(
+            number=request.number,
+            digest=request.digest,
+            text=reply.text,
+            finish_reason=reply.finish_reason,
+            prompt_tokens=spent.prompt_tokens,
+            completion_tokens=spent.completion_tokens,
+            cost_usd=cost_usd(self.teacher, spent.prompt_tokens, spent.completion_tokens),
+            retries=retries,
+            at_most_usd=None if worst is None else sum(worst if cost is None else cost for cost in costs),
+        )
+
+    def given_up(
+        self, request: TeacherRequest, error: TeacherGarbage, billed: Sequence[Usage], retries: int
+    ) -> TeacherAnswer:
+        """Return the answer that a request counts as whose every try was garbage."""
+        return self.answer(request, Reply(str(error), UNUSABLE, NOTHING), billed, retries)
+
+    def check_retry(self, fault: Fault, retries: int, num_billed: int, number: int) -> None:
+        """Return if the request may be asked again.
+
+        Args:
+            retries: how often it was already.
+            num_billed: tries so far that may have been billed; one more may be, so there must be room for it.
+
+        Raises:
+            TeacherError: of the fault's class, in words, if it may not.
+        """
+        is_affordable = num_billed < num_billable_tries(self.teacher)
+        too_long = fault.retry_after_s is not None and fault.retry_after_s > MAX_RETRY_AFTER_S
+        if fault.is_temporary and retries < self.teacher.max_retries and is_affordable and not too_long:
+            logger.info("%s, request %d: %s; asking again (%d)", self.where, number, fault.words, retries + 1)
+            return
+        tries = f" after {retries + 1} tries" if retries else ""
+        self.fail(fault, f"request {number}{tries}: {fault.words}")
+
+    def fail(self, fault: Fault, words: str) -> NoReturn:
+        """Raise a fault's error with words of where it was and with advice."""
+        text = f"{self.where}, {words}. {self._advice(fault.error)}"
+        if fault.error is TeacherRateLimited:
+            raise TeacherRateLimited(text, retry_after_s=fault.retry_after_s) from None
+        raise fault.error(text) from None
+
+    def scrub(self, text: str) -> str:
+        """Return a server's words without the key."""
+        return text.replace(self._api_key, "***") if self._api_key else text
+
+    def _can_do_without(self, name: str) -> bool:
+        return name not in self.unsupported and (name == "max_tokens" or name in _DISPENSABLE)
+
+    def _advice(self, error: type[TeacherError]) -> str:
+        name = self.teacher.api_key_env
+        if error is TeacherAuth:
+            return f"Check the key in {name}." if name else "The server wants a key: set teacher.api_key_env."
+        if error is TeacherRateLimited and self.teacher.batch_api:
+            return "Resume later, or lower teacher.batch_requests."
+        if error is TeacherRateLimited:
+            return "Resume later, lower data.concurrency or data.num_actors, or raise teacher.max_retries."
+        if error is TeacherUnreachable:
+            return "Check teacher.base_url and that the server runs; then resume."
+        if error is TeacherGarbage:
+            return f"An OpenAI-compatible {self.teacher.api} answer is wanted: check teacher.base_url and teacher.api."
+        return "Check teacher.model, teacher.api and teacher.base_url."
+
+
+def _add(left: Usage, right: Usage) -> Usage:
+    """Sum two usages; unknown stays unknown."""
+    sums = [
+        None if mine is None or other is None else mine + other
+        for mine, other in (
+            (left.prompt_tokens, right.prompt_tokens),
+            (left.completion_tokens, right.completion_tokens),
+        )
+    ]
+    return Usage(sums[0], sums[1])
+
+
+def _address(teacher: TeacherSpec) -> str:
+    parts = urlsplit(teacher.base_url or "https://api.openai.com/v1")
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"  # no query: it may hold a key
