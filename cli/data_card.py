@@ -10,8 +10,6 @@ import typer
 from cli import options, render, words
 from cli.exits import Refused, require_modules
 
-NUM_EXAMPLES = 5
-
 
 def card(
     source: Annotated[str, typer.Argument(metavar="IN", help="Rows: JSON, JSON lines or Parquet; a path or a URI.")],
@@ -28,27 +26,27 @@ def card(
     The page is one file that fetches nothing. Rows may have any shape that `data convert` reads.
     """
     require_modules("numpy", "rapidfuzz", *(["pyarrow"] if source.endswith(".parquet") else []))
-    from alpaca_jobs.data.card import lineage_of, render_card
-    from alpaca_jobs.data.facts import measure_rows
+    from alpaca_jobs.data.card import make_card
     from alpaca_jobs.data.files import load_table
     from alpaca_jobs.data.formats import read_examples, render_examples
+    from alpaca_jobs.data.lineage import lineage_of
     from alpaca_jobs.data.rows import Row
+    from alpaca_jobs.generation.seeds import load_seed_tasks
     from alpaca_jobs.spec_io import load_job
 
     if out.suffix != ".html" or out.exists() or not out.absolute().parent.is_dir():
         problem = "exists already" if out.exists() else "is not the name of a new .html file in a folder that exists"
         raise Refused(f"{out} {problem}. Name another.")
-    lineage = {"rows": source, "terms": "not stated; name the job with --job"}
+    lineage = {"rows": Path(source).name, "terms": "not stated; name the job with --job"}
     if job_file is not None:
-        lineage = lineage_of(load_job(job_file).data)
+        data = load_job(job_file).data
+        lineage = lineage_of(data, None if data.from_ is not None else load_seed_tasks(data.seed_tasks))
     bodies = render_examples(read_examples(load_table(source)), "alpaca")
     rows = [Row(body["instruction"], body["input"], body["output"]) for body in bodies]
-    facts = measure_rows(rows)
-    examples = rows[:: max(1, len(rows) // NUM_EXAMPLES)][:NUM_EXAMPLES]
-    out.write_text(render_card(f"Data card: {Path(source).name}", facts, lineage, examples), encoding="utf-8")
+    out.write_text(make_card(f"Data card: {Path(source).name}", rows, lineage), encoding="utf-8")
     if as_json:
-        found = {"out": str(out), "rows": facts.num_rows, "with_input": facts.num_with_input, "lineage": lineage}
-        render.out_json({**found, "instructions": facts.num_instructions, "questions": facts.num_questions})
+        with_input = sum(bool(row.input) for row in rows)
+        render.out_json({"out": str(out), "rows": len(rows), "with_input": with_input, "lineage": lineage})
     else:
         render.out(str(out))
-        render.say(f"{words.plural(facts.num_rows, 'row')}; open it in a browser")
+        render.say(f"{words.plural(len(rows), 'row')}; open it in a browser")

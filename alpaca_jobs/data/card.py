@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from urllib.parse import urlsplit
 
-from alpaca_jobs.data.facts import QUANTILES, SIMILARITY_BINS, DataFacts, Lengths
+from alpaca_jobs.data.facts import QUANTILES, SIMILARITY_BINS, DataFacts, Lengths, measure_rows
 from alpaca_jobs.data.rows import Row
-from alpaca_jobs.spec import DataSpec, TeacherSpec
 
 _WIDTH, _HEIGHT = 420, 130
 _COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#76b7b2", "#edc948", "#e15759", "#9c755f")
@@ -25,24 +23,13 @@ _STYLE = (
 )
 
 
-def lineage_of(data: DataSpec) -> dict[str, str]:
-    """Return where a job's rows come from, and under which terms, as names and sentences."""
-    if data.from_ is not None:
-        return {"rows": data.from_, "terms": "those of this file; they are not known here"}
-    builtin = data.seed_tasks == "builtin"
-    seeds = "alpaca-jobs' own seed tasks (Apache-2.0)" if builtin else f"{data.seed_tasks} (its own licence)"
-    threshold = f"ROUGE-L F {data.similarity_threshold}"
-    facts = {"recipe": data.recipe, "seed tasks": seeds, "similarity threshold": threshold}
-    if not isinstance(data.teacher, TeacherSpec):
-        terms = "demo data composed by rule; fit for trying only"
-        return {**facts, "teacher": "the offline demo teacher", "terms": terms}
-    host = urlsplit(data.teacher.base_url or "https://api.openai.com").hostname or "an unknown host"
-    return {
-        **facts,
-        "teacher": f"{data.teacher.model} at {host}",
-        "terms": f"what {data.teacher.model} wrote is subject to the terms of whoever runs {host} and to the model's "
-        "licence; some forbid training models that compete with it. Read them before you publish rows or weights.",
-    }
+NUM_EXAMPLES = 5
+
+
+def make_card(title: str, rows: Sequence[Row], lineage: Mapping[str, str]) -> str:
+    """Return the page about at least one row, with examples from all over them."""
+    examples = rows[:: max(1, len(rows) // NUM_EXAMPLES)][:NUM_EXAMPLES]
+    return render_card(title, measure_rows(rows), lineage, examples)
 
 
 def render_card(title: str, facts: DataFacts, lineage: Mapping[str, str], examples: Sequence[Row]) -> str:
@@ -64,8 +51,9 @@ def render_card(title: str, facts: DataFacts, lineage: Mapping[str, str], exampl
         f"<h2>Similarity</h2>\n<p>ROUGE-L F of an instruction with the nearest other one, "
         f"{facts.num_compared:,} instructions compared with all.</p>\n"
         f"{_bars(facts.similarity, lambda place: f'{place * step:.2f}')}\n"
-        f"<h2>Verbs and what they act on</h2>\n<p>The {len(facts.verbs)} most frequent first verbs and up to four "
-        f"words each that follow them, by a simple rule.</p>\n{_sunburst(facts)}\n"
+        f"<h2>Verbs and what they act on</h2>\n<p>The {len(facts.verbs)} most frequent verbs of orders (inner "
+        f"ring) and up to four objects each (outer ring), after the Self-Instruct paper's figure 3; told by a rule "
+        f"for English, without a parser.</p>\n{_sunburst(facts)}\n"
         f"<h2>Examples</h2>\n{shown}\n</body></html>\n"
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from alpaca_jobs.data.rows import Row
-from alpaca_jobs.generation.rouge import END, tokenize
+from alpaca_jobs.data.verb_noun import is_question, verb_and_noun
 from alpaca_jobs.generation.similarity import SimilarityIndex
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -15,15 +15,6 @@ SIMILARITY_BINS = 20
 SIMILARITY_SAMPLE = 2000
 """Rows whose nearest other row is looked for; each is compared with all, about 0.1 us a pair."""
 NUM_VERBS, NUM_OBJECTS = 20, 4
-_BETWEEN = """
-    a an the this that these those some any each every all my your his her its our their me you him us them it one two
-    three four five ten following given below above new short long brief simple good detailed of for to in on with from
-    about and or as by at into is are be more most few many list set kind type different possible please
-"""
-_ASKING = "what which who whom whose when where why how is are do does did can could should would will"
-_SKIPPED = frozenset(_BETWEEN.split())  # words between a verb and what it acts on, or that tell nothing about it
-_QUESTION = frozenset(_ASKING.split())
-_OPENINGS = frozenset(("please", "you", "then", "now", "first", "imagine", "suppose"))
 
 
 @dataclass(frozen=True)
@@ -45,8 +36,7 @@ class DataFacts:
         lengths: of instruction, input and output.
         similarity: counts of the ROUGE-L F with the nearest other row, in SIMILARITY_BINS bins from 0 to 1.
         num_compared: rows that stand behind `similarity`.
-        verbs: (verb, rows, ((object, rows), ...)), the most frequent first. By rule, without a parser: the first word
-            of an instruction that is an order, and the first word after it that says something.
+        verbs: (verb, rows, ((object, rows), ...)), the most frequent first; by rule (verb_noun.py).
         num_questions: instructions that begin as a question does, or end as one.
     """
 
@@ -109,23 +99,16 @@ def _similarity(texts: Sequence[str]) -> tuple[tuple[int, ...], int]:
 
 def _verbs(texts: Sequence[str]) -> tuple[tuple[tuple[str, int, tuple[tuple[str, int], ...]], ...], int]:
     pairs: dict[str, Counter[str]] = {}
-    num_questions, words = 0, []
-    stripped = iter(texts)
-    for token in tokenize(texts):
-        if token != END:
-            words.append(token)
-            continue
-        text = next(stripped)
-        while words and words[0] in _OPENINGS:
-            words.pop(0)
-        if words and (words[0] in _QUESTION or text.rstrip().endswith("?")):
+    num_questions = 0
+    for text in texts:
+        if is_question(text):
             num_questions += 1
-        elif words:
-            objects = (word for word in words[1:] if word not in _SKIPPED and not word.isdigit() and len(word) > 1)
-            pairs.setdefault(words[0], Counter())[next(objects, "")] += 1
-        words = []
+        elif (found := verb_and_noun(text)) is not None:
+            pairs.setdefault(found[0], Counter())[found[1]] += 1
     top = sorted(pairs.items(), key=lambda pair: (-pair[1].total(), pair[0]))[:NUM_VERBS]
-    return tuple(
-        (verb, objects.total(), tuple((name, count) for name, count in objects.most_common(NUM_OBJECTS) if name))
-        for verb, objects in top
-    ), num_questions
+    return tuple((verb, objects.total(), _objects(objects)) for verb, objects in top), num_questions
+
+
+def _objects(counts: Counter[str]) -> tuple[tuple[str, int], ...]:
+    named = sorted(((name, count) for name, count in counts.items() if name), key=lambda pair: (-pair[1], pair[0]))
+    return tuple(named[:NUM_OBJECTS])
