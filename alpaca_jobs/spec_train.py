@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from alpaca_jobs.known_models import KNOWN_MODELS
 from alpaca_jobs.spec_base import (
     BelowOne,
+    Count,
     Fraction,
     NotNegative,
     Positive,
@@ -46,6 +47,12 @@ class TrainSpec(SpecPart):
     """Rows per optimizer step over all ranks, on any number of machines."""
     micro_batch_size: PositiveWhole = 4
     """Most rows in one forward pass of one rank; changes memory and speed, never the result's rows."""
+    loss_average: Literal["token", "micro_batch"] = "token"
+    """token: the mean over all target tokens of a step; micro_batch: over each micro batch first, as in 2023."""
+    cross_entropy: Literal["chunked", "plain"] = "chunked"
+    """chunked: the logits of a batch are never in memory at once; plain: those of all target tokens are."""
+    prefetch_steps: Count = 1
+    """Steps whose batches are made ready while the current one computes; 0 makes them when they are needed."""
     learning_rate: Positive = 2e-5
     """Peak learning rate."""
     epochs: Positive = 3.0

@@ -1,7 +1,7 @@
 """Rows of a micro batch to tensors without padding, and the check that attention never crosses from row to row.
 
 Shapes: T = tokens of the micro batch, K = its target tokens, B = rows, L = longest row.
-    packed   input_ids, position_ids (1, T); logits are computed at K places only
+    packed   input_ids, position_ids (1, T); loss is computed at K places only
     padded   input_ids, attention_mask (B, L); for models that cannot keep packed rows apart
 
 Packing goes wrong silently: transformers makes a block-diagonal mask from position_ids only if attention_mask is None
@@ -11,7 +11,8 @@ it out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -21,9 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alpaca_jobs.prompts import IGNORE_INDEX
 from alpaca_jobs.training.data import TokenizedRows
+from alpaca_jobs.training.loss import LossHead, attach_loss_head
 from alpaca_jobs.training.model import accepts
+
+logger = logging.getLogger(__name__)
 
 _ROUNDING = 1e-3  # relative; float32 differs by about 1e-6, a leaking or misplaced row by more than 1e-2
 
@@ -68,65 +71,123 @@ def collate(data: TokenizedRows, rows: Sequence[int]) -> MicroBatch:
     return MicroBatch(tuple(ids), tuple(targets))
 
 
-def target_loss(model: nn.Module, batch: MicroBatch, *, layout: Layout, pad_id: int, device: torch.device) -> Tensor:
-    """Sum of cross entropies over the target tokens of a micro batch, float32 scalar; 0 with zero gradients if it has
-    none.
+@dataclass(frozen=True)
+class Inputs:
+    """A micro batch as the model's forward pass takes it.
+
+    Attributes:
+        model_inputs: the model's keyword arguments.
+        places: which of the (B * L) tokens predict a target, (K,) int64.
+        labels: what they predict, (K,) int64.
+        token_weights: what each of them counts in the loss, (K,) float32; None means 1 each.
     """
-    logits = target_logits(model, batch, layout=layout, pad_id=pad_id, device=device)
-    labels = torch.cat([row[places + 1] for row, places in zip(batch.rows, batch.targets, strict=True)])
-    if not len(labels):  # target_logits gave one row of logits, so that every rank runs the same collectives
-        labels = torch.full((1,), IGNORE_INDEX)
-    return functional.cross_entropy(logits.float(), labels.to(device), ignore_index=IGNORE_INDEX, reduction="sum")
+
+    model_inputs: Mapping[str, Any]
+    places: Tensor
+    labels: Tensor
+    token_weights: Tensor | None = None
+
+    def pinned(self) -> Inputs:
+        """The same in page-locked memory, from where a GPU copies while it computes."""
+        return self._each(Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> Inputs:
+        """The same on a device; does not wait for the copies of pinned tensors."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        given = {
+            name: change(value) if isinstance(value, Tensor) else value for name, value in self.model_inputs.items()
+        }
+        weights = None if self.token_weights is None else change(self.token_weights)
+        return Inputs(given, change(self.places), change(self.labels), weights)
 
 
-def target_logits(
-    model: nn.Module, batch: MicroBatch, *, layout: Layout, pad_id: int, device: torch.device
-) -> Tensor:  # fmt: skip
-    """Logits at the places that predict a target, (K, vocabulary); (1, vocabulary) if there are none."""
+def lay_out(
+    batch: MicroBatch,
+    *,
+    layout: Layout,
+    pad_id: int,
+    mask_dtype: torch.dtype = torch.float32,
+    row_weights: Sequence[float] | None = None,
+) -> Inputs:
+    """Put the rows of a micro batch into the tensors of one forward pass.
+
+    Args:
+        mask_dtype: of the block mask; the type of the model's parameters (FSDP casts it with the other inputs).
+        row_weights: what each target token of a row counts in the loss; None means 1.
+    """
+    places, ids = batch.targets, batch.rows
     if layout is Layout.PADDED:
-        return _padded_logits(model, batch, pad_id=pad_id, device=device)
-    starts = np.cumsum([0, *(len(row) for row in batch.rows)])
-    keep = torch.cat([places + int(start) for places, start in zip(batch.targets, starts, strict=False)])
-    keep = (keep if len(keep) else torch.zeros(1, dtype=torch.int64)).to(device)
-    inputs: dict[str, Any] = {
-        "input_ids": torch.cat(batch.rows)[None].to(device),
-        "position_ids": torch.cat([torch.arange(len(row)) for row in batch.rows])[None].to(device),
-        "use_cache": False,
-    }
-    if layout is Layout.BLOCK_MASK:
-        inputs["attention_mask"] = _block_mask(batch, model=model, device=device)
-    if accepts(model, "logits_to_keep"):
-        logits: Tensor = model(**inputs, logits_to_keep=keep).logits
-        return logits[0]
-    logits = model(**inputs).logits
-    return logits[0, keep]
+        longest = max(len(row) for row in ids)
+        given = _padded(ids, longest=longest, pad_id=pad_id)
+        starts = [index * longest for index in range(len(ids))]
+    else:
+        given = {
+            "input_ids": torch.cat(ids)[None],
+            "position_ids": torch.cat([torch.arange(len(row)) for row in ids])[None],
+        }
+        starts = np.cumsum([0, *(len(row) for row in ids)])[:-1].tolist()
+        if layout is Layout.BLOCK_MASK:
+            given["attention_mask"] = _block_mask(ids, dtype=mask_dtype)
+    weights = None
+    if row_weights is not None:
+        pairs = zip(places, row_weights, strict=False)  # an empty micro batch has a stand-in row, and no weights
+        weights = torch.cat([torch.full((len(mine),), weight) for mine, weight in pairs] or [torch.zeros(0)])
+    return Inputs(
+        {**given, "use_cache": False},
+        places=torch.cat([mine + start for mine, start in zip(places, starts, strict=True)]),
+        labels=torch.cat([row[mine + 1] for row, mine in zip(ids, places, strict=True)]),
+        token_weights=weights,
+    )
 
 
-def _padded_logits(model: nn.Module, batch: MicroBatch, *, pad_id: int, device: torch.device) -> Tensor:
-    longest = max(len(row) for row in batch.rows)
-    ids = torch.full((len(batch.rows), longest), pad_id)
-    mask = torch.zeros(len(batch.rows), longest, dtype=torch.int64)
-    for index, row in enumerate(batch.rows):
-        ids[index, : len(row)] = row
+def _padded(ids: Sequence[Tensor], *, longest: int, pad_id: int) -> dict[str, Tensor]:
+    filled = torch.full((len(ids), longest), pad_id)
+    mask = torch.zeros(len(ids), longest, dtype=torch.int64)
+    for index, row in enumerate(ids):
+        filled[index, : len(row)] = row
         mask[index, : len(row)] = 1
-    logits: Tensor = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-    row_index = torch.cat([torch.full_like(places, index) for index, places in enumerate(batch.targets)])
-    column = torch.cat(batch.targets)
-    if not len(column):
-        return logits[:1, 0]
-    return logits[row_index.to(device), column.to(device)]
+    return {"input_ids": filled, "attention_mask": mask}
 
 
-def _block_mask(batch: MicroBatch, *, model: nn.Module, device: torch.device) -> Tensor:
+def target_loss(model: nn.Module, inputs: Inputs, *, head: LossHead | None = None) -> Tensor:
+    """Sum of the (weighted) cross entropies over the target tokens of a micro batch, float32 scalar; 0 with zero
+    gradients if it has none.
+
+    With a head, logits are made and dropped chunk by chunk; without, those of all target tokens are in memory at once.
+    """
+    if head is not None:
+        with head.order(inputs.places, inputs.labels, inputs.token_weights):
+            loss: Tensor = model(**inputs.model_inputs).logits
+        return loss
+    logits = target_logits(model, inputs).float()
+    if not len(inputs.labels):  # one row of logits, so that every rank runs the same collectives
+        return logits.sum() * 0.0
+    if inputs.token_weights is None:
+        return functional.cross_entropy(logits, inputs.labels, reduction="sum")
+    return (functional.cross_entropy(logits, inputs.labels, reduction="none") * inputs.token_weights).sum()
+
+
+def target_logits(model: nn.Module, inputs: Inputs) -> Tensor:
+    """Logits at the places that predict a target, (K, vocabulary); (1, vocabulary) if there are none."""
+    places = inputs.places if len(inputs.places) else inputs.places.new_zeros(1)
+    if "position_ids" in inputs.model_inputs and accepts(model, "logits_to_keep"):
+        logits: Tensor = model(**inputs.model_inputs, logits_to_keep=places).logits
+        return logits[0]
+    logits = model(**inputs.model_inputs).logits
+    return logits.flatten(0, 1)[places]
+
+
+def _block_mask(ids: Sequence[Tensor], *, dtype: torch.dtype) -> Tensor:
     """Additive mask (1, 1, T, T): 0 where a token may look, the lowest number elsewhere.
 
     Additive, not bool: eager attention adds whatever it is given, so a bool mask would let every token look everywhere.
     """
-    owner = torch.cat([torch.full((len(row),), index) for index, row in enumerate(batch.rows)])
+    owner = torch.cat([torch.full((len(row),), index) for index, row in enumerate(ids)])
     may_look = (owner[:, None] == owner[None, :]).tril()
-    dtype = next(model.parameters()).dtype  # FSDP casts it with the other inputs
     mask = torch.zeros(may_look.shape, dtype=dtype).masked_fill(~may_look, torch.finfo(dtype).min)
-    return mask[None, None].to(device)
+    return mask[None, None]
 
 
 def choose_layout(model: nn.Module, *, pad_id: int, device: torch.device) -> Layout:
@@ -158,12 +219,45 @@ def choose_layout(model: nn.Module, *, pad_id: int, device: torch.device) -> Lay
 def _is_isolated(
     model: nn.Module, a: Tensor, b: Tensor, c: Tensor, *, layout: Layout, pad_id: int, device: torch.device
 ) -> bool:  # fmt: skip
-    nothing, all_of_b = torch.zeros(0, dtype=torch.int64), torch.arange(len(b))
+    nothing, all_of_b = torch.zeros(0, dtype=torch.int64), torch.arange(len(b) - 1)
+    dtype = next(model.parameters()).dtype
 
     def logits_of_b(*before: Tensor) -> Tensor:
         batch = MicroBatch((*before, b), (*(nothing for _ in before), all_of_b))
-        return target_logits(model, batch, layout=layout, pad_id=pad_id, device=device).float()
+        inputs = lay_out(batch, layout=layout, pad_id=pad_id, mask_dtype=dtype).to(device)
+        return target_logits(model, inputs).float()
 
     after_a, after_c, alone = logits_of_b(a), logits_of_b(c), logits_of_b()
     close = bool((after_a - alone).abs().max() <= _ROUNDING * alone.abs().max())
     return bool(torch.equal(after_a, after_c)) and close
+
+
+@torch.no_grad()
+def choose_loss_head(model: nn.Module, *, layout: Layout, pad_id: int, device: torch.device) -> LossHead | None:
+    """The head that makes the model's loss without its logits, or None where that would not be its loss.
+
+    Some models scale or cap their logits after the output embedding (Gemma 2, Cohere), so the loss of two made-up rows
+    is computed both ways and has to agree. Call it before the model is sharded, like `choose_layout`.
+    """
+    head = attach_loss_head(model)
+    if head is None:
+        return None
+    vocab_size = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    generator = torch.Generator().manual_seed(0)
+    rows = tuple(torch.randint(vocab_size, (size,), generator=generator) for size in (9, 5))
+    batch = MicroBatch(rows, tuple(torch.arange(len(row) - 1) for row in rows))
+    dtype = next(model.parameters()).dtype
+    inputs = lay_out(batch, layout=layout, pad_id=pad_id, mask_dtype=dtype).to(device)
+    was_training = model.training
+    model.eval()
+    try:
+        plain = target_loss(model, inputs)
+        loss = target_loss(model, inputs, head=head)
+        if loss.ndim == 0 and bool((loss - plain).abs() <= _ROUNDING * plain.abs()):
+            return head
+    except (RuntimeError, TypeError, IndexError) as exc:  # the model does more with its logits than hand them out
+        logger.info("%s takes its loss from whole logits: %s", type(model).__name__, exc)
+    finally:
+        model.train(was_training)
+    head.remove()
+    return None

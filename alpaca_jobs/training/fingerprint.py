@@ -8,18 +8,26 @@ from collections.abc import Mapping
 
 from alpaca_jobs.spec import TrainSpec
 
-_NOT_MATHEMATICS = {"engine", "exactness", "micro_batch_size", "gradient_checkpointing"}
+_NOT_MATHEMATICS = {
+    "engine", "exactness", "micro_batch_size", "gradient_checkpointing", "cross_entropy", "prefetch_steps"
+}  # fmt: skip
 """Keys that change speed, memory or the order of sums, but not which function of which rows is computed."""
 
 
 def train_fingerprint(train: TrainSpec, *, data_digest: str, tokenizer_files: Mapping[str, bytes]) -> str:
     """SHA-256 over what changes the mathematics: recipe and hyperparameters, the rows as tokens, the tokenizer.
 
-    Not in it: world size, micro batch, infra, limits. A run may be continued with those changed.
+    Not in it: world size, micro batch, infra, limits. A run may be continued with those changed. Keys that came with
+    a later version count only where they are not at their defaults: an older run's checkpoints stay its own.
     """
+    settings = train.model_dump(mode="json", exclude=_NOT_MATHEMATICS)
+    if train.loss_average == "token":
+        del settings["loss_average"]
+    else:
+        settings["micro_batch_size"] = train.micro_batch_size  # the mean over each micro batch is the mathematics
     body = {
         "version": 1,
-        "train": train.model_dump(mode="json", exclude=_NOT_MATHEMATICS),
+        "train": settings,
         "data": data_digest,
         "tokenizer": {name: hashlib.sha256(data).hexdigest() for name, data in tokenizer_files.items()},
     }

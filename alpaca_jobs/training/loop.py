@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from alpaca_jobs.errors import TrainingError
 from alpaca_jobs.training.agreement import Told, agree, is_finite
-from alpaca_jobs.training.batching import StepPlan, plan_step
-from alpaca_jobs.training.collate import collate, target_loss
+from alpaca_jobs.training.collate import target_loss
 from alpaca_jobs.training.control import StoppedBy, TrainContext, TrainResult
 from alpaca_jobs.training.exact import exact_mode, seed_forward
+from alpaca_jobs.training.feed import StepFeed, StepInputs, make_step
 from alpaca_jobs.training.flops import mfu, model_flops, peak_bf16_flops
 from alpaca_jobs.training.metrics import StepMetrics
 from alpaca_jobs.training.model import matrix_parameters
@@ -63,12 +64,25 @@ class _Loop:
         self._losses: list[float] = []
         self._peak_flops = peak_bf16_flops(torch.cuda.get_device_name(self._device)) if self._on_gpu else None
         self._num_parameters = matrix_parameters(state.model)
+        self._feed = StepFeed(
+            partial(
+                make_step, train=ctx.train, data=ctx.rows, rank=ctx.rank, world_size=ctx.world_size,
+                layout=state.layout, pad_id=state.pad_id, mask_dtype=next(state.model.parameters()).dtype,
+            ),
+            last_step=state.num_steps, ahead=ctx.train.prefetch_steps, pin=self._on_gpu,
+        )  # fmt: skip
 
     @property
     def _on_gpu(self) -> bool:
         return self._device.type == "cuda"
 
     def run(self) -> TrainResult:
+        try:
+            return self._all_steps()
+        finally:
+            self._feed.close()
+
+    def _all_steps(self) -> TrainResult:
         state = self._state
         while state.step < state.num_steps:
             agreed = self._one_step()
@@ -88,17 +102,8 @@ class _Loop:
         ctx, state, train = self._ctx, self._state, self._ctx.train
         begin = time.perf_counter()
         step = state.step + 1
-        plan = plan_step(
-            step,
-            seed=train.seed,
-            lengths=ctx.rows.lengths,
-            global_batch_size=train.global_batch_size,
-            micro_batch_size=train.micro_batch_size,
-            world_size=ctx.world_size,
-        )
-        rows = list(plan.rows)
-        num_targets = int(ctx.rows.target_counts[rows].sum())
-        loss_sum = self._forward_backward(plan, num_targets=num_targets)
+        ready = self._feed.take(step)
+        loss_sum = self._forward_backward(ready)
         agreed = agree(
             Told(
                 loss_sum=loss_sum,
@@ -113,30 +118,28 @@ class _Loop:
             world_size=ctx.world_size,
             device=self._device,
         )
-        loss = agreed.loss_sum / max(1, num_targets)
+        loss = agreed.loss_sum / ready.divisor
         self._refuse_not_finite(agreed, step=step, loss=loss)
         learning_rate = self._learning_rate(step)
         state.optimizer.step(
             learning_rate=learning_rate, scale=clip_scale(agreed.squared_norm, train.max_grad_norm)
         )  # fmt: skip
         state.step = step
-        state.tokens_seen += int(ctx.rows.lengths[rows].sum())
+        state.tokens_seen += ready.tokens
         state.losses.append(loss)
         self._losses.append(loss)
-        self._tell(plan, agreed, loss=loss, learning_rate=learning_rate, num_targets=num_targets, begin=begin)
+        self._tell(ready, agreed, loss=loss, learning_rate=learning_rate, begin=begin)
         return agreed
 
-    def _forward_backward(self, plan: StepPlan, *, num_targets: int) -> float:
-        """Gradients of the global batch's mean loss into the model; returns this rank's sum of cross entropies."""
+    def _forward_backward(self, ready: StepInputs) -> float:
+        """Gradients of the batch's loss into the model; returns this rank's sum of (weighted) cross entropies."""
         ctx, state = self._ctx, self._state
-        # FSDP averages gradients over ranks; the loss is a mean over the targets of all of them.
-        weight = ctx.world_size / max(1, num_targets)
+        scale = ctx.world_size / ready.divisor  # FSDP averages gradients over ranks
         sums: list[torch.Tensor] = []
-        for micro in plan.ranks[ctx.rank]:
-            seed_forward(ctx.train.seed, plan.step, micro[0] if micro else -1)
-            batch = collate(ctx.rows, micro)
-            loss = target_loss(state.model, batch, layout=state.layout, pad_id=state.pad_id, device=self._device)
-            (loss * weight).backward()  # type: ignore[no-untyped-call]
+        for first_row, inputs in zip(ready.first_rows, ready.micros, strict=True):
+            seed_forward(ctx.train.seed, ready.plan.step, first_row)
+            loss = target_loss(state.model, inputs.to(self._device), head=state.loss_head)
+            (loss * scale).backward()  # type: ignore[no-untyped-call]
             sums.append(loss.detach())
         return float(torch.stack(sums).double().sum())
 
@@ -210,33 +213,30 @@ class _Loop:
             if self._ctx.rank == 0:
                 self._ctx.control.saved(result)
 
-    def _tell(
-        self, plan: StepPlan, agreed: Told, *, loss: float, learning_rate: float, num_targets: int, begin: float
-    ) -> None:
+    def _tell(self, ready: StepInputs, agreed: Told, *, loss: float, learning_rate: float, begin: float) -> None:
         """Rank 0 reports the step."""
         seconds = time.perf_counter() - begin
         self._schedule.observe_step(seconds)
         if self._ctx.rank:
             return
-        lengths = self._ctx.rows.lengths[list(plan.rows)]
-        tokens, world_size = int(lengths.sum()), self._ctx.world_size
+        tokens, world_size = ready.tokens, self._ctx.world_size
         config = self._state.model.config
         flops = model_flops(
             num_parameters=self._num_parameters,
             num_layers=int(getattr(config, "num_hidden_layers", 0)),
             hidden_size=int(getattr(config, "hidden_size", 0)),
             tokens=tokens,
-            sum_of_squared_lengths=int((lengths**2).sum()),
+            sum_of_squared_lengths=ready.squared_lengths,
         )
         self._ctx.control.stepped(
             StepMetrics(
-                step=plan.step,
-                epoch=plan.epoch,
+                step=ready.plan.step,
+                epoch=ready.plan.epoch,
                 loss=loss,
                 learning_rate=learning_rate,
                 grad_norm=agreed.squared_norm**0.5,
                 tokens=tokens,
-                target_tokens=num_targets,
+                target_tokens=ready.num_targets,
                 seconds=seconds,
                 tokens_per_second=tokens / seconds,
                 tokens_per_second_per_gpu=tokens / seconds / world_size,

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from alpaca_jobs.errors import TrainingError
 from alpaca_jobs.training.batching import rows_seen
-from alpaca_jobs.training.collate import Layout, choose_layout
+from alpaca_jobs.training.collate import Layout, choose_layout, choose_loss_head
 from alpaca_jobs.training.control import TrainContext
 from alpaca_jobs.training.dataset import count_steps
 from alpaca_jobs.training.fingerprint import train_fingerprint
+from alpaca_jobs.training.loss import LossHead
 from alpaca_jobs.training.model import build_model, shard_model
 from alpaca_jobs.training.optimizer import ShardedAdamW
 from alpaca_jobs.training.tokenizer import load_tokenizer
@@ -31,6 +32,7 @@ class TrainState:
     model: nn.Module
     optimizer: ShardedAdamW
     layout: Layout
+    loss_head: LossHead | None
     pad_id: int
     num_steps: int
     fingerprint: str
@@ -76,11 +78,15 @@ def build_state(ctx: TrainContext) -> TrainState:
         torch.cuda.set_device(device)
     model = build_model(ctx.train, tokenizer, device=device, with_weights=not ctx.candidates)
     layout = choose_layout(model, pad_id=tokenizer.pad_id, device=device)
+    head = None
+    if ctx.train.cross_entropy == "chunked":
+        head = choose_loss_head(model, layout=layout, pad_id=tokenizer.pad_id, device=device)
     shard_model(model, ctx.train, device=device)
     return TrainState(
         model=model,
         optimizer=ShardedAdamW(model, ctx.train),
         layout=layout,
+        loss_head=head,
         pad_id=tokenizer.pad_id,
         num_steps=count_steps(len(ctx.rows), ctx.train),
         fingerprint=train_fingerprint(ctx.train, data_digest=ctx.rows.digest, tokenizer_files=ctx.tokenizer_files),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alpaca_jobs.spec import TrainSpec
-from alpaca_jobs.training.collate import Layout, choose_layout, collate, target_loss
+from alpaca_jobs.training.collate import Layout, choose_layout, choose_loss_head, collate, lay_out, target_loss
 from alpaca_jobs.training.recipes import build_tokenizer, tokenize_rows
 from alpaca_jobs.training.tokenizer import RowTokenizer, load_tokenizer, write_folder
 
@@ -62,10 +62,15 @@ def test_rows_stay_apart_in_the_layout_that_is_chosen(family: str, files: dict[s
     model = _random_model(family, tokenizer).eval()
     layout = choose_layout(model, pad_id=tokenizer.pad_id, device=CPU)
     assert layout is FAMILIES[family][0]
+    chunked = choose_loss_head(model, layout=layout, pad_id=tokenizer.pad_id, device=CPU)
+    assert (chunked is None) is (family == "gemma2")  # it caps its logits, so its loss is not that of its last layer
 
     def loss(rows: list[int], layout: Layout) -> float:
         with torch.no_grad():
-            return float(target_loss(model, collate(data, rows), layout=layout, pad_id=tokenizer.pad_id, device=CPU))
+            inputs = lay_out(collate(data, rows), layout=layout, pad_id=tokenizer.pad_id)
+            losses = {float(target_loss(model, inputs, head=head)) for head in {None, chunked}}
+            assert max(losses) == pytest.approx(min(losses), rel=1e-6)
+            return losses.pop()
 
     alone = sum(loss([row], Layout.PADDED) for row in range(8))
     assert loss(list(range(8)), layout) == pytest.approx(alone, rel=1e-6)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from alpaca_jobs.spec import TrainSpec
-from alpaca_jobs.training.collate import Layout, MicroBatch, choose_layout, collate, target_loss
+from alpaca_jobs.training.collate import Layout, MicroBatch, choose_layout, collate, lay_out, target_loss
 from alpaca_jobs.training.data import TokenizedRows
 from alpaca_jobs.training.model import build_model
 from alpaca_jobs.training.recipes import build_tokenizer, tokenize_rows
@@ -46,7 +46,7 @@ def _losses_and_gradients(
     model.zero_grad()
     total = 0.0
     for group in groups:
-        loss = target_loss(model, collate(rows, group), layout=layout, pad_id=pad_id, device=CPU)
+        loss = target_loss(model, lay_out(collate(rows, group), layout=layout, pad_id=pad_id))
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     gradients = [param.grad.flatten() for param in model.parameters() if param.grad is not None]
@@ -73,7 +73,7 @@ def test_the_loss_is_the_one_transformers_computes_from_masked_labels(
     ids = torch.from_numpy(rows.tokens[begin:end]).long()[None]
     labels = torch.where(torch.from_numpy(rows.is_target[begin:end])[None], ids, -100)
     theirs = model(input_ids=ids, labels=labels).loss
-    ours = target_loss(model, collate(rows, [3]), layout=Layout.POSITIONS, pad_id=pad_id, device=CPU)
+    ours = target_loss(model, lay_out(collate(rows, [3]), layout=Layout.POSITIONS, pad_id=pad_id))
     assert float(ours.detach() / rows.target_counts[3]) == pytest.approx(float(theirs.detach()), abs=1e-6)
 
 

@@ -26,6 +26,7 @@ def _of(*, data: str = "d", tokenizer: bytes = b"t", **train: Any) -> str:
         {"model": "facebook/opt-125m"},
         {"data": "other"},
         {"tokenizer": b"other"},
+        {"loss_average": "micro_batch"},
     ],
 )
 def test_what_changes_the_result_changes_the_fingerprint(change: dict[str, Any]) -> None:
@@ -33,7 +34,19 @@ def test_what_changes_the_result_changes_the_fingerprint(change: dict[str, Any])
 
 
 @pytest.mark.parametrize(
-    "change", [{"micro_batch_size": 2}, {"exactness": "bits"}, {"engine": "fsdp"}, {"gradient_checkpointing": True}]
+    "change",
+    [
+        {"micro_batch_size": 2},
+        {"exactness": "bits"},
+        {"engine": "fsdp"},
+        {"gradient_checkpointing": True},
+        {"cross_entropy": "plain"},
+        {"prefetch_steps": 0},
+    ],
 )
 def test_speed_and_memory_do_not(change: dict[str, Any]) -> None:
     assert _of(**change) == _of()
+
+
+def test_the_micro_batch_is_mathematics_when_losses_are_averaged_over_each() -> None:
+    assert _of(loss_average="micro_batch", micro_batch_size=2) != _of(loss_average="micro_batch", micro_batch_size=4)
