@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from checkpoints.errors import StateMismatch
+from checkpoints.torch_flat import FlatShard
 
 STATE_OBJECT = "state.json"
 
@@ -58,7 +59,7 @@ class FlatState:
     def structure(self) -> tuple[Any, ...]:
         """Equal for two states exactly when a save plan for one fits the other; cheap."""
         return tuple(
-            (name, tuple(tensor.shape), tensor.dtype, str(getattr(tensor, "placements", "")), id(_mesh(tensor)))
+            (name, tuple(tensor.shape), tensor.dtype, str(getattr(tensor, "placements", "")), _cut(tensor))
             for name, tensor in self.tensors.items()
         )
 
@@ -189,5 +190,8 @@ def _plain(name: str, value: Any) -> Any:
     )
 
 
-def _mesh(tensor: torch.Tensor) -> Any:
-    return getattr(tensor, "device_mesh", None)
+def _cut(tensor: torch.Tensor) -> Any:
+    """Which part of the tensor this rank has, as far as its type says."""
+    if isinstance(tensor, FlatShard):
+        return tensor.start, tensor.local.numel()
+    return id(getattr(tensor, "device_mesh", None))

@@ -1,0 +1,130 @@
+"""DeepSpeed's ZeRO on gloo and the CPU: `python zero.py RANK WORLD PORT JOBS`; prints one line of JSON.
+
+JOBS is JSON: a list of {"stage": 1, 2 or 3, "uri": a fresh run, "from": [URI, step] or null, "steps": [first, last],
+"dtype": "fp32" or "bf16"}. Each trains a small model over the given steps, the same rows in the same global batches on
+any number of ranks, from the commit in `from`, and commits the last one. test_torch_zero.py looks at the answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import warnings
+from typing import Any
+
+warnings.simplefilter("ignore")  # what DeepSpeed warns about is not ours to fix
+RANK, WORLD, PORT = (int(text) for text in sys.argv[1:4])
+os.environ.update(
+    DS_ACCELERATOR="cpu", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(PORT), RANK=str(RANK), LOCAL_RANK=str(RANK),
+    WORLD_SIZE=str(WORLD), LOCAL_SIZE=str(WORLD), GLOO_SOCKET_IFNAME="lo", DS_SKIP_CUDA_CHECK="1",
+)  # fmt: skip
+
+import deepspeed  # noqa: E402
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state  # noqa: E402
+
+from checkpoints.attempts import AttemptLog  # noqa: E402
+from checkpoints.fence import Fence  # noqa: E402
+from checkpoints.keys import TRAIN_ONLY, CommitRef  # noqa: E402
+from checkpoints.store import Store  # noqa: E402
+from checkpoints.torch_bridge import Checkpointer  # noqa: E402
+from checkpoints.torch_zero import apply_zero_state, zero_state  # noqa: E402
+
+BATCH = 12  # rows in a step: divided by 1, 2, 3 and 4
+
+
+def make_engine(stage: int, dtype: str) -> Any:
+    torch.manual_seed(0)
+    # Sizes that no world size divides; a frozen layer, a buffer.
+    model = torch.nn.Sequential(
+        torch.nn.Linear(7, 13), torch.nn.LayerNorm(13), torch.nn.Linear(13, 11), torch.nn.Linear(11, 5)
+    )
+    model[2].requires_grad_(False)
+    model[1].register_buffer("seen", torch.zeros(3))
+    config = {
+        "train_batch_size": BATCH,
+        "train_micro_batch_size_per_gpu": BATCH // WORLD,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}},
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 20},
+        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": 1.0,
+        "bf16": {"enabled": dtype == "bf16"},
+    }
+    trained = [param for param in model.parameters() if param.requires_grad]
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=config)
+    return engine
+
+
+def train(engine: Any, step: int) -> float:
+    rows = torch.randn(BATCH, 7, generator=torch.Generator().manual_seed(step))
+    mine = rows[RANK * BATCH // WORLD : (RANK + 1) * BATCH // WORLD].to(next(engine.module.parameters()).dtype)
+    loss = engine(mine).float().square().mean()
+    engine.backward(loss)
+    engine.step()
+    engine.module[1].seen.fill_(float(step))
+    return float(loss)
+
+
+def digests(engine: Any) -> dict[str, str]:
+    """Digest of everything the engine keeps, as DeepSpeed itself puts it together."""
+    found: dict[str, torch.Tensor] = {}
+    for name, param in engine.module.named_parameters():
+        if param.requires_grad:
+            found[name] = safe_get_full_fp32_param(param)
+            for key in ("exp_avg", "exp_avg_sq"):
+                found[f"{name}.{key}"] = safe_get_full_optimizer_state(param, key)
+    gathered = [param for param in engine.module.parameters() if hasattr(param, "ds_id")]
+    with deepspeed.zero.GatheredParameters(gathered, enabled=bool(gathered)):
+        for name, param in engine.module.named_parameters():
+            found[f"{name} as computed with"] = param.detach().float().clone()
+    found["seen"] = engine.module[1].seen
+    flats = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
+    flats = flats if flats is not None else engine.optimizer.single_partition_of_fp32_groups
+    found["step"] = torch.tensor([float(engine.optimizer.optimizer.state[flat]["step"]) for flat in flats[:1]])
+    return {
+        name: hashlib.sha256(tensor.contiguous().float().numpy().tobytes()).hexdigest()[:16]
+        for name, tensor in found.items()
+    }
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    store = Store.open(job["uri"])
+    log = AttemptLog(store, TRAIN_ONLY)
+    if RANK == 0:
+        log.claim(1, {})
+        log.put_base(1, None)
+    dist.barrier()
+    engine = make_engine(job["stage"], job["dtype"])
+    fence = Fence(log, 1)
+    checkpointer = Checkpointer(store, TRAIN_ONLY, stage="train", attempt=1, fence=fence)
+    answer: dict[str, Any] = {}
+    if job["from"]:
+        uri, step = job["from"]
+        reader = Checkpointer(Store.open(uri), TRAIN_ONLY, stage="train", attempt=1, fence=None)
+        state = zero_state(engine)
+        reader.load(CommitRef("train", step, 1), state)
+        apply_zero_state(engine, state)
+        reader.close()
+        answer["loaded"] = digests(engine)
+        answer["global_steps"] = engine.global_steps
+    first, last = job["steps"]
+    answer["losses"] = [train(engine, step) for step in range(first, last + 1)]
+    if last >= first:
+        answer["trained"] = digests(engine)
+        checkpointer.save(last, zero_state(engine), meta={}, fingerprint="")
+        checkpointer.wait()
+    checkpointer.close()
+    engine.destroy()
+    return answer
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    deepspeed.init_distributed("gloo", verbose=False)
+    answers = [run(job) for job in json.loads(sys.argv[4])]
+    sys.stdout.write("ANSWER " + json.dumps(answers) + "\n")  # among what DeepSpeed prints
+    sys.stdout.flush()
+    dist.destroy_process_group()
