@@ -92,7 +92,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         # In place: these buffers are nobody else's, and a second backward pass is refused by autograd.
         hidden, weight, bias = (
@@ -111,7 +111,7 @@ class LossHead:
     def __init__(self, head: nn.Linear) -> None:
         self._head, self._plain = head, head.forward
         self._order: tuple[Tensor, Tensor, Tensor | None] | None = None
-        head.forward = self._forward  # type: ignore[method-assign]
+        head.forward = self._forward  # type: ignore[method-assign, assignment]
 
     def remove(self) -> None:
         """Give the model its own head back."""
