@@ -51,7 +51,12 @@ class Event:
 
 def utc_now() -> str:
     """Return the time as events carry it: `2026-11-20T23:50:28.123Z`."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return iso_time(datetime.now(UTC).timestamp())
+
+
+def iso_time(at_s: float) -> str:
+    """Return seconds since 1970 as events carry them."""
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def seconds_of(t: str) -> float:

@@ -139,9 +139,14 @@ class CloudRun:
         """Dollars so far; read only where a limit needs it."""
         if self.session.policy.max_usd is None:
             return 0.0
-        events = read_events(self.store)
-        attempts = summarize_attempts(self._log.records(), events)
-        return sum(one.cost_usd or 0.0 for one in attempts) + (teacher_usd(events) or 0.0)
+        return self.machines_usd() + (teacher_usd(read_events(self.store)) or 0.0)
+
+    def machines_usd(self) -> float:
+        """Dollars for the machines of all attempts so far; read only where a limit needs it."""
+        if self.session.policy.max_usd is None:
+            return 0.0
+        attempts = summarize_attempts(self._log.records(), read_events(self.store))
+        return sum(one.cost_usd or 0.0 for one in attempts)
 
     def next_number(self) -> int:
         """The number for the next attempt: after all that were claimed or ended."""

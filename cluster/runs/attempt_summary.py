@@ -27,7 +27,8 @@ class AttemptSummary:
         base: what it started from; None before that is known, or if there was nothing.
         reached: (stage, position) of its last work, committed or not.
         seconds: from its start to its end.
-        cost_usd: for its machines; None while its price is unknown.
+        billed_s: of its machines: from their boot, where they said when that was.
+        cost_usd: for its machines, `billed_s` at the price of the plan; None while that is unknown.
     """
 
     number: int
@@ -42,6 +43,7 @@ class AttemptSummary:
     reached: tuple[str, int] | None
     seconds: float
     cost_usd: float | None
+    billed_s: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -49,7 +51,7 @@ class AttemptSummary:
             "number": self.number, "place": self.place, "pricing": self.pricing, "started_at": self.started_at,
             "ended_at": self.ended_at, "stop_reason": self.stop_reason, "detail": self.detail,
             "base": self.base.to_json() if self.base else None, "reached": self.reached,
-            "seconds": round(self.seconds, 3), "cost_usd": self.cost_usd,
+            "seconds": round(self.seconds, 3), "billed_s": round(self.billed_s, 3), "cost_usd": self.cost_usd,
         }  # fmt: skip
 
 
@@ -83,20 +85,35 @@ def _summarize(record: AttemptRecord, events: Sequence[Event]) -> AttemptSummary
     if not seconds and started_at:  # nobody saw its end: it lived at least until its last word
         last = max((event.t for event in events if event.attempt == record.number), default=started_at)
         seconds = max(seconds_of(last) - seconds_of(started_at), 0.0)
+    ended_at = ended.t if ended else str(end.get("ended_at", ""))
+    billed_s = _billed_s(str(claim.get("machine_started_at", "")), started_at, ended_at, seconds)
     return AttemptSummary(
         number=record.number,
         place=place.name if place else "",
         pricing=place.pricing.value if place else "",
         started_at=started_at,
-        ended_at=ended.t if ended else str(end.get("ended_at", "")),
+        ended_at=ended_at,
         stop_reason=str(end.get("stop_reason", "")),
         detail=str(end.get("detail", "")),
         has_base=record.has_base,
         base=record.base,
         reached=_reached(record.number, end, ended, events),
         seconds=seconds,
-        cost_usd=compute_usd(place, seconds) if place else None,
+        cost_usd=compute_usd(place, billed_s) if place else None,
+        billed_s=billed_s,
     )
+
+
+def _billed_s(booted_at: str, started_at: str, ended_at: str, seconds: float) -> float:
+    """Seconds that an attempt's machines were paid for: from their boot, which a machine of a cloud says in its claim.
+
+    Where nobody saw the end, `seconds` is as long as the attempt is known to have lived.
+    """
+    if not booted_at:
+        return seconds
+    if ended_at:
+        return max(seconds_of(ended_at) - seconds_of(booted_at), seconds)
+    return max(seconds_of(started_at) - seconds_of(booted_at), 0.0) + seconds if started_at else seconds
 
 
 def _reached(
