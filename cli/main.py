@@ -35,6 +35,8 @@ from cli import (
     status,
     train,
     validate,
+    weights_diff,
+    weights_recover,
 )
 from cli.exits import DEBUG_VARIABLE, guarded
 
@@ -57,6 +59,8 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("generate", generate.generate, STAGES),
     ("train", train.train, STAGES),
     ("export", export.export, STAGES),
+    ("weights diff", weights_diff.diff, STATE),
+    ("weights recover", weights_recover.recover, STATE),
     ("checkpoints ls", checkpoints.ls, STATE),
     ("checkpoints verify", checkpoints.verify, STATE),
     ("checkpoints prune", checkpoints.prune, STATE),
@@ -72,6 +76,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
 GROUPS = {
     "checkpoints": ("the committed state of a run", STATE),
     "data": ("work on files of rows", DATA),
+    "weights": ("a model as its difference from another", STATE),
     "plugin": ("our recovery strategy in SkyPilot's API server", CLOUDS),
 }
 """First words that stand before others, what all of those are about, and their panel."""

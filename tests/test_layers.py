@@ -23,10 +23,12 @@ SEAMS: dict[str, tuple[str, ...]] = {
     "s3fs": ("checkpoints/store*.py",),
     "ray": ("cluster/node/ray_runtime*.py",),
     "sky": ("cluster/cloud/sky_*.py",),
+    "botocore": ("cluster/cloud/aws_account.py",),
     "openai": ("alpaca_jobs/generation/completer.py",),
     "torch": (
         "checkpoints/torch_*.py",
         "alpaca_jobs/training/*.py",
+        "alpaca_jobs/weights/*.py",
         "cluster/node/train_*.py",
         "cluster/node/ray_runtime*.py",
     ),

@@ -80,6 +80,8 @@ def test_the_commands_are_the_ones_promised() -> None:
         "data convert",
         "data card",
         "data clean",
+        "weights diff",
+        "weights recover",
         "plugin install",
         "plugin status",
         "plugin remove",
