@@ -7,6 +7,8 @@ from typing import Any
 
 from cli import render, words
 
+_STATES = {"review": "waiting for your review"}
+
 
 def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
     """The attempts, then what they came to."""
@@ -60,7 +62,7 @@ def attempts_grid(attempts: Sequence[Mapping[str, Any]]) -> render.Grid:
 def status_grids(view: Mapping[str, Any]) -> list[render.Grid]:
     """How a run stands now."""
     rows = [
-        ("state", view["state"]),
+        ("state", _STATES.get(view["state"], view["state"])),
         ("launched", view["launched_at"]),
         ("last word", view["updated_at"] or words.MISSING),
     ]
@@ -77,6 +79,8 @@ def status_grids(view: Mapping[str, Any]) -> list[render.Grid]:
         rows.append(("step", f"{view['step']:,}{total}, loss {words.number(view['loss'], 4)}"))
         rows.append(("speed", f"{words.number(view['tokens_per_second'])} tokens/s"))
         rows.append(("unsaved", words.plural(view["lag_steps"] or 0, "step")))
+    if view["data_card"]:
+        rows.append(("data card", view["data_card"]))
     rows.append(("committed", _position(view["newest_commit"])))
     rows.append(("store", f"{view['store_uri']}/{view['run_id']}"))
     grids = [render.pairs(view["run_id"], rows)]
@@ -90,7 +94,7 @@ def runs_grid(views: Sequence[Mapping[str, Any]]) -> render.Grid:
         tuple(
             (
                 view["run_id"],
-                view["state"],
+                _STATES.get(view["state"], view["state"]),
                 view["launched_at"][:16].replace("T", " "),
                 str(len(view["attempts"])),
                 view["place"] or words.MISSING,

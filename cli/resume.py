@@ -26,12 +26,13 @@ def resume(
 
     Example: alpaca-jobs resume demo-x3fkd --exclude-region a
 
-    Only the stages that are left are run. --budget counts what was spent before, --deadline counts from now.
+    Only the stages that are left are run. --budget counts what was spent before, --deadline counts from now. Where the
+    run waits for your review of its rows (data.review), this accepts them; to turn them down, `alpaca-jobs rm`.
     """
     from cli.finding import find_run
     from cluster.events import utc_now
     from cluster.launch.launching import resume_run
-    from cluster.runs.run_view import read_plan, view_run
+    from cluster.runs.run_view import RunState, read_plan, view_run
 
     found = find_run(run, store)
     plan, _ = read_plan(found.root, found.run_id)
@@ -42,7 +43,9 @@ def resume(
         ("goes on from", str(view.newest_commit or "the start: nothing is committed yet")),
         ("price", words.rate(plan.candidates[0].job_price_per_hour_usd)),
     ]
-    if not view.state.is_over or view.exit_code != 0:  # a run that is done is refused below, without a question
+    if view.state is RunState.REVIEW:
+        rows[1:1] = [("data card", view.data_card or words.MISSING), ("accepts", f"its {words.number(view.rows)} rows")]
+    if view.state is not RunState.DONE:  # a run that is done is refused below, without a question
         starting.agree(f"Resume {found.run_id}?", yes=yes, grids=[render.pairs(f"Resume {found.run_id}", rows)])
     since = utc_now()
     resume_run(

@@ -60,10 +60,11 @@ def load(job_file: Path, changes: Mapping[str, Any]) -> JobSpec:
 
 def plan_of(job: JobSpec) -> LaunchPlan:
     """Plan a job under a new run id."""
-    from cluster.launch.planner import offers_for, plan_launch
+    from cluster.launch.planner import offers_for, plan_launch, side_offers_for
     from cluster.runs.run_ids import new_run_id
 
-    return plan_launch(job, run_id=new_run_id(job.name), offers=offers_for(job))
+    offers = offers_for(job)
+    return plan_launch(job, run_id=new_run_id(job.name), offers=offers, side_offers=side_offers_for(job, offers))
 
 
 @dataclass(frozen=True)
@@ -145,19 +146,37 @@ def check_installed(job: JobSpec) -> None:
         require_modules("ray", "torch", "transformers", *generates)
 
 
-def start(plan: LaunchPlan) -> FoundRun:
-    """Start the planned run; Ctrl-C until then leaves nothing behind."""
+def start(plan: LaunchPlan, estimate: JobEstimate | None = None) -> FoundRun:
+    """Start the planned run; Ctrl-C until then leaves nothing behind. The estimate is kept for its receipt."""
     from checkpoints.store import Store
     from cluster.launch.launching import start_run
     from cluster.runs.home import Home
 
     home = Home.default()
     try:
-        start_run(plan, home)
+        start_run(plan, home, estimate=None if estimate is None else estimate.to_json())
     except KeyboardInterrupt:
         render.say("Interrupted before the run had started; nothing of it is left.")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     return FoundRun(Store.open(plan.store_uri), plan.run_id, home)
+
+
+def _after_review_stop(found: FoundRun, *, as_json: bool) -> None:
+    """Ask whoever is there whether the rows are good; without a terminal the run just waits."""
+    from cluster.events import utc_now
+    from cluster.launch.launching import resume_run
+    from cluster.node.review import CARD
+
+    render.say(f"The data card: {found.root.uri}/{found.run_id}/{CARD}")
+    if not as_json and render.can_ask() and render.ask("Train on these rows?"):
+        since = utc_now()
+        resume_run(found.root, found.run_id, found.home)
+        leave_or_follow(found, detach=False, as_json=as_json, since=since)
+    render.say(
+        f"{found.run_id} is waiting for your review, and nothing of it is running.\n"
+        f"  accept the rows: alpaca-jobs resume {found.run_id}\n"
+        f"  throw them away: alpaca-jobs rm {found.run_id}"
+    )
 
 
 def leave_or_follow(found: FoundRun, *, detach: bool, as_json: bool, since: str = "") -> None:
@@ -175,6 +194,10 @@ def leave_or_follow(found: FoundRun, *, detach: bool, as_json: bool, since: str 
     elif report is not None:
         for grid in report_view.report_grids(report):
             render.out_grid(grid)
-    if exit_code == ExitCode.DONE and not as_json:
+    if report is not None and report["compute_usd"] != 0 and not as_json:
+        render.say(f"What it cost, machine by machine: alpaca-jobs receipt {found.run_id}")
+    if report is not None and report["outcome"] == "review":
+        _after_review_stop(found, as_json=as_json)
+    elif exit_code == ExitCode.DONE and not as_json:
         render.say(f"The model: alpaca-jobs export {found.run_id} --to FOLDER")
     raise typer.Exit(exit_code)

@@ -49,6 +49,12 @@ class RunFailed(ClusterError):
     exit_code: ClassVar[int] = 1
 
 
+class AwaitingReview(ClusterError):
+    """The rows are written and the job wants a person to look at them before it trains; no failure."""
+
+    exit_code: ClassVar[int] = 0
+
+
 class NoCapacity(ClusterError):
     """The place has no such machine at the moment; another region, or later, may."""
 
@@ -71,6 +77,18 @@ class LaunchFailed(ClusterError):
     """A node could not be started for a reason of its own (not capacity); the same start elsewhere may work."""
 
     retryable: ClassVar[bool] = True
+
+
+class CloudError(ClusterError):
+    """A cloud refused something, or did not answer. `code` is the cloud's own word for it, empty without one."""
+
+    def __init__(self, words: str, *, code: str = "") -> None:
+        super().__init__(words)
+        self.code = code
+
+
+class NoCredentials(CloudError):
+    """Nobody is signed in to the cloud on this machine, or not any more."""
 
 
 class CatalogError(ClusterError):

@@ -30,6 +30,7 @@ NODE_EXITS: Final[Mapping[StopReason, int]] = MappingProxyType(
         StopReason.NODE_FAILURE: 76,
         StopReason.OUT_OF_MEMORY: 77,
         StopReason.SUPERSEDED: 78,
+        StopReason.REVIEW: 79,
         StopReason.CANCELLED: 130,
     }
 )

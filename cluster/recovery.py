@@ -36,6 +36,7 @@ class StopReason(StrEnum):
     DEADLINE = "deadline"
     CANCELLED = "cancelled"
     STORE_FAILURE = "store_failure"
+    REVIEW = "review"  # the rows are written, and the job wants a person to look at them (data.review)
     SUPERSEDED = "superseded"  # a newer attempt that is not ours exists
 
 
@@ -163,6 +164,11 @@ TABLE: Final[Mapping[StopReason, _Rule]] = MappingProxyType(
         ),
         StopReason.CANCELLED: _Rule(
             Action.GIVE_UP, exit_code=130, words="Nothing is left running. `alpaca-jobs resume` goes on from here."
+        ),
+        StopReason.REVIEW: _Rule(
+            Action.GIVE_UP,
+            words="The run is waiting for your review; nothing of it is running. `alpaca-jobs resume` accepts the rows "
+            "and goes on to training.",
         ),
         # Somebody else goes on with the run, so there is nothing for us to clean up, to report or to end.
         StopReason.SUPERSEDED: _Rule(Action.FINISH, exit_code=3, words="Another launcher has taken this run over."),
@@ -312,6 +318,8 @@ def _end(rule: _Rule, last: Stop, *, tries: int = 1) -> Decision:
     exit_code = last.exit_code if last.exit_code else rule.exit_code
     if last.reason is StopReason.DONE:
         return Decision(action, rule.words, exit_code=0, reason=last.reason)
+    if last.reason is StopReason.REVIEW:
+        return Decision(action, f"{last.detail} {rule.words}", exit_code=0, reason=last.reason)
     times = f", for the {_ordinal(tries)} time after {_position(last)}" if tries > 1 else ""
     return Decision(action, f"{_sentence(last, times)} {rule.words}", exit_code=exit_code, reason=last.reason)
 

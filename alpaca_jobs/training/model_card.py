@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from alpaca_jobs.data.lineage import lineage_in_words
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.hub import TINY_LLAMA
 
@@ -16,6 +18,7 @@ class CardFacts:
         data: in words, for example "52,000 rows written by gpt-4o-mini from 175 seed tasks".
         is_demo: the rows come from the built-in offline teacher, which writes by rule.
         weights_digest: of the exported folder.
+        lineage: licence and lineage of the rows, as names and sentences (alpaca_jobs/data/lineage.py).
     """
 
     run_id: str
@@ -25,6 +28,7 @@ class CardFacts:
     step: int
     loss: float | None
     weights_digest: str
+    lineage: Mapping[str, str] = field(default_factory=dict)
 
 
 def render_model_card(train: TrainSpec, facts: CardFacts) -> str:
@@ -50,5 +54,10 @@ def render_model_card(train: TrainSpec, facts: CardFacts) -> str:
         f"| training type | {train.dtype}, master weights float32 |\n"
         f"| last training loss | {loss} |\n"
         f"| weights | SHA-256 {facts.weights_digest} (alpaca_jobs.training.weights.weights_digest) |\n\n"
-        "Data written by a language model may carry its errors and its terms of use; see the data's own source.\n"
+        + _lineage_section(facts.lineage)
+        + "Data written by a language model may carry its errors and its terms of use; see the data's own source.\n"
     )
+
+
+def _lineage_section(lineage: Mapping[str, str]) -> str:
+    return f"## Where the rows come from\n\n| | |\n|---|---|\n{lineage_in_words(lineage)}\n" if lineage else ""

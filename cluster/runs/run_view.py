@@ -21,7 +21,9 @@ from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from cluster.errors import RunNotFound
 from cluster.events import Event, read_events, seconds_of
+from cluster.node.review import CARD
 from cluster.plan import LaunchPlan
+from cluster.recovery import StopReason
 from cluster.runs.attempt_summary import AttemptSummary, summarize_attempts
 from cluster.runs.report import rows_kept
 from cluster.runs.run_ids import check_run_id
@@ -40,6 +42,7 @@ class RunState(StrEnum):
     RUNNING = "running"
     WAITING = "waiting"  # for capacity, or for the store
     SILENT = "silent"  # nothing ended it, and nothing shows that it lives
+    REVIEW = "review"  # the rows are written and wait for a person's look; `resume` accepts them
     DONE = "done"
     STOPPED = "stopped"  # by its user, budget or deadline: `resume` goes on
     FAILED = "failed"
@@ -47,7 +50,7 @@ class RunState(StrEnum):
     @property
     def is_over(self) -> bool:
         """Whether nobody works on the run any more, as far as it said."""
-        return self in (RunState.DONE, RunState.STOPPED, RunState.FAILED)
+        return self in (RunState.REVIEW, RunState.DONE, RunState.STOPPED, RunState.FAILED)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class RunView:
         newest_commit: newest state that counts; None before the first.
         rows, target_rows, accept_rate, step, total_steps, loss, tokens_per_second: as its nodes last said.
         lag_steps: training steps that a kill now would cost; None before training.
+        data_card: URI of the page about the run's rows; None until they are all written.
         updated_at: ISO time of the newest event; empty before the first.
     """
 
@@ -82,6 +86,7 @@ class RunView:
     tokens_per_second: float | None
     lag_steps: int | None
     exit_code: int | None
+    data_card: str | None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -173,6 +178,7 @@ def view_run(
         tokens_per_second=step.get("tokens_per_second"),
         lag_steps=max(int(step["step"]) - newest_step, 0) if "step" in step else None,
         exit_code=_newest(events, "end").get("exit_code") if state.is_over else None,
+        data_card=f"{store.uri}/{CARD}" if "generate" in plan.job.stages and store.exists(CARD) else None,
     )
 
 
@@ -191,6 +197,8 @@ def is_lease_moving(
 def _state(records: Sequence[AttemptRecord], events: Sequence[Event]) -> RunState:
     """What the supervisor said last; the records, where it said nothing."""
     last = next((one for one in reversed(events) if one.writer == "supervisor" and one.kind != "log"), None)
+    if last is not None and last.kind == "end" and last.fields.get("reason") == StopReason.REVIEW.value:
+        return RunState.REVIEW
     if last is not None and last.kind == "end":
         match last.fields.get("exit_code"):
             case 0:
@@ -204,6 +212,8 @@ def _state(records: Sequence[AttemptRecord], events: Sequence[Event]) -> RunStat
     newest = records[-1] if records else None
     if newest is not None and newest.end is not None and newest.end.get("stop_reason") == "done":
         return RunState.DONE
+    if newest is not None and newest.end is not None and newest.end.get("stop_reason") == StopReason.REVIEW.value:
+        return RunState.REVIEW
     return RunState.RUNNING if newest is not None and newest.has_base and newest.end is None else RunState.STARTING
 
 

@@ -122,6 +122,30 @@ def test_cancel_stops_a_run_and_resume_finishes_it(quick: Any) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_that_waits_for_a_review_says_so_and_resume_accepts_it(quick: Any) -> None:
+    end = {"stop_reason": "review", "detail": "32 rows are written.", "retryable": False}
+    quick.behaviour = {"steps": 4, "1": {"end": end}}
+    launched = quick("launch", quick.job(), "--yes", "--json")
+    assert launched.returncode == 0, launched.stderr
+    report = json.loads(launched.stdout)
+    assert report["outcome"] == "review"
+    assert "alpaca-jobs resume" in report["words"]
+    run_id = report["run_id"]
+    assert f"alpaca-jobs rm {run_id}" in launched.stderr
+    assert json.loads(quick("status", "--json").stdout)["state"] == "review"
+    assert "waiting for your review" in quick("status").stdout
+    assert "waiting for your review" in quick("runs").stdout
+    refused = quick("resume", run_id)  # nobody is there to accept them
+    assert refused.returncode == 2
+    accepted = quick.folder / "runs" / run_id / "control" / "review.json"
+    assert not accepted.exists()
+    resumed = quick("resume", run_id, "--yes", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["outcome"] == "done"
+    assert "accepted_at" in json.loads(accepted.read_text())
+
+
+@pytest.mark.slow
 def test_a_run_that_is_done_is_neither_resumed_nor_cancelled(quick: Any) -> None:
     run_id = quick.launch()
     quick.wait_until_over(run_id)

@@ -75,3 +75,28 @@ def test_stages_by_themselves_end_in_a_model_that_transformers_loads(
     loaded = AutoModelForCausalLM.from_pretrained(model)
     asked = tokenizer("Below is an instruction", return_tensors="pt")
     assert loaded.generate(**asked, max_new_tokens=2).shape[1] > asked["input_ids"].shape[1]
+
+
+def test_a_job_with_review_stops_before_training_and_goes_on_when_accepted(
+    run_cli: Cli, small_job: str, tmp_path: Path
+) -> None:
+    from alpaca_jobs.spec_io import change_job, load_job, render_job
+
+    job = change_job(load_job(Path(small_job)), {"data.review": True, "data.num_rows": 32, "train.epochs": 2})
+    Path(small_job).write_text(render_job(job), encoding="utf-8")
+    launched = run_cli("launch", small_job, "--yes", "--json", timeout=300)
+    assert launched.returncode == 0, launched.stderr
+    report = json.loads(launched.stdout)
+    assert (report["outcome"], report["rows"], report["step"]) == ("review", 32, None)
+    view = json.loads(run_cli("status", "--json").stdout)
+    assert view["state"] == "review"
+    page = Path(view["data_card"].removeprefix("file://")).read_text(encoding="utf-8")
+    assert "Apache-2.0" in page
+    assert "<svg" in page
+    resumed = run_cli("resume", "--yes", "--json", timeout=300)
+    assert resumed.returncode == 0, resumed.stderr
+    done = json.loads(resumed.stdout)
+    assert (done["outcome"], done["step"], done["requests_repeated"]) == ("done", 2, 0)
+    model = tmp_path / "model"
+    assert run_cli("export", "--to", str(model)).returncode == 0
+    assert "Apache-2.0" in (model / "README.md").read_text(encoding="utf-8")

@@ -50,6 +50,7 @@ def test_a_run_that_has_yet_to_start_takes_the_plans_order() -> None:
         (StopReason.BUDGET, Action.GIVE_UP, None, 4),
         (StopReason.DEADLINE, Action.GIVE_UP, None, 4),
         (StopReason.CANCELLED, Action.GIVE_UP, None, 130),
+        (StopReason.REVIEW, Action.GIVE_UP, None, 0),
         (StopReason.SUPERSEDED, Action.FINISH, None, 3),
     ],
 )

@@ -156,3 +156,10 @@ def test_a_folder_without_weights_and_a_cut_file_are_named(tmp_path: Path) -> No
     path.write_bytes(json.dumps({"no": "header"}).encode())
     with pytest.raises(ModelError, match="is not a safetensors file"):
         weights_digest(tmp_path)
+
+
+def test_licence_and_lineage_of_the_rows_stand_in_the_card() -> None:
+    facts = CardFacts(**{**FACTS.__dict__, "lineage": {"licence of the seed tasks": "CC0", "terms": "a|b"}})
+    card = render_model_card(TrainSpec(**TRAIN), facts)
+    assert "| licence of the seed tasks | CC0 |\n| terms | a/b |\n" in card
+    assert "Where the rows come from" not in render_model_card(TrainSpec(**TRAIN), FACTS)
