@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from alpaca_jobs.spec_base import NotNegative, PositiveWhole, SpecPart, one_or_more, refuse, want
 
 LOCAL_REGIONS = ("a", "b", "c")
+OWN_INFRA = ("k8s", "slurm", "ssh")
+"""Machines of the user's own that SkyPilot reaches; nobody sells them, so they have no price and no spot."""
 _REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _GPUS = re.compile(r"([A-Za-z][A-Za-z0-9-]{0,30})(?::([1-9][0-9]{0,3}))?")
 
@@ -57,23 +59,25 @@ class ComputeSpec(SpecPart):
     gpus: Annotated[str | None, BeforeValidator(_check_gpus)] = None
     """GPUs per node: NAME:COUNT, auto (picked from the model's size), or null for none."""
     num_nodes: PositiveWhole = 1
-    """Machines that work together."""
+    """Machines that work together; on local each is a group of processes of its own."""
     workers: PositiveWhole | None = None
     """Training ranks per node of a job without GPUs; with GPUs it is one rank per GPU."""
     threads_per_worker: PositiveWhole = 1
     """CPU threads of each rank; kept fixed because sums in another order have other bits."""
     infra: Annotated[
-        tuple[Literal["local", "aws", "gcp", "azure", "lambda", "runpod", "nebius"], ...],
+        tuple[Literal["local", "aws", "gcp", "azure", "lambda", "runpod", "nebius", "k8s", "slurm", "ssh"], ...],
         BeforeValidator(one_or_more),
     ] = Field(default=("local",), min_length=1)
-    """Where to look for machines: local (this machine), or clouds."""
+    """Where to look for machines: local (this machine), clouds, or one of k8s, slurm and ssh (machines of your own)."""
     regions: Annotated[tuple[Region, ...], BeforeValidator(one_or_more), Field(min_length=1)] | None = None
-    """Only these regions, in the cloud's own spelling; null means all (on local: a, b, c)."""
+    """Only these regions, in the cloud's own spelling; null means all (on local: a, b, c; on k8s, slurm, ssh: clusters)."""
     spot: Annotated[
         Annotated[bool, Tag("as-word")] | Annotated[SpotSpec, Tag("as-keys")],
         Discriminator(lambda value: "as-keys" if isinstance(value, dict | SpotSpec) else "as-word"),
     ] = True
     """true: spot machines only; false: on demand only; or {on_demand: last-resort}. Without meaning on local."""
+    rows_apart: bool | None = None
+    """Whether rows are written on small machines of their own first; null: where the training machines have GPUs."""
     recover: Literal["next-region", "cheapest"] = "next-region"
     """Where a lost run goes: next-region never tries the lost region first; cheapest tries the lowest price first."""
     max_wait_s: NotNegative = 21_600.0
@@ -86,6 +90,11 @@ class ComputeSpec(SpecPart):
         """GPUs per node as name and count; None for "auto" and for a job without GPUs."""
         match = _GPUS.fullmatch(self.gpus) if self.gpus not in (None, "auto") else None
         return GpuRequest(match[1], int(match[2] or 1)) if match else None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the job runs on machines of the user's own, through SkyPilot."""
+        return self.infra[0] in OWN_INFRA
 
     @property
     def spot_policy(self) -> SpotSpec | None:
@@ -103,10 +112,21 @@ class ComputeSpec(SpecPart):
     def _fits_together(self) -> ComputeSpec:
         if "local" in self.infra and len(self.infra) > 1:
             refuse("infra", f"is [{', '.join(self.infra)}], but local stands alone. Name only local, or only clouds")
-        if self.num_nodes > 1 and self.is_local:
+        if len(self.infra) > 1 and (own := [name for name in self.infra if name in OWN_INFRA]):
             refuse(
-                "num_nodes",
-                f"is {self.num_nodes}, but infra is local, where a job is one node. Set num_nodes: 1, and more workers",
+                "infra",
+                f"is [{', '.join(self.infra)}], but {own[0]} is machines of your own, which have no price to compare "
+                f"with others'. Name only {own[0]}, or only clouds",
+            )
+        if self.gpus == "auto" and self.is_own:
+            refuse(
+                "gpus",
+                f"is auto, which compares prices, and {self.infra[0]} has none. Say which: gpus: A100-80GB:8",
+            )
+        if self.rows_apart and (self.is_local or self.is_own):
+            refuse(
+                "rows_apart",
+                f"is true, but infra is {self.infra[0]}, which has no other machines to buy. Remove rows_apart",
             )
         if self.gpus is not None and self.is_local:
             refuse(

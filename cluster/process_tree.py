@@ -24,6 +24,7 @@ NODE_MARK: Final = "ALPACA_JOBS_NODE"
 RUN_MARK: Final = "ALPACA_JOBS_RUN"
 ATTEMPT_MARK: Final = "ALPACA_JOBS_ATTEMPT"
 REGION_MARK: Final = "ALPACA_JOBS_REGION"
+RANK_MARK: Final = "ALPACA_JOBS_NODE_RANK"
 _LOOK_AGAIN_S: Final = 0.02
 _BOOT_TIME_MOVES_S: Final = 2.0
 
@@ -45,8 +46,10 @@ def new_nonce() -> str:
     return secrets.token_hex(8)
 
 
-def find_marked(nonce: str) -> list[psutil.Process]:
-    """Return the live processes of a node, stopped ones included and zombies (already dead) not."""
+def find_marked(nonce: str, *, rank: int | None = None) -> list[psutil.Process]:
+    """Return the live processes of a node, stopped ones included and zombies (already dead) not; with `rank` those of
+    one of its machines.
+    """
     processes: dict[int, psutil.Process] = {}
     parents: dict[int, int] = {}
     members: set[int] = set()
@@ -56,7 +59,7 @@ def find_marked(nonce: str) -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
         processes[process.pid] = process
-        if environ.get(NODE_MARK) == nonce:
+        if environ.get(NODE_MARK) == nonce and rank in (None, int(environ.get(RANK_MARK, "0"))):
             members.add(process.pid)
     while more := {pid for pid, parent in parents.items() if parent in members} - members:
         members |= more
@@ -83,8 +86,9 @@ def find_nodes() -> list[MarkedNode]:
     ]
 
 
-def kill_marked(nonce: str, *, timeout_s: float = 30.0) -> int:
-    """SIGKILL every process of a node until none is left; nothing else is touched.
+def kill_marked(nonce: str, *, rank: int | None = None, timeout_s: float = 30.0) -> int:
+    """SIGKILL every process of a node (with `rank`: of one of its machines) until none is left; nothing else is
+    touched.
 
     psutil compares a process's start time before it signals, so a pid that was given to somebody else is safe. Killing
     starts again after every look because a process may fork between the look and the kill.
@@ -100,7 +104,7 @@ def kill_marked(nonce: str, *, timeout_s: float = 30.0) -> int:
     doomed: dict[tuple[int, float], psutil.Process] = {}
     give_up_at = time.monotonic() + timeout_s
     while True:
-        for process in find_marked(nonce):
+        for process in find_marked(nonce, rank=rank):
             with suppress(psutil.NoSuchProcess):
                 doomed[(process.pid, process.create_time())] = process
         left = [process for process in doomed.values() if _is_live(process)]

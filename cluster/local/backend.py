@@ -1,7 +1,8 @@
 """Nodes as real processes on this machine, in pretend regions whose capacity can be refused.
 
 A node is one marked tree of processes in a session of its own: it outlives its launcher, gets SIGTERM as a notice, and
-dies as a whole. The same code serves a user without a cloud account and the tests.
+dies as a whole. A job of several machines (`num_nodes`) has as many such trees under one mark, each with its number;
+they meet on loopback. The same code serves a user without a cloud account and the tests.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -23,6 +25,7 @@ from cluster.backend import NODE_COMMAND, Handle, NodeStatus
 from cluster.errors import LaunchFailed, NoCapacity
 from cluster.exits import Notice, write_notice
 from cluster.local.node_environ import node_environ
+from cluster.node.node_group import LOOPBACK, free_port
 from cluster.node.ray_runtime import ray_folder
 from cluster.phase import Marks, read_marks
 from cluster.plan import LaunchPlan, Placement
@@ -30,6 +33,7 @@ from cluster.process_tree import (
     ATTEMPT_MARK,
     HOME_VARIABLE,
     NODE_MARK,
+    RANK_MARK,
     REGION_MARK,
     RUN_MARK,
     find_marked,
@@ -57,7 +61,7 @@ class LocalBackend:
         self, home: Home, *, command: Sequence[str] = NODE_COMMAND, environ: Mapping[str, str] = os.environ
     ) -> None:
         self._home, self._command, self._environ = home, tuple(command), environ
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._children: dict[str, list[subprocess.Popen[bytes]]] = {}
 
     def launch(self, plan: LaunchPlan, placement: Placement, attempt: int) -> Handle:
         """Start a node, as the protocol says."""
@@ -78,30 +82,35 @@ class LocalBackend:
             ATTEMPT_MARK: str(attempt),
             REGION_MARK: place,
         }
-        argv = [*self._command, *_node_arguments(plan, placement, attempt, scratch)]
+        group = _group(placement.num_nodes)
+        if len(group) > 1:
+            environ["RAY_AUTH_TOKEN"] = secrets.token_hex(24)
+        children = self._children[handle.nonce] = []
         try:
             with folder.node_log(attempt).open("ab") as log:
-                child = subprocess.Popen(
-                    argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environ,
-                    start_new_session=True,
-                )  # fmt: skip
+                for rank, arguments in enumerate(group):
+                    own = scratch if rank == 0 else scratch / f"machine-{rank}"
+                    argv = [*self._command, *_node_arguments(plan, placement, attempt, own), *arguments]
+                    children.append(
+                        subprocess.Popen(
+                            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                            env={**environ, RANK_MARK: str(rank)}, start_new_session=True,
+                        )
+                    )  # fmt: skip
         except OSError as exc:
+            kill_marked(handle.nonce)
             raise LaunchFailed(
-                f"{place}: {argv[0]} could not be started ({exc}). Nothing is running; check the installation."
+                f"{place}: {self._command[0]} could not be started ({exc}). Nothing is running; check the installation."
             ) from exc
-        self._children[handle.nonce] = child
-        try:
-            created_at_s = psutil.Process(child.pid).create_time()
-        except psutil.NoSuchProcess:  # it has died already, and was reaped by nobody but psutil's own look
-            created_at_s = 0.0
-        write_json(folder.node_record(attempt), {**record, "pid": child.pid, "created_at_s": created_at_s})
+        head = children[0].pid
+        write_json(folder.node_record(attempt), {**record, "pid": head, "created_at_s": _created_at_s(head)})
         return handle
 
     def status(self, handle: Handle) -> NodeStatus:
-        """Look at the node's main process; its exit code is known to the process that launched it."""
-        child = self._children.get(handle.nonce)
-        if child is not None:
-            code = child.poll()
+        """Look at the node's main process (the head's); its exit code is known to the process that launched it."""
+        children = self._children.get(handle.nonce)
+        if children:
+            code = children[0].poll()
             return NodeStatus(is_running=code is None, exit_code=code)
         record = self._record(handle)
         return NodeStatus(is_running=record is not None and is_alive(record["pid"], record["created_at_s"]))
@@ -124,7 +133,7 @@ class LocalBackend:
         return read_marks(scratch) if scratch.is_dir() else None
 
     def notice(self, handle: Handle, notice: Notice) -> None:
-        """Leave the reason in the node's scratch folder and send SIGTERM to its main process."""
+        """Leave the reason in the node's scratch folder and send SIGTERM to its main process, the head's."""
         record = self._record(handle)
         if record is None or not is_alive(record["pid"], record["created_at_s"]):
             return
@@ -146,7 +155,7 @@ class LocalBackend:
         """SIGKILL the whole tree until nothing of it is left, reap it, delete its scratch folders."""
         kill_marked(handle.nonce)
         shutil.rmtree(ray_folder(handle.nonce), ignore_errors=True)
-        if (child := self._children.get(handle.nonce)) is not None:
+        for child in self._children.get(handle.nonce, ()):
             child.wait(timeout=30)
         marks = self.marks(handle)
         if marks is not None and (record := self._record(handle)) is not None:
@@ -178,6 +187,21 @@ class LocalBackend:
                 f"{place} has {limit} node(s) ({self._home.root / 'capacity.json'}), and {running} are running. Raise "
                 "the number there, or go to another region."
             )
+
+
+def _group(num_nodes: int) -> list[list[str]]:
+    """What each machine is told of the others, by number."""
+    if num_nodes == 1:
+        return [[]]
+    together = ["--node-addresses", ",".join([LOOPBACK] * num_nodes), "--ray-port", str(free_port())]
+    return [[*together, "--node-rank", str(rank)] for rank in range(num_nodes)]
+
+
+def _created_at_s(pid: int) -> float:
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:  # it has died already, and was reaped by nobody but psutil's own look
+        return 0.0
 
 
 def _node_arguments(plan: LaunchPlan, placement: Placement, attempt: int, scratch: Path) -> list[str]:

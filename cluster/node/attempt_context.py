@@ -13,13 +13,16 @@ from checkpoints.errors import CheckpointError
 from checkpoints.fence import Fence
 from checkpoints.keys import CommitRef, Layout
 from checkpoints.store import Store
+from cluster.errors import NodeLost
 from cluster.events import EventWriter
 from cluster.exits import Notice
+from cluster.node.node_group import NodeGroup
 from cluster.phase import PhaseMarker
 
 
 class Interruption:
-    """What can end an attempt from outside: a notice (leave within a window) or the loss of the right to write.
+    """What can end an attempt from outside: a notice (leave within a window), or a loss: of the right to write, or of
+    one of its machines.
 
     Written by the signal handler, the notice watch and the lease's thread, read by the stages; the first of each kind
     stays.
@@ -32,7 +35,7 @@ class Interruption:
         self.left_with = ""
         self._notice: Notice | None = None
         self._until = 0.0
-        self._lost: CheckpointError | None = None
+        self._lost: CheckpointError | NodeLost | None = None
 
     def notify(self, notice: Notice) -> None:
         """Take a notice; its window starts now, on this process's monotonic clock."""
@@ -40,14 +43,14 @@ class Interruption:
             self._until = time.monotonic() + notice.window_s
             self._notice = notice
 
-    def lose(self, error: CheckpointError) -> None:
-        """Take the news that this attempt may write no more."""
+    def lose(self, error: CheckpointError | NodeLost) -> None:
+        """Take the news that this attempt cannot go on."""
         if self._lost is None:
             self._lost = error
 
     @property
-    def lost(self) -> CheckpointError | None:
-        """What took this attempt's right to write away (Superseded, LeaseLost, ...), if anything did."""
+    def lost(self) -> CheckpointError | NodeLost | None:
+        """What took this attempt's right to write away (Superseded, LeaseLost, ...) or a machine, if anything did."""
         return self._lost
 
     @property
@@ -76,6 +79,8 @@ class AttemptContext:
         store_uri: the store's root, for processes that have to open it again.
         counting: commits that count for this attempt's start, newest first.
         scratch: a folder on this machine, gone with the node.
+        group: the machines of this attempt; this one is the head.
+        gpus_per_node: GPUs of each machine; one training rank takes one.
     """
 
     run_id: str
@@ -92,6 +97,8 @@ class AttemptContext:
     interruption: Interruption
     scratch: Path
     counting: Sequence[CommitRef] = field(default_factory=tuple)
+    group: NodeGroup = field(default_factory=NodeGroup)
+    gpus_per_node: int = 0
 
     def commits(self, stage: str) -> list[CommitRef]:
         """Commits of a stage that count at this attempt's start, newest first."""

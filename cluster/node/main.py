@@ -18,9 +18,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import JobSpec
@@ -35,7 +35,10 @@ from cluster.events import EventLogHandler, EventWriter, utc_now
 from cluster.exits import NODE_EXITS, Notice, read_notice
 from cluster.node.attempt_context import AttemptContext, Interruption
 from cluster.node.failures import Failure, describe_failure
+from cluster.node.member import Member
+from cluster.node.node_group import LOOPBACK, NodeGroup, passed_notice
 from cluster.node.notice import watch_for_notice
+from cluster.node.ray_runtime_member import RayMember
 from cluster.node.stages import run_stages
 from cluster.phase import PhaseMarker
 from cluster.process_tree import NODE_MARK
@@ -46,18 +49,37 @@ logger = logging.getLogger(__name__)
 LEASE_INTERVAL_S = 1.0
 LEASE_S = 20.0
 CANCEL_WINDOW_S = 30.0
+_LOG_LEVELS = {StopReason.SUPERSEDED: logging.WARNING, StopReason.REVIEW: logging.INFO}  # no faults of the run
 GONE_WITHIN_S = 30.0  # from losing the right to write to the last of the node's processes being killed
+
+
+class Watch(Protocol):
+    """Something that looks out for the end of an attempt, in a thread of its own."""
+
+    def stop(self) -> None:
+        """End it."""
+        ...
 
 
 @dataclass(frozen=True)
 class NodeArguments:
-    """What a node is told by whoever starts it."""
+    """What a machine is told by whoever starts it; all but `group.rank` and `scratch` alike on all of an attempt.
+
+    Attributes:
+        machine_started_at: since when its machine is paid for, ISO time; empty where nobody pays.
+        guard: starts whatever else may end this attempt, and gets the function that takes a notice.
+        gone: called when the node, having lost its right to write, has to leave the hard way.
+    """
 
     store_uri: str
     run_id: str
     attempt: int
     placement: Mapping[str, Any]
     scratch: Path
+    group: NodeGroup = field(default_factory=NodeGroup)
+    machine_started_at: str = ""
+    guard: Callable[[Callable[[Notice], None]], Watch] | None = None
+    gone: Callable[[], object] = lambda: None
 
 
 def parse_arguments(argv: Sequence[str]) -> NodeArguments:
@@ -70,12 +92,21 @@ def parse_arguments(argv: Sequence[str]) -> NodeArguments:
     parser.add_argument("--attempt", required=True, type=int, help="number handed out for this attempt")
     parser.add_argument("--placement", required=True, type=json.loads, help="where this is, as JSON")
     parser.add_argument("--scratch", required=True, type=Path, help="folder that goes with the node")
+    parser.add_argument("--node-rank", type=int, default=0, help="number of this machine, from 0")
+    parser.add_argument("--node-addresses", default=LOOPBACK, help="addresses of all machines by number, with commas")
+    parser.add_argument("--ray-port", type=int, default=0, help="where machine 0's Ray answers")
     given = parser.parse_args(argv)
-    return NodeArguments(given.store, given.run, given.attempt, given.placement, given.scratch)
+    group = NodeGroup(given.node_rank, tuple(given.node_addresses.split(",")), given.ray_port)
+    return NodeArguments(given.store, given.run, given.attempt, given.placement, given.scratch, group)
 
 
 def run_node(arguments: NodeArguments) -> StopReason:
-    """Run one attempt to its end; every outcome is a stop reason, said in the end record as far as the store allows."""
+    """Run one attempt to its end; every outcome is a stop reason, said in the end record as far as the store allows.
+
+    A machine that is not the head takes part until the attempt is over and returns the head's reason.
+    """
+    if not arguments.group.is_head:
+        return _take_part(arguments)
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     interruption = Interruption()
     marker = PhaseMarker(arguments.scratch)
@@ -96,19 +127,21 @@ def run_node(arguments: NodeArguments) -> StopReason:
     logging.getLogger().addHandler(handler)
     lease = LeaseKeeper(
         log, arguments.attempt, interval_s=LEASE_INTERVAL_S, lease_s=LEASE_S,
-        on_lost=lambda exc: _lose(interruption, exc), poll=_cancel_poll(store, interruption),
+        on_lost=lambda exc: _lose(interruption, exc, arguments.gone), poll=_poll(store, interruption, arguments),
     )  # fmt: skip
     lease.start()
     ctx = AttemptContext(
         run_id=arguments.run_id, attempt=arguments.attempt, job=job, world_size=_world_size(job, arguments.placement),
         layout=LAYOUT, store=store,
         store_uri=arguments.store_uri, log=log, fence=Fence(log, arguments.attempt), events=events, marker=marker,
-        interruption=interruption, scratch=arguments.scratch,
+        interruption=interruption, scratch=arguments.scratch, group=arguments.group,
+        gpus_per_node=_gpus(arguments.placement),
     )  # fmt: skip
     events.emit("attempt", number=arguments.attempt, placement=dict(arguments.placement))
-    watch = watch_for_notice(str(arguments.placement.get("infra")), interruption.notify)
+    watches: list[Watch | None] = [watch_for_notice(str(arguments.placement.get("infra")), interruption.notify)]
+    watches.append(arguments.guard(interruption.notify) if arguments.guard else None)
     failure = _run(ctx)
-    if watch is not None:
+    for watch in filter(None, watches):
         watch.stop()
     lease.stop()
     _put_end(log, arguments.attempt, failure, time.monotonic() - began)
@@ -117,16 +150,43 @@ def run_node(arguments: NodeArguments) -> StopReason:
     return failure.reason
 
 
+def _take_part(arguments: NodeArguments) -> StopReason:
+    """What a machine does that is not the head."""
+    arguments.scratch.mkdir(parents=True, exist_ok=True)
+    notices: list[Notice] = []
+    signal.signal(signal.SIGTERM, lambda *_: notices.append(read_notice(arguments.scratch)))
+    watch_for_notice(str(arguments.placement.get("infra")), notices.append)
+    try:
+        store = Store.open(arguments.store_uri).child(arguments.run_id)
+        job = job_from_dict(json.loads(store.get("job.json"))["job"], source="job.json")
+    except Exception as exc:  # as in run_node: the exit code has to say it
+        failure = describe_failure(exc)
+        words = (arguments.group.rank, failure.words)
+        logger.error("machine %d cannot take part: %s", *words, exc_info=failure.unexpected)
+        return failure.reason
+    ranks = _world_size(job, arguments.placement) // arguments.group.size
+    ray = RayMember(num_cpus=ranks, num_gpus=_gpus(arguments.placement), group=arguments.group)
+    log = AttemptLog(store, LAYOUT)
+    return Member(store, log, arguments.attempt, arguments.group, ray, notices).run()
+
+
 def _world_size(job: JobSpec, placement: Mapping[str, Any]) -> int:
-    ranks: int = placement.get("workers") or job.compute.workers or 1
+    ranks: int = _gpus(placement) or placement.get("workers") or job.compute.workers or 1
     return ranks * job.compute.num_nodes
+
+
+def _gpus(placement: Mapping[str, Any]) -> int:
+    """GPUs of one machine."""
+    return int(str(placement["gpus"]).partition(":")[2] or 1) if placement.get("gpus") else 0
 
 
 def _claim(log: AttemptLog, arguments: NodeArguments) -> None:
     body = {
         "placement": dict(arguments.placement), "code_version": code_version(), "started_at": utc_now(),
-        "node": os.environ.get(NODE_MARK),
+        "node": os.environ.get(NODE_MARK), "addresses": list(arguments.group.addresses),
     }  # fmt: skip
+    if arguments.machine_started_at:
+        body["machine_started_at"] = arguments.machine_started_at
     try:
         log.claim(arguments.attempt, body)
     except AlreadyExists as exc:
@@ -138,10 +198,10 @@ def _run(ctx: AttemptContext) -> Failure:
     try:
         run_stages(ctx)
     except Exception as exc:  # the node outlives any failure of a stage just long enough to report it
-        # Losing the right to write makes the stages fail in many ways; that is the reason, whatever came of it.
+        # A loss makes the stages fail in many ways; the loss is the reason, whatever came of it.
         failure = describe_failure(ctx.interruption.lost or exc)
         logger.log(
-            logging.WARNING if failure.reason is StopReason.SUPERSEDED else logging.ERROR,
+            _LOG_LEVELS.get(failure.reason, logging.ERROR),
             "attempt %d ends: %s", ctx.attempt, failure.words, exc_info=failure.unexpected,
         )  # fmt: skip
         return failure
@@ -151,22 +211,26 @@ def _run(ctx: AttemptContext) -> Failure:
     return Failure(StopReason.DONE, "all stages are done")
 
 
-def _cancel_poll(store: Store, interruption: Interruption) -> Callable[[], None]:
+def _poll(store: Store, interruption: Interruption, arguments: NodeArguments) -> Callable[[], None]:
+    """Look for what is left in the store for this attempt: a cancel, a notice that reached another of its machines."""
     watch = CancelWatch(store)
 
     def look() -> None:
         if watch.open_cancels():
             interruption.notify(Notice(StopReason.CANCELLED, CANCEL_WINDOW_S))
+        if arguments.group.size > 1 and (notice := passed_notice(store, arguments.attempt)) is not None:
+            interruption.notify(notice)
 
     return look
 
 
-def _lose(interruption: Interruption, error: CheckpointError) -> None:
+def _lose(interruption: Interruption, error: CheckpointError, gone: Callable[[], object]) -> None:
     """The lease's thread found that this attempt may write no more: say so, and make sure that the node goes."""
     interruption.lose(error)
 
     def leave_anyway() -> None:
         logger.error("the node is still here %.0f s after it lost its lease; leaving the hard way", GONE_WITHIN_S)
+        gone()
         os._exit(NODE_EXITS[StopReason.SUPERSEDED])
 
     timer = threading.Timer(GONE_WITHIN_S, leave_anyway)

@@ -1,9 +1,9 @@
 """Ray on a node: started privately, stopped completely; actors for teacher requests, workers for training.
 
-The one file that imports ray. Ray runs on its own ports, with a token minted for this node's run and handed over by
-environment alone, so neither a stranger on the network nor another user of the machine can submit work to it.
-Ray never restarts anything of ours: every start of the training workers is a new attempt (DESIGN.md), because Ray's
-own registry of checkpoints lags behind what was committed.
+With ray_runtime_member.py (a machine that joins) the one file that imports ray. Ray runs on its own ports, with a token
+minted for this attempt and handed over by environment alone, so neither a stranger on the network nor another user of
+the machine can submit work to it. Ray never restarts anything of ours: every start of the training workers is a new
+attempt (DESIGN.md), because Ray's own registry of checkpoints lags behind what was committed.
 
 The training workers are plain actors in a placement group, not Ray Train: benchmarks/ray_workers.py measures both
 from the kill of a worker to the next first step, and docs/BENCHMARKS.md holds the figures.
@@ -23,11 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import RayFailure
+from cluster.node.node_group import NodeGroup, interface_of
 
 logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 256 * 2**20  # rows and token ids are tens of MB; Ray's own default takes 30 % of the memory
 _START_TIMEOUT_S = 120.0
+_MEET_TIMEOUT_S = 300.0
+_TOKEN = "RAY_AUTH_TOKEN"
 
 
 class RayRuntime:
@@ -38,23 +41,30 @@ class RayRuntime:
         num_gpus: GPUs on this node.
         name: short and unique on this machine; names the folder of Ray's sockets and logs.
         env: environment of every Ray process, secrets included, never logged.
+        group: the machines of the attempt, this one being the head.
     """
 
-    def __init__(self, *, num_cpus: int, num_gpus: int = 0, name: str, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, *, num_cpus: int, num_gpus: int = 0, name: str, env: Mapping[str, str], group: NodeGroup | None = None
+    ) -> None:
         self._num_cpus = num_cpus
         self._num_gpus = num_gpus
         self._env = dict(env)
+        self._group_of_nodes = group or NodeGroup()
         self.folder = ray_folder(name)
         self._group: Any = None
 
     def start(self) -> float:
-        """Start Ray on this machine's loopback interface and connect to it; returns the seconds that took.
+        """Start Ray and connect to it, on loopback if this machine is alone; returns the seconds that took.
 
         Raises:
-            RayFailure: Ray did not come up.
+            RayFailure: Ray did not come up, or a machine of the group did not join.
         """
         began = time.monotonic()
-        os.environ.update(_private_environment(), **self._env)
+        group = self._group_of_nodes
+        os.environ.update(private_environment(group), **self._env)
+        if group.ray_port:
+            os.environ["RAY_GCS_SERVER_PORT"] = str(group.ray_port)
         import ray
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -65,6 +75,8 @@ class RayRuntime:
                 num_gpus=self._num_gpus,
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
+                resources=node_resource(group.rank),
+                _node_ip_address=group.address if group.size > 1 else None,
                 _temp_dir=str(self.folder),
                 configure_logging=False,
                 log_to_driver=False,
@@ -72,7 +84,29 @@ class RayRuntime:
         except Exception as exc:  # Ray raises a dozen unrelated types here
             raise RayFailure(f"Ray did not start in {self.folder}: {exc}. Its logs are there.") from exc
         signal.signal(signal.SIGTERM, on_notice)  # Ray's own handler would end this process at the notice
+        self._wait_for_members()
         return time.monotonic() - began
+
+    def member_ports(self) -> list[tuple[str, int]]:
+        """Host and port of every other machine's Ray, by rank from 1."""
+        import ray
+
+        ports = {}
+        for node in ray.nodes():
+            ranks = [rank for rank in range(1, self._group_of_nodes.size) if _resource_name(rank) in node["Resources"]]
+            if node["Alive"] and ranks:
+                ports[ranks[0]] = (str(node["NodeManagerAddress"]), int(node["NodeManagerPort"]))
+        return [ports[rank] for rank in sorted(ports)]
+
+    def _wait_for_members(self) -> None:
+        wanted, give_up_at = self._group_of_nodes.size - 1, time.monotonic() + _MEET_TIMEOUT_S
+        while (found := len(self.member_ports()) if wanted else 0) < wanted:
+            if time.monotonic() > give_up_at:
+                raise RayFailure(
+                    f"{found} of the {wanted} other machines joined {self._group_of_nodes.meeting_point} within "
+                    f"{_MEET_TIMEOUT_S:.0f} s. Their logs say why; the port has to be open between them."
+                )
+            time.sleep(0.1)
 
     def actors(
         self, factory: type, count: int, *args: Any, concurrency: int, cpus: int = 1, **kwargs: Any
@@ -97,16 +131,20 @@ class RayRuntime:
         return RayPeer(actor)
 
     def worker_group(self, factory: type, count: int, *, gpus_each: int = 0, concurrency: int = 4) -> list[Any]:
-        """Start `count` workers together or not at all (a placement group), in rank order."""
+        """Start `count` workers together or not at all (a placement group), in rank order, the same number on every
+        machine: the first ranks on the head, the next on machine 1, and so on.
+        """
         import ray
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        bundle: dict[str, float] = {"CPU": 1.0, **({"GPU": float(gpus_each)} if gpus_each else {})}
-        self._group = placement_group([bundle] * count, strategy="PACK")
+        each = -(-count // self._group_of_nodes.size)
+        needs: dict[str, float] = {"CPU": 1.0, **({"GPU": float(gpus_each)} if gpus_each else {})}
+        bundles = [{**needs, _resource_name(rank // each): 1.0} for rank in range(count)]
+        self._group = placement_group(bundles, strategy="PACK")
         ready, _ = ray.wait([self._group.ready()], timeout=_START_TIMEOUT_S)
         if not ready:
-            raise RayFailure(f"Ray could not place {count} workers of {bundle} within {_START_TIMEOUT_S:.0f} s.")
+            raise RayFailure(f"Ray could not place {count} workers of {needs} within {_START_TIMEOUT_S:.0f} s.")
         remote = ray.remote(factory)
         return [
             remote.options(
@@ -202,19 +240,38 @@ def ray_folder(name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"aj-ray-{name[:12]}"
 
 
-def _private_environment() -> dict[str, str]:
-    """What makes Ray listen on loopback only, refuse callers without our token, and report to nobody.
+def node_resource(rank: int) -> dict[str, float]:
+    """A resource that only machine `rank` has, so that ranks can be placed by machine."""
+    return {_resource_name(rank): 100_000.0}
+
+
+def _resource_name(rank: int) -> str:
+    return f"machine_{rank}"
+
+
+def private_environment(group: NodeGroup) -> dict[str, str]:
+    """What makes Ray refuse callers without our token, report to nobody, and listen on loopback only where it can.
 
     With the "cluster" switch off, Ray takes 127.0.0.1 as the node's address and binds every server to it; with it on,
     even `_node_ip_address="127.0.0.1"` is replaced by the machine's outward address (ray/_private/services.py,
-    2.60.0). The switch's name speaks of other systems; its effect on Linux was measured with `ss -ltnp`.
+    2.60.0). The switch's name speaks of other systems; its effect on Linux was measured with `ss -ltnp`. Machines that
+    are really apart have to leave it on; the token is then what keeps others out.
+
+    Raises:
+        RayFailure: several machines, and no token that all of them know.
     """
-    return {
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    token = os.environ.get(_TOKEN)
+    if token is None and group.size > 1:
+        raise RayFailure(f"{group.size} machines have to know one token, but {_TOKEN} is not set on this one.")
+    environ = {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(24),
+        _TOKEN: token or secrets.token_hex(24),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "GLOO_SOCKET_IFNAME": "lo",
     }
+    if group.is_loopback:
+        return {**environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
+    # A machine's own name may mean 127.0.1.1 (Debian), where gloo would then wait for the others in vain.
+    name = interface_of(group.address)
+    return environ | ({"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name} if name else {})

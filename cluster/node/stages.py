@@ -15,7 +15,9 @@ from checkpoints.reader import list_commits
 from cluster.node.attempt_context import AttemptContext
 from cluster.node.generate_stage import GeneratedRows, GenerateStage, read_generated
 from cluster.node.inputs import frozen_rows
+from cluster.node.member import GroupWatch
 from cluster.node.ray_runtime import RayRuntime
+from cluster.node.review import keep_card, stop_for_review
 from cluster.node.train_stage import TrainStage
 from cluster.phase import Phase
 from cluster.process_tree import NODE_MARK
@@ -33,13 +35,19 @@ def run_stages(ctx: AttemptContext) -> None:
         ctx.log.put_base(ctx.attempt, newest)
         return
     runtime = RayRuntime(
-        num_cpus=ctx.job.data.num_actors + ctx.world_size, name=os.environ.get(NODE_MARK, str(os.getpid())),
-        env={},
+        num_cpus=ctx.job.data.num_actors + ctx.world_size // ctx.group.size, num_gpus=ctx.gpus_per_node,
+        name=os.environ.get(NODE_MARK, str(os.getpid())), env={}, group=ctx.group,
     )  # fmt: skip
+    watch = GroupWatch([], on_lost=ctx.interruption.lose)
     try:
         logger.info("Ray is up after %.1f s", runtime.start())
+        watch = GroupWatch(runtime.member_ports() if ctx.group.size > 1 else [], on_lost=ctx.interruption.lose)
         _run_with_ray(ctx, runtime)
+    except Exception:
+        watch.look_closely()  # a lost machine makes the others fail in many ways; that is the reason then
+        raise
     finally:
+        watch.close()
         runtime.stop()
 
 
@@ -49,8 +57,14 @@ def _run_with_ray(ctx: AttemptContext, runtime: RayRuntime) -> None:
     if trained:
         stage.start(ctx.world_size)  # its imports take seconds; the rows are read meanwhile
     rows = _rows(ctx, runtime, base_is_open=not trained)
-    if ctx.interruption.notice is not None or "train" not in _stages(ctx):
+    if ctx.interruption.notice is not None:
         return
+    if not isinstance(rows, str):
+        keep_card(ctx, rows)
+    if "train" not in _stages(ctx):
+        return
+    if not isinstance(rows, str):
+        stop_for_review(ctx, rows)
     if not trained:
         stage.start(ctx.world_size)
     try:

@@ -47,7 +47,9 @@ class TrainStage:
 
     def start(self, world_size: int) -> None:
         """Place the workers and let them import what they need; returns at once."""
-        self._workers = self._runtime.worker_group(TrainWorker, world_size)
+        self._workers = self._runtime.worker_group(
+            TrainWorker, world_size, gpus_each=1 if self._ctx.gpus_per_node else 0
+        )  # fmt: skip
         job = job_to_dict(self._ctx.job)
         self._prepared = [worker.prepare.remote(job) for worker in self._workers]
 
@@ -70,12 +72,19 @@ class TrainStage:
         ctx = self._ctx
         assignment = WorkerAssignment(
             job=job_to_dict(ctx.job), store_uri=ctx.store_uri, run_id=ctx.run_id, attempt=ctx.attempt,
-            world_size=len(self._workers), rendezvous=f"file://{ctx.scratch}/rendezvous",
+            world_size=len(self._workers), rendezvous=self._rendezvous(), on_gpu=bool(ctx.gpus_per_node),
             candidates=tuple(candidates), base_is_open=base_is_open, scratch=str(ctx.scratch),
         )  # fmt: skip
         calls = [worker.run.remote(assignment, self._dataset) for worker in self._workers]
         result: TrainResult = self._until_done(calls)[0]
         return TrainEnd(result.stopped_by, step=result.final_step, saved=result.saved_step, words=result.words)
+
+    def _rendezvous(self) -> str:
+        """Where the workers meet: a file on the one machine there is, else a port of the first worker's machine."""
+        if self._ctx.group.size == 1:
+            return f"file://{self._ctx.scratch}/rendezvous"
+        found: str = self._runtime.result(self._workers[0].open_rendezvous.remote(self._ctx.group.address))
+        return found
 
     def export(self, ref: CommitRef) -> str:
         """Let the first worker write the model of a train commit to the store; returns the weights' digest."""

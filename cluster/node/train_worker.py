@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from checkpoints.fence import Fence
 from checkpoints.keys import CommitRef
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
+from cluster.node.review import run_lineage
 from cluster.phase import Phase, PhaseMarker
 
 if TYPE_CHECKING:
@@ -39,10 +40,11 @@ class WorkerAssignment:
 
     Attributes:
         job: the job as plain JSON values.
-        rendezvous: URL of the workers' meeting point (torch.distributed's init_method).
+        rendezvous: URL of the workers' meeting point: file://PATH, or tcp://HOST:PORT where rank 0 listens already.
         candidates: train commits that count, newest first.
         base_is_open: whether the attempt's base record is still to be put, by rank 0, once its state is loaded.
-        scratch: the node's scratch folder, for the phase markers.
+        scratch: the head's scratch folder, for rank 0's phase markers.
+        on_gpu: whether each worker has a GPU of its own.
     """
 
     job: dict[str, Any]
@@ -54,6 +56,7 @@ class WorkerAssignment:
     candidates: tuple[CommitRef, ...]
     base_is_open: bool
     scratch: str
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ class TrainWorker:
     def __init__(self, rank: int) -> None:
         self._rank = rank
         self._control = WorkerControl()
+        self._listening: Any = None
 
     def prepare(self, job: dict[str, Any]) -> float:
         """Import what training needs, while the driver reads rows; returns the seconds that took."""
@@ -153,6 +157,13 @@ class TrainWorker:
 
         preload(spec.train)
         return time.monotonic() - began
+
+    def open_rendezvous(self, address: str) -> str:
+        """Rank 0: listen for the other ranks on a free port of this machine; returns where."""
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        self._listening = TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        return f"tcp://{address}:{self._listening.port}"
 
     def tokenize(self, job: dict[str, Any], rows: Sequence[Row] | str) -> Dataset:
         """Turn rows (or the file at a URI) into tokens, once for all ranks."""
@@ -173,9 +184,7 @@ class TrainWorker:
         log = AttemptLog(store, LAYOUT)
         marker = PhaseMarker(Path(assignment.scratch)) if self._rank == 0 else None
         self._control.begin(assignment, log, marker, total_steps=dataset.num_steps)
-        dist.init_process_group(
-            "gloo", init_method=assignment.rendezvous, rank=self._rank, world_size=assignment.world_size
-        )
+        self._meet(assignment)
         checkpointer = Checkpointer(
             store, LAYOUT, stage="train", attempt=assignment.attempt, fence=Fence(log, assignment.attempt),
             keep=job.checkpoints.keep, keep_every=job.checkpoints.keep_every,
@@ -194,11 +203,26 @@ class TrainWorker:
                     candidates=assignment.candidates,
                     control=self._control,
                     threads=job.compute.threads_per_worker,
+                    device="cuda:0" if assignment.on_gpu else "cpu",
                 )
             )
         finally:
             checkpointer.close()
             dist.destroy_process_group()
+
+    def _meet(self, assignment: WorkerAssignment) -> None:
+        """Join the default process group: gloo for tensors on the CPU, NCCL for those on a GPU."""
+        import torch.distributed as dist
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        backend = "cpu:gloo,cuda:nccl" if assignment.on_gpu else "gloo"
+        where, numbers = assignment.rendezvous, (self._rank, assignment.world_size)
+        if where.startswith("file:"):
+            dist.init_process_group(backend, init_method=where, rank=numbers[0], world_size=numbers[1])
+            return
+        host, _, port = where.removeprefix("tcp://").rpartition(":")
+        store = self._listening or TCPStore(host, int(port), is_master=False)
+        dist.init_process_group(backend, store=store, rank=numbers[0], world_size=numbers[1])
 
     def export(self, order: ExportOrder, dataset: Dataset) -> str:
         """Write the model of a train commit to a scratch folder and commit it; returns the weights' digest."""
@@ -212,7 +236,8 @@ class TrainWorker:
         checkpointer = Checkpointer(store, LAYOUT, stage="train", attempt=order.attempt, fence=None, keep=None)
         exported = export_model(
             job.train, checkpointer=checkpointer, ref=order.ref, tokenizer_files=dataset.tokenizer_files,
-            facts=card_facts(job, order.run_id, num_rows=len(dataset.rows)), folder=folder,
+            facts=card_facts(job, order.run_id, num_rows=len(dataset.rows), lineage=run_lineage(store, job)),
+            folder=folder,
         )  # fmt: skip
         fence.check()  # before a byte is stored; the writer asks again before the manifest
         writer = CommitWriter(store, LAYOUT, CommitRef("export", 0, order.attempt), fence=fence)
@@ -230,7 +255,7 @@ class TrainWorker:
         self._control.give_notice(window_s)
 
 
-def card_facts(job: JobSpec, run_id: str, *, num_rows: int) -> CardFacts:
+def card_facts(job: JobSpec, run_id: str, *, num_rows: int, lineage: Mapping[str, str]) -> CardFacts:
     """What the run knows for the model card; step, loss and digest are the exporter's to fill in."""
     from alpaca_jobs.training.model_card import CardFacts
 
@@ -243,5 +268,5 @@ def card_facts(job: JobSpec, run_id: str, *, num_rows: int) -> CardFacts:
         origin = "rows composed by rule by the built-in offline teacher"
     return CardFacts(
         run_id=run_id, data=origin, is_demo=isinstance(data.teacher, str), num_rows=num_rows, step=0, loss=None,
-        weights_digest="",
+        weights_digest="", lineage=lineage,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -43,8 +44,11 @@ class NodeBench:
     def __post_init__(self) -> None:
         self.backend = LocalBackend(Home(self.folder / "home"))
 
-    def create(self, **changes: Any) -> None:
-        """Make the run: its job, its inputs. `changes` replace parts of a small job, by section."""
+    def create(self, *, num_rows: int | None = None, **changes: Any) -> None:
+        """Make the run: its job, its inputs. `changes` replace parts of a small job, by section.
+
+        With `num_rows` that many rows exist already, and nothing is generated.
+        """
         body: dict[str, dict[str, Any]] = {
             "data": {"teacher": "offline", "num_rows": 64, "num_actors": 1, "concurrency": 2, "part_requests": 1},
             "train": {
@@ -56,8 +60,14 @@ class NodeBench:
         }  # fmt: skip
         for section, values in changes.items():
             body[section] = {**body[section], **values}
+        if num_rows is not None:
+            rows = [
+                {"instruction": f"Add {n} and {n}.", "input": "", "output": f"It is {2 * n}."} for n in range(num_rows)
+            ]
+            (self.folder / "rows.json").write_text(json.dumps(rows))
+            body["data"] = {"from": str(self.folder / "rows.json")}
         job = JobSpec.model_validate({"name": "small", **body})
-        place = Placement("local", "a", None, "process", Pricing.SPOT, 0.0, 1)
+        place = Placement("local", "a", None, "process", Pricing.SPOT, 0.0, job.compute.num_nodes)
         uri = Store.open(f"file://{self.folder}/store").uri
         self.plan = LaunchPlan(new_run_id("small"), job, uri, (place,), 2, "0+test")
         self.store = Store.open(uri).child(self.plan.run_id)
@@ -79,7 +89,7 @@ class NodeBench:
         said = self.backend.logs(self.handles[-1]).decode(errors="replace")[-3000:] if self.handles else ""
         return pytest.fail(f"no {what} within {timeout_s:.0f} s; the node said:\n{said}")
 
-    def wait_reached(self, handle: Handle, stage: str, position: int) -> int:
+    def wait_reached(self, handle: Handle, stage: str, position: int, *, timeout_s: float = 90.0) -> int:
         """Wait until the node has made this much of a stage; returns how far it is."""
 
         def look() -> int | None:
@@ -88,7 +98,7 @@ class NodeBench:
                 return marks.reached[1]
             return None
 
-        return int(self.wait_for(look, f"{stage} {position}"))
+        return int(self.wait_for(look, f"{stage} {position}", timeout_s=timeout_s))
 
     def wait_exit(self, handle: Handle, *, timeout_s: float = 120.0) -> StopReason:
         """Wait for the node's end; returns what its exit code says. What the node said is shown if the test fails."""
