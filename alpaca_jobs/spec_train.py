@@ -51,6 +51,9 @@ class TrainSpec(SpecPart):
     """token: the mean over all target tokens of a step; micro_batch: over each micro batch first, as in 2023."""
     cross_entropy: Literal["chunked", "plain"] = "chunked"
     """chunked: the logits of a batch are never in memory at once; plain: those of all target tokens are."""
+    attention: Literal["auto", "mask"] = "auto"
+    """auto: each row attends to itself alone (variable-length flash attention on GPUs) where the model allows it; mask:
+    rows side by side are kept apart by a mask."""
     prefetch_steps: Count = 1
     """Steps whose batches are made ready while the current one computes; 0 makes them when they are needed."""
     learning_rate: Positive = 2e-5

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from alpaca_jobs.training.attention import row_borders, use_rows_attention
 from alpaca_jobs.training.data import TokenizedRows
 from alpaca_jobs.training.loss import LossHead, attach_loss_head
 from alpaca_jobs.training.model import accepts
@@ -34,9 +35,8 @@ _ROUNDING = 1e-3  # relative; float32 differs by about 1e-6, a leaking or mispla
 class Layout(StrEnum):
     """How the rows of a micro batch lie in a tensor, and what keeps them apart."""
 
-    POSITIONS = (
-        "positions"  # packed; the model sees from position_ids where rows begin (varlen flash attention does too)
-    )
+    ROWS = "rows"  # packed; each row is cut out and attends to itself (attention.py)
+    POSITIONS = "positions"  # packed; transformers masks from position_ids, which begin anew with each row
     BLOCK_MASK = "block_mask"  # packed; a 4-D additive mask is handed in
     PADDED = "padded"
 
@@ -118,6 +118,7 @@ def lay_out(
         row_weights: what each target token of a row counts in the loss; None means 1.
     """
     places, ids = batch.targets, batch.rows
+    given: dict[str, Any]
     if layout is Layout.PADDED:
         longest = max(len(row) for row in ids)
         given = _padded(ids, longest=longest, pad_id=pad_id)
@@ -128,6 +129,8 @@ def lay_out(
             "position_ids": torch.cat([torch.arange(len(row)) for row in ids])[None],
         }
         starts = np.cumsum([0, *(len(row) for row in ids)])[:-1].tolist()
+        if layout is Layout.ROWS:
+            given |= row_borders([len(row) for row in ids])
         if layout is Layout.BLOCK_MASK:
             given["attention_mask"] = _block_mask(ids, dtype=mask_dtype)
     weights = None
@@ -190,46 +193,68 @@ def _block_mask(ids: Sequence[Tensor], *, dtype: torch.dtype) -> Tensor:
     return mask[None, None]
 
 
-def choose_layout(model: nn.Module, *, pad_id: int, device: torch.device) -> Layout:
+def choose_layout(model: nn.Module, *, pad_id: int, device: torch.device, may_cut: bool = True) -> Layout:
     """Find the first layout in which a row's logits do not depend on the rows beside it.
 
     Call it before the model is sharded: FSDP keeps parameters gathered after a forward pass without a backward pass,
     and would go on with the old ones after a checkpoint is loaded.
 
-    Three made-up rows are run in evaluation mode: [a, b], [c, b] with c as long as a, and b alone. b's logits must have
-    the same bits in the first two (masked attention weighs exactly 0), and agree with the third to rounding.
+    Three made-up rows are run in evaluation mode: [a, b] and [c, b] with c as long as a, and b alone as the model takes
+    it by itself. b's logits must have the same bits in the first two (what is masked weighs exactly 0), and agree with
+    the third to rounding.
+
+    Args:
+        may_cut: whether Layout.ROWS may be chosen, which gives the model another attention (attention.py).
     """
     vocab_size = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     generator = torch.Generator().manual_seed(0)
-    a, b, c = (torch.randint(vocab_size, (size,), generator=generator) for size in (7, 6, 7))
-    was_training = model.training
-    model.eval()
-    try:
-        for layout in (Layout.POSITIONS, Layout.BLOCK_MASK):
-            if not accepts(model, "position_ids"):
-                break
-            if _is_isolated(model, a, b, c, layout=layout, pad_id=pad_id, device=device):
-                return layout
-        return Layout.PADDED
-    finally:
-        model.train(was_training)
-
-
-@torch.no_grad()
-def _is_isolated(
-    model: nn.Module, a: Tensor, b: Tensor, c: Tensor, *, layout: Layout, pad_id: int, device: torch.device
-) -> bool:  # fmt: skip
-    nothing, all_of_b = torch.zeros(0, dtype=torch.int64), torch.arange(len(b) - 1)
+    a, b, c = (torch.randint(vocab_size, (size,), generator=generator) for size in (23, 30, 23))
     dtype = next(model.parameters()).dtype
 
-    def logits_of_b(*before: Tensor) -> Tensor:
+    @torch.no_grad()
+    def logits_of_b(*before: Tensor, layout: Layout) -> Tensor:
+        nothing, all_of_b = torch.zeros(0, dtype=torch.int64), torch.arange(len(b) - 1)
         batch = MicroBatch((*before, b), (*(nothing for _ in before), all_of_b))
         inputs = lay_out(batch, layout=layout, pad_id=pad_id, mask_dtype=dtype).to(device)
         return target_logits(model, inputs).float()
 
-    after_a, after_c, alone = logits_of_b(a), logits_of_b(c), logits_of_b()
-    close = bool((after_a - alone).abs().max() <= _ROUNDING * alone.abs().max())
-    return bool(torch.equal(after_a, after_c)) and close
+    def is_isolated(layout: Layout) -> bool:
+        after_a, after_c = logits_of_b(a, layout=layout), logits_of_b(c, layout=layout)
+        close = bool((after_a - alone).abs().max() <= _ROUNDING * alone.abs().max())
+        return bool(torch.equal(after_a, after_c)) and close
+
+    was_training = model.training
+    model.eval()
+    try:
+        alone = logits_of_b(layout=Layout.PADDED)
+        if not accepts(model, "position_ids"):
+            return Layout.PADDED
+        if may_cut and _can_be_cut(model, is_isolated):
+            return Layout.ROWS
+        return next((layout for layout in (Layout.POSITIONS, Layout.BLOCK_MASK) if is_isolated(layout)), Layout.PADDED)
+    finally:
+        model.train(was_training)
+
+
+def _can_be_cut(model: Any, is_isolated: Callable[[Layout], bool]) -> bool:
+    """Switch the model to attention by rows if that keeps rows apart; otherwise it is left as it was."""
+    config = getattr(model, "config", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if config is None or not kinds <= {
+        "full_attention",
+        "sliding_attention",
+    }:  # chunks and the like show only in longer rows
+        return False
+    before = use_rows_attention(model)
+    if before is None:
+        return False
+    try:
+        if is_isolated(Layout.ROWS):
+            return True
+    except (ValueError, TypeError, RuntimeError) as exc:
+        logger.info("%s keeps its own attention: %s", type(model).__name__, exc)
+    model.set_attn_implementation(before)
+    return False
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from alpaca_jobs.spec import TrainSpec
 
 _NOT_MATHEMATICS = {
-    "engine", "exactness", "micro_batch_size", "gradient_checkpointing", "cross_entropy", "prefetch_steps"
+    "engine", "exactness", "micro_batch_size", "gradient_checkpointing", "cross_entropy", "prefetch_steps",
+    "attention",
 }  # fmt: skip
 """Keys that change speed, memory or the order of sums, but not which function of which rows is computed."""
 

@@ -77,7 +77,9 @@ def build_state(ctx: TrainContext) -> TrainState:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     model = build_model(ctx.train, tokenizer, device=device, with_weights=not ctx.candidates)
-    layout = choose_layout(model, pad_id=tokenizer.pad_id, device=device)
+    # Flash attention's backward pass on a GPU adds up in an order of its own, so bits are not promised with it.
+    may_cut = ctx.train.attention == "auto" and not (device.type == "cuda" and ctx.train.exactness == "bits")
+    layout = choose_layout(model, pad_id=tokenizer.pad_id, device=device, may_cut=may_cut)
     head = None
     if ctx.train.cross_entropy == "chunked":
         head = choose_loss_head(model, layout=layout, pad_id=tokenizer.pad_id, device=device)

@@ -41,6 +41,10 @@ FAMILIES: dict[str, tuple[Layout, dict[str, Any]]] = {
 }
 
 
+CUT_OUT = {"llama", "qwen2", "qwen3", "mistral", "mixtral", "phi3", "gpt_neox", "gpt2", "opt"}
+"""Families whose attention can be replaced by one that takes rows apart; the masked layouts serve the others."""
+
+
 @pytest.fixture(scope="module")
 def files(worker: Any) -> dict[str, bytes]:
     """The tokenizer of all families."""
@@ -60,7 +64,7 @@ def test_rows_stay_apart_in_the_layout_that_is_chosen(family: str, files: dict[s
     tokenizer = load_tokenizer(files)
     data = tokenize_rows(worker.rows(8), tokenizer, TrainSpec(model="tiny-llama", max_length=128))
     model = _random_model(family, tokenizer).eval()
-    layout = choose_layout(model, pad_id=tokenizer.pad_id, device=CPU)
+    layout = choose_layout(model, pad_id=tokenizer.pad_id, device=CPU, may_cut=False)
     assert layout is FAMILIES[family][0]
     chunked = choose_loss_head(model, layout=layout, pad_id=tokenizer.pad_id, device=CPU)
     assert (chunked is None) is (family == "gemma2")  # it caps its logits, so its loss is not that of its last layer
@@ -74,6 +78,25 @@ def test_rows_stay_apart_in_the_layout_that_is_chosen(family: str, files: dict[s
 
     alone = sum(loss([row], Layout.PADDED) for row in range(8))
     assert loss(list(range(8)), layout) == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_are_cut_out_have_the_loss_and_gradients_of_masked_ones(
+    family: str, files: dict[str, bytes], worker: Any
+) -> None:
+    tokenizer = load_tokenizer(files)
+    data = tokenize_rows(worker.rows(8), tokenizer, TrainSpec(model="tiny-llama", max_length=128))
+    model = _random_model(family, tokenizer).eval()
+
+    def gradients(layout: Layout) -> torch.Tensor:
+        model.zero_grad()
+        target_loss(model, lay_out(collate(data, range(8)), layout=layout, pad_id=tokenizer.pad_id)).backward()  # type: ignore[no-untyped-call]
+        return torch.cat([param.grad.flatten() for param in model.parameters() if param.grad is not None])
+
+    masked = gradients(FAMILIES[family][0])
+    layout = choose_layout(model, pad_id=tokenizer.pad_id, device=CPU)
+    assert (layout is Layout.ROWS) is (family in CUT_OUT)
+    torch.testing.assert_close(gradients(layout), masked, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.filterwarnings(

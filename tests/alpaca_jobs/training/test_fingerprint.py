@@ -42,6 +42,7 @@ def test_what_changes_the_result_changes_the_fingerprint(change: dict[str, Any])
         {"gradient_checkpointing": True},
         {"cross_entropy": "plain"},
         {"prefetch_steps": 0},
+        {"attention": "mask"},
     ],
 )
 def test_speed_and_memory_do_not(change: dict[str, Any]) -> None:

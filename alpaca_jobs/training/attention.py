@@ -1,0 +1,134 @@
+"""Attention for rows that lie side by side: each row looks at itself alone, and nothing is computed between rows.
+
+A block mask keeps rows apart as well, but computes T x T scores and throws most of them away: with 32 Alpaca rows side
+by side that is as much work as the rest of a small model. Here rows are cut out: on a GPU in bfloat16 by torch's own
+variable-length flash attention, elsewhere by one call of scaled_dot_product_attention for each row.
+
+The borders travel as the model's keyword arguments of the same names as for flash attention, so gradient checkpointing
+repeats them. transformers makes no mask for an implementation it has no mask function for, which is what we want.
+Shapes: T = tokens, G = heads of keys and values, D = size of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+ROWS = "alpaca_rows"
+"""The implementation's name in transformers' registry."""
+_MAX_FLASH_HEAD = 256
+"""Largest head of flash attention 2. Source: the FlashAttention repository's README (read 2026-11)."""
+
+
+def use_rows_attention(model: Any) -> str | None:
+    """Switch a model to this attention; returns the name of the one it had, None where a model cannot switch."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ROWS, rows_attention)
+    before = str(model.config._attn_implementation)
+    if not model._can_set_attn_implementation():
+        return None
+    try:
+        model.set_attn_implementation(ROWS)
+    except (ValueError, ImportError):
+        return None
+    return before
+
+
+def row_borders(lengths: Sequence[int]) -> dict[str, Any]:
+    """The model's keyword arguments that tell where rows begin and end."""
+    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    longest = max(lengths)
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+
+def rows_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention of packed rows, as transformers calls it.
+
+    Args:
+        query, key, value: (1, heads or G, T, D).
+        attention_mask: None; rows are told by their borders.
+        sliding_window: tokens a token may look back at, itself included; None for the whole row.
+        cu_seq_lens_q: borders of the rows, (rows + 1,) int32.
+
+    Returns:
+        (1, T, heads, D), and no weights.
+
+    Raises:
+        ValueError: the model wants something that this attention does not do; it is given another one then.
+    """
+    if cu_seq_lens_q is None or max_length_q is None or attention_mask is not None:
+        raise ValueError("rows_attention needs the rows' borders, and takes no mask")
+    if softcap is not None or s_aux is not None or query.shape[0] != 1:
+        raise ValueError("rows_attention knows neither capped scores nor sinks, and takes one batch of packed rows")
+    on_gpu = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= _MAX_FLASH_HEAD
+    if on_gpu and not dropout:
+        return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
+    return _row_by_row(query, key, value, cu_seq_lens_q, scaling, dropout, sliding_window), None
+
+
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, scale: float | None, window: int | None
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    out = varlen_attn(
+        q, k, v, borders, borders, longest, longest,
+        scale=scale, window_size=(-1 if window is None else window - 1, 0), enable_gqa=q.shape[1] != k.shape[1],
+    )  # fmt: skip
+    assert isinstance(out, Tensor)  # a pair only if more is asked for
+    return out[None]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over lengths that differ in every batch
+def _row_by_row(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    borders: Tensor,
+    scale: float | None,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    edges = borders.tolist()
+    parts = []
+    for begin, end in pairwise(edges):
+        length = end - begin
+        mask = None
+        if window is not None and length > window:
+            places = torch.arange(length, device=query.device)
+            back = places[:, None] - places[None, :]
+            mask = (back >= 0) & (back < window)
+        parts.append(
+            functional.scaled_dot_product_attention(
+                query[:, :, begin:end],
+                key[:, :, begin:end],
+                value[:, :, begin:end],
+                attn_mask=mask,
+                dropout_p=dropout,
+                scale=scale,
+                is_causal=mask is None,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        )
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous()

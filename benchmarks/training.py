@@ -1,0 +1,243 @@
+"""Training on CPU: the padded recipe of Hugging Face's Trainer, TRL's packing, and ours, each lever switched on in turn.
+
+    python benchmarks/training.py            # everything, under nine minutes on two idle cores
+    python benchmarks/training.py --quick    # smaller model and groups: a minute, to see that it runs
+
+Same rows (Alpaca's lengths, half of each row is answer), same model (hidden 512, 8 layers, vocabulary 32,000, float32),
+same optimizer steps. A group is one optimizer step of `--rows` rows; the first is left out, the median of the others
+counts. Real tokens per second: padding excluded. TRL takes part if it can be imported; it is in no lock of ours
+(`uv pip install --no-deps --target FOLDER trl`, then PYTHONPATH=FOLDER). Prints `aim met: yes|no` per aim, exits 1 on a
+no.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from training_data import alpaca_rows, padded_tokens, tokenizer_folder
+
+from alpaca_jobs.spec import CheckpointSpec, TrainSpec
+from alpaca_jobs.training.batching import global_batch
+from alpaca_jobs.training.data import TokenizedRows
+
+AIMS = {4: 1.45, 32: 2.4}
+SEED = 42
+LEVERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    (
+        "rows side by side, logits of targets alone",
+        {"cross_entropy": "plain", "prefetch_steps": 0, "attention": "mask"},
+    ),
+    ("+ attention row by row", {"cross_entropy": "plain", "prefetch_steps": 0}),
+    ("+ chunked cross entropy", {"prefetch_steps": 0}),
+    ("+ next batch made ahead (all defaults)", {}),
+)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a smaller model, two groups of 32 short rows")
+    parser.add_argument("--rows", type=int, default=32, help="rows of one group")
+    parser.add_argument("--groups", type=int, default=5, help="groups that are measured")
+    parser.add_argument("--compile", action="store_true", help="torch.compile as the last lever (minutes of compiling)")
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    sys.exit(0 if run(arguments) else 1)
+
+
+def run(arguments: argparse.Namespace) -> bool:
+    """Print all measurements; return whether every aim was met."""
+    threads = os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    rows, groups = arguments.rows, 2 if arguments.quick else arguments.groups
+    data = alpaca_rows(rows * (groups + 1), vocab_size=32_000 if not arguments.quick else 2_000)
+    order = [
+        list(global_batch(step, seed=SEED, num_rows=len(data), global_batch_size=rows)[1])
+        for step in range(1, groups + 2)
+    ]
+    tokens = [int(data.lengths[batch].sum()) for batch in order]
+    print(f"{threads} cores, load {os.getloadavg()[0]:.1f}; torch {torch.__version__}; {groups} groups of {rows} rows, "
+          f"{data.lengths.mean():.0f} tokens a row")  # fmt: skip
+    waste = {size: padded_tokens(data.lengths, order, size) / sum(tokens) for size in AIMS}
+    print(f"padding: {waste[4]:.2f} tokens computed per real one at micro batch 4, {waste[32]:.2f} at 32\n")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = _model_folder(Path(scratch) / "model", is_quick=arguments.quick)
+        padded = {
+            size: _report(f"Trainer, padded, micro batch {size}", _trainer(folder, data, order, size), tokens)
+            for size in AIMS
+        }
+        _report("Trainer, rows side by side, micro batch 4", _trainer(folder, data, order, 4, is_flat=True), tokens)
+        if importlib.util.find_spec("trl") is None:
+            print("TRL is not installed here, so its packing is left out")
+        else:
+            _report("TRL, packed to 512 tokens", *_trl(folder, data, order))
+        levers = [*LEVERS, *([("+ torch.compile", {"compile": True})] if arguments.compile else [])]
+        ours = 0.0
+        for name, keys in levers:
+            rate = _report(f"ours, {name}", _ours(folder, data, rows, groups, threads, keys), tokens)
+            ours = max(ours, rate)
+    print(f"\nload {os.getloadavg()[0]:.1f}")
+    met = True
+    for size, aim in AIMS.items():
+        ratio = ours / padded[size]
+        met &= ratio >= aim
+        print(f"ours over the padded recipe at micro batch {size}: {ratio:.2f} times; at least {aim} is the aim. "
+              f"aim met: {'yes' if ratio >= aim else 'no'}")  # fmt: skip
+    return met
+
+
+def _report(name: str, seconds: list[float], tokens: list[int]) -> float:
+    """Print the median rate of the groups after the first; return it in real tokens per second."""
+    rates = [count / spent for count, spent in zip(tokens, seconds, strict=True)][1:]
+    rate = statistics.median(rates)
+    print(f"{name:<60} {rate:8.0f} tokens/s   ({min(rates):.0f} to {max(rates):.0f})", flush=True)
+    return rate
+
+
+def _model_folder(folder: Path, *, is_quick: bool) -> str:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    hidden, layers, vocab = (64, 2, 2_000) if is_quick else (512, 8, 32_000)
+    config = LlamaConfig(
+        vocab_size=vocab, hidden_size=hidden, intermediate_size=hidden * 43 // 16, num_hidden_layers=layers,
+        num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64, max_position_embeddings=2048,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer_folder(folder)
+    return str(folder)
+
+
+def _examples(data: TokenizedRows, order: list[list[int]]) -> list[dict[str, Any]]:
+    made = []
+    for row in (row for batch in order for row in batch):
+        span = slice(int(data.offsets[row]), int(data.offsets[row + 1]))
+        ids = data.tokens[span].astype(np.int64)
+        made.append({"input_ids": ids.tolist(), "labels": np.where(data.is_target[span], ids, -100).tolist()})
+    return made
+
+
+class _Clock:
+    """Seconds of every optimizer step of a Hugging Face Trainer."""
+
+    def __init__(self) -> None:
+        from transformers import TrainerCallback
+
+        seconds: list[float] = []
+        self.seconds = seconds
+
+        class Callback(TrainerCallback):  # type: ignore[misc]
+            def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+                self.begin = time.perf_counter()
+
+            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+                seconds.append(time.perf_counter() - self.begin)
+
+        self.callback = Callback()
+
+
+def _arguments(make: Any, folder: str, *, size: int, accumulation: int, **more: Any) -> Any:
+    return make(
+        output_dir=folder + "-out", per_device_train_batch_size=size, gradient_accumulation_steps=accumulation,
+        learning_rate=2e-5, num_train_epochs=1, logging_strategy="no", save_strategy="no", report_to=[], use_cpu=True,
+        disable_tqdm=True, dataloader_pin_memory=False, **more,
+    )  # fmt: skip
+
+
+def _trainer(
+    folder: str, data: TokenizedRows, order: list[list[int]], size: int, *, is_flat: bool = False
+) -> list[float]:
+    """The published recipe: each micro batch padded to its longest row; or, flat, its rows side by side."""
+    from torch.nn.utils.rnn import pad_sequence
+    from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, Trainer, TrainingArguments
+
+    def pad(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids = [torch.tensor(example["input_ids"]) for example in examples]
+        labels = [torch.tensor(example["labels"]) for example in examples]
+        return {
+            "input_ids": pad_sequence(ids, batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        }
+
+    class InOrder(Trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, *args: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    clock = _Clock()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.config.use_cache = False
+    trainer = InOrder(
+        model=model,
+        args=_arguments(
+            TrainingArguments, folder, size=size, accumulation=-(-len(order[0]) // size), remove_unused_columns=False
+        ),
+        train_dataset=_examples(data, order),
+        data_collator=DataCollatorWithFlattening() if is_flat else pad,
+        callbacks=[clock.callback],
+    )
+    trainer.train()
+    return clock.seconds
+
+
+def _trl(folder: str, data: TokenizedRows, order: list[list[int]]) -> tuple[list[float], list[int]]:
+    """TRL's SFTTrainer with packing, bins of 512 tokens; the tokens of its steps are counted as it makes them."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    counted: list[int] = []
+    clock = _Clock()
+    accumulation = max(1, round(sum(int(data.lengths[batch].sum()) for batch in order) / len(order) / 512))
+    rows = [
+        {"input_ids": example["input_ids"], "assistant_masks": [int(label != -100) for label in example["labels"]]}
+        for example in _examples(data, order)
+    ]
+
+    class Counting(SFTTrainer):  # type: ignore[misc]
+        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            counted.append(int(inputs["input_ids"].numel()))
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    trainer = Counting(
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        args=_arguments(
+            SFTConfig, folder, size=1, accumulation=accumulation, packing=True, max_length=512, bf16=False,
+            gradient_checkpointing=False, assistant_only_loss=True,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        callbacks=[clock.callback],
+    )  # fmt: skip
+    trainer.train()
+    steps = [sum(counted[begin : begin + accumulation]) for begin in range(0, len(counted), accumulation)]
+    return clock.seconds, steps[: len(clock.seconds)]
+
+
+def _ours(folder: str, data: TokenizedRows, rows: int, groups: int, threads: int, keys: dict[str, Any]) -> list[float]:
+    """Our loop on one rank; seconds of every step."""
+    from training_data import run_ours
+
+    train = TrainSpec(
+        model=folder, global_batch_size=rows, micro_batch_size=4, epochs=1, max_length=2048, dtype="float32",
+        seed=SEED, max_steps=groups + 1, **keys,
+    )  # fmt: skip
+    return run_ours(train, CheckpointSpec(interval_steps=10**6), data, Path(folder), threads=threads)
+
+
+if __name__ == "__main__":
+    main()
