@@ -51,4 +51,5 @@ def launch(
         return
     starting.check_installed(plan.job)
     starting.agree(plan_view.question(plan), yes=yes, grids=grids)
-    starting.leave_or_follow(starting.start(plan), detach=detach, as_json=as_json)
+    found = starting.start(plan, None if priced is None else priced.estimate)
+    starting.leave_or_follow(found, detach=detach, as_json=as_json)

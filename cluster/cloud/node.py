@@ -3,7 +3,8 @@
     ALPACA_JOBS_STORE=s3://... ALPACA_JOBS_RUN=... ALPACA_JOBS_SESSION=000001 python -m cluster.cloud.node
 
 With our plugin in SkyPilot's API server, ALPACA_JOBS_ATTEMPT and ALPACA_JOBS_PLACEMENT hold what it handed out. Without
-it the node takes the next number itself, once the attempt before is seen to stand still.
+it the node takes the next number itself, once the attempt before is seen to stand still. Where several machines work
+together, SkyPilot runs this on each of them and says which one it is (SKYPILOT_NODE_RANK, SKYPILOT_NODE_IPS).
 """
 
 from __future__ import annotations
@@ -12,32 +13,37 @@ import json
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.attempts import AttemptLog
 from checkpoints.errors import CheckpointError
+from cluster.cloud.limit_watch import watch_limits
+from cluster.cloud.places import is_there
 from cluster.cloud.run import ATTEMPT_VARIABLE, PLACEMENT_VARIABLE, RUN_VARIABLE, STORE_VARIABLE, CloudRun
 from cluster.errors import ClusterError
-from cluster.exits import NODE_EXITS, Notice, write_notice
+from cluster.events import iso_time
+from cluster.exits import NODE_EXITS
+from cluster.node import power
 from cluster.node.main import LEASE_S, NodeArguments, run_node
-from cluster.plan import LaunchPlan, Placement
+from cluster.node.member import MEET_WITHIN_S
+from cluster.node.node_group import DEFAULT_RAY_PORT, NodeGroup
+from cluster.plan import Placement
 from cluster.process_tree import NODE_MARK, new_nonce
 from cluster.recovery import Action, StopReason
 from cluster.runs.run_view import is_lease_moving
 
 logger = logging.getLogger(__name__)
 
-DEADLINE_WINDOW_S = 60.0  # to save and leave before the deadline itself
 _STANDSTILL_S = 120.0
 
 
-def placement_here(plan: LaunchPlan, environ: Mapping[str, str]) -> Placement:
-    """Which of the plan's places this machine is: as handed out, else by what SkyPilot says of the cluster.
+def placement_here(run: CloudRun, environ: Mapping[str, str]) -> Placement:
+    """Which of the run's places this machine is: as handed out, else by what SkyPilot says of the cluster.
 
     Raises:
         ClusterError: it is none of them.
@@ -46,10 +52,33 @@ def placement_here(plan: LaunchPlan, environ: Mapping[str, str]) -> Placement:
         return Placement.from_json(json.loads(told))
     cluster: dict[str, Any] = json.loads(environ.get("SKYPILOT_CLUSTER_INFO") or "{}")
     cloud, region = str(cluster.get("cloud", "")).lower(), cluster.get("region")
-    for place in plan.candidates:
-        if (place.infra, place.region) == (cloud, region):
+    for place in run.candidates:
+        if is_there(place, cloud=cloud, region=region):
             return place
-    raise ClusterError(f"This machine is in {cloud}/{region}, which is no place of {plan.run_id}'s plan.")
+    raise ClusterError(f"This machine is in {cloud}/{region}, which is no place of {run.plan.run_id}'s plan.")
+
+
+def group_here(environ: Mapping[str, str]) -> NodeGroup:
+    """The machines that work together here, as SkyPilot tells each of them; one machine is alone."""
+    addresses = tuple((environ.get("SKYPILOT_NODE_IPS") or "").split())
+    if len(addresses) < 2:
+        return NodeGroup()
+    return NodeGroup(int(environ["SKYPILOT_NODE_RANK"]), addresses, DEFAULT_RAY_PORT)
+
+
+def joined_attempt(log: AttemptLog, group: NodeGroup, *, patience_s: float = MEET_WITHIN_S) -> int:
+    """The attempt that the head of these machines has claimed, where nobody hands numbers out.
+
+    Raises:
+        ClusterError: it has claimed none within `patience_s`.
+    """
+    give_up_at = time.monotonic() + patience_s
+    while time.monotonic() < give_up_at:
+        for record in reversed(log.records()):
+            if record.end is None and (record.claim or {}).get("addresses") == list(group.addresses):
+                return record.number
+        time.sleep(1.0)
+    raise ClusterError(f"Machine 0 ({group.addresses[0]}) has begun no attempt within {patience_s:.0f} s.")
 
 
 def next_attempt(log: AttemptLog, *, patience_s: float = _STANDSTILL_S) -> int:
@@ -70,46 +99,49 @@ def next_attempt(log: AttemptLog, *, patience_s: float = _STANDSTILL_S) -> int:
     return newest + 1
 
 
-def _watch_deadline(run: CloudRun, scratch: Path) -> None:
-    """Give this node notice shortly before the deadline, as the supervisor does on local."""
-    until = run.session.policy.deadline_at_s
-    if until is None:
-        return
-
-    def leave() -> None:
-        scratch.mkdir(parents=True, exist_ok=True)
-        write_notice(scratch, Notice(StopReason.DEADLINE, DEADLINE_WINDOW_S))
-        os.kill(os.getpid(), 15)
-
-    timer = threading.Timer(max(until - time.time() - DEADLINE_WINDOW_S, 1.0), leave)
-    timer.daemon = True
-    timer.start()
-
-
 def main(environ: Mapping[str, str] = os.environ) -> int:
     """Entry point; returns the exit code."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )  # fmt: skip
     os.environ.setdefault(NODE_MARK, new_nonce())
+    power.stay_on()
+    reason = _attempt(environ)
+    # SkyPilot takes the machine down, if it is still there to do so; where it is not, the machine goes by itself.
+    power.power_off(in_minutes=0 if reason is StopReason.SUPERSEDED else power.AFTER_END_MIN)
+    return NODE_EXITS[reason]
+
+
+def _attempt(environ: Mapping[str, str]) -> StopReason:
+    """Carry out one attempt, and say the run's end where nothing follows it."""
+    booted_at_s = power.started_at_s()
     try:
         run = CloudRun.open(environ)
-        place = placement_here(run.plan, environ)
-        attempt = int(environ.get(ATTEMPT_VARIABLE) or next_attempt(AttemptLog(run.store, LAYOUT)))
+        place, group, log = placement_here(run, environ), group_here(environ), AttemptLog(run.store, LAYOUT)
+        attempt = int(
+            environ.get(ATTEMPT_VARIABLE) or (next_attempt(log) if group.is_head else joined_attempt(log, group))
+        )
+        before_usd = run.machines_usd()
     except (ClusterError, CheckpointError) as exc:
         logger.error("this machine cannot begin: %s", exc)
-        return NODE_EXITS[StopReason.SUPERSEDED if isinstance(exc, ClusterError) else StopReason.STORE_FAILURE]
+        return StopReason.SUPERSEDED if isinstance(exc, ClusterError) else StopReason.STORE_FAILURE
     scratch = Path.home() / ".alpaca-jobs" / f"scratch-{run.plan.run_id}-{attempt:06d}"
-    _watch_deadline(run, scratch)
     store_uri, run_id = environ[STORE_VARIABLE], environ[RUN_VARIABLE]
-    reason = run_node(NodeArguments(store_uri, run_id, attempt, place.to_json(), scratch))
+    arguments = NodeArguments(
+        store_uri, run_id, attempt, place.to_json(), scratch, group,
+        until=run.until if run.has_next_part else None, machine_started_at=iso_time(booted_at_s),
+        guard=partial(watch_limits, run, place, booted_at_s, before_usd), gone=power.power_off,
+    )  # fmt: skip
+    reason = run_node(arguments)
+    if not group.is_head:
+        return reason
     try:
         decision = run.decide()
         if decision.action in (Action.FINISH, Action.GIVE_UP):
             run.close(decision)
     except CheckpointError as exc:
         logger.warning("the end of the run could not be told: %s", exc)
-    return NODE_EXITS[reason]
+    return reason
 
 
 if __name__ == "__main__":

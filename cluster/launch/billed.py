@@ -1,0 +1,147 @@
+"""Reading what a receipt is made of: the run's store, and the cloud's own records of its machines.
+
+machines/<instance>.json      a machine of the run that is gone, by the cloud's record; put once, by whoever reads it
+
+Clouds forget machines that are gone (AWS after about an hour), so what was read is kept in the run's store.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alpaca_jobs.run_layout import LAYOUT
+from checkpoints.attempts import AttemptLog
+from checkpoints.errors import AlreadyExists, ObjectMissing
+from checkpoints.manifest import Manifest
+from checkpoints.reader import list_commits
+from checkpoints.store import Store
+from cluster.cloud.aws_account import AwsAccount
+from cluster.cloud.aws_machines import controllers, machines_of_run
+from cluster.errors import CloudError
+from cluster.events import read_events
+from cluster.launch.receipt import Paid
+from cluster.node.ledger import count_asked
+from cluster.plan import LaunchPlan, Pricing
+from cluster.price.offers import load_offers
+from cluster.runs.attempt_summary import summarize_attempts
+from cluster.runs.machines import CloudMachine
+from cluster.runs.run_view import read_plan
+from cluster.runs.spending import teacher_usd
+
+logger = logging.getLogger(__name__)
+
+ESTIMATE_KEY = "estimate.json"
+_MACHINES = "machines/"
+_SKY_SETTINGS = Path("~/.sky/config.yaml")
+
+
+def read_paid(root: Store, run_id: str, *, account: AwsAccount | None = None) -> tuple[LaunchPlan, Paid, str]:
+    """Read everything about a run that its receipt needs.
+
+    Returns:
+        The plan, what was paid, and why the cloud's records are missing ("" where they are there).
+
+    Raises:
+        RunNotFound, CheckpointError: the run's store does not say.
+    """
+    plan, launched_at = read_plan(root, run_id)
+    store = root.child(run_id)
+    events, asked = read_events(store), count_asked(store)
+    machines, watching, why = _of_cloud(plan, store, account or AwsAccount())
+    paid = Paid(
+        attempts=summarize_attempts(AttemptLog(store, LAYOUT).records(), events),
+        machines=machines,
+        controllers=watching,
+        controller_words=controller_words(),
+        teacher_usd=teacher_usd(events),
+        asked=bool(asked.sent),
+        stored_bytes=stored_bytes(store),
+        launched_at=launched_at,
+        estimate=_optional(store, ESTIMATE_KEY),
+    )
+    return plan, paid, why
+
+
+def controller_words(settings: Path = _SKY_SETTINGS) -> str:
+    """What there is to say about SkyPilot's controller where no machine of its own was found."""
+    if is_consolidated(settings):
+        return "in SkyPilot's API server: no machine of its own"
+    return "no machine of its own was found; where there is one, it is not in this receipt"
+
+
+def is_consolidated(settings: Path = _SKY_SETTINGS) -> bool:
+    """Whether SkyPilot's settings on this machine put the job controller into its API server."""
+    try:
+        body = yaml.safe_load(settings.expanduser().read_text(encoding="utf-8"))
+        return body["jobs"]["controller"]["consolidation_mode"] is True
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return False
+
+
+def stored_bytes(store: Store) -> int:
+    """Bytes of all committed objects, by their manifests."""
+    total = 0
+    for ref in list_commits(store, LAYOUT):
+        try:
+            manifest = Manifest.from_json(json.loads(store.get(LAYOUT.manifest_key(ref))))
+        except ObjectMissing:  # retention deletes while we read
+            continue
+        total += sum(entry.stored_bytes for entry in manifest.objects)
+    return total
+
+
+def _of_cloud(
+    plan: LaunchPlan, store: Store, account: AwsAccount
+) -> tuple[list[CloudMachine], list[tuple[CloudMachine, float | None]], str]:
+    """(the run's machines, controllers with their prices, why they are missing)."""
+    if plan.is_local:
+        return [], [], ""
+    regions = [place.region for place in plan.candidates if place.infra == "aws"]
+    kept = {one.instance_id: one for one in _kept(store)}
+    if not regions:
+        return list(kept.values()), [], f"{plan.candidates[0].infra}'s records cannot be read here"
+    try:
+        found = machines_of_run(account, plan.run_id, regions)
+        watching = controllers(account, regions)
+    except CloudError as exc:
+        return list(kept.values()), [], str(exc)
+    for one in found:
+        if one.ended_at_s is not None and one.instance_id not in kept:
+            _keep(store, one)
+    machines = {**kept, **{one.instance_id: one for one in found}}
+    return sorted(machines.values(), key=lambda one: one.started_at_s), _priced(watching), ""
+
+
+def _priced(machines: Sequence[CloudMachine]) -> list[tuple[CloudMachine, float | None]]:
+    if not machines:
+        return []
+    prices = {
+        (one.region, one.instance_type): one.price_per_hour_usd
+        for one in load_offers(["aws"], machines="cpu")
+        if one.pricing is Pricing.ON_DEMAND
+    }
+    return [(one, prices.get((one.region, one.instance_type))) for one in machines]
+
+
+def _kept(store: Store) -> list[CloudMachine]:
+    return [CloudMachine.from_json(json.loads(store.get(key))) for key in store.list(_MACHINES)]
+
+
+def _keep(store: Store, machine: CloudMachine) -> None:
+    try:
+        store.put_once(f"{_MACHINES}{machine.instance_id}.json", machine.to_json())
+    except AlreadyExists:
+        logger.debug("%s is kept already", machine.instance_id)
+
+
+def _optional(store: Store, key: str) -> dict[str, Any] | None:
+    try:
+        return store.get_json(key)
+    except ObjectMissing:
+        return None

@@ -1,0 +1,99 @@
+"""Machines of ours in a pretend account of AWS: found in every region, by their tags, and taken down."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from cluster.cloud.aws_account import AwsAccount
+from cluster.cloud.aws_machines import controllers, machines_of_ours, machines_of_run, regions_of, terminate
+from cluster.errors import CloudError, NoCredentials
+from cluster.plan import Pricing
+from cluster.runs.machines import CloudMachine
+
+AMI = "ami-785db401"
+
+
+def start(account: AwsAccount, region: str, *, spot: bool = True, **tags: str) -> str:
+    """Start a machine; returns its id."""
+    market = {"InstanceMarketOptions": {"MarketType": "spot"}} if spot else {}
+    named = [{"Key": key.replace("_", "-"), "Value": value} for key, value in tags.items()]
+    answer = account.client("ec2", region).run_instances(
+        ImageId=AMI, MinCount=1, MaxCount=1, InstanceType="m6i.large",
+        TagSpecifications=[{"ResourceType": "instance", "Tags": named}], **market,
+    )  # fmt: skip
+    return str(answer["Instances"][0]["InstanceId"])
+
+
+@pytest.fixture
+def account(aws: str) -> AwsAccount:
+    return AwsAccount()
+
+
+def test_a_runs_machines_are_found_in_all_its_regions_with_the_times_that_aws_bills(account: AwsAccount) -> None:
+    first = start(account, "us-east-1", alpaca_jobs_run="demo-a", skypilot_cluster_name="demo-a-1")
+    second = start(account, "us-west-2", alpaca_jobs_run="demo-a", spot=False)
+    start(account, "us-east-1", alpaca_jobs_run="demo-b")
+    time.sleep(1.1)
+    account.client("ec2", "us-east-1").terminate_instances(InstanceIds=[first])
+    found = machines_of_run(account, "demo-a", ["us-east-1", "us-west-2"])
+    one, other = sorted(found, key=lambda machine: machine.region)
+    assert (one.instance_id, one.region, one.cluster, one.state) == (first, "us-east-1", "demo-a-1", "terminated")
+    assert (other.instance_id, other.pricing, other.ended_at_s) == (second, Pricing.ON_DEMAND, None)
+    assert one.pricing is Pricing.SPOT
+    assert one.ended_at_s is not None
+    assert 0 <= one.seconds(now=0) < 30
+    assert (one.is_billed, other.is_billed) == (False, True)
+    assert CloudMachine.from_json({**one.to_json(), "nonce": "x"}) == one
+
+
+def test_whatever_still_exists_is_found_wherever_it_is_and_taken_down(account: AwsAccount) -> None:
+    ours = start(account, "us-west-2", alpaca_jobs_run="demo-a")
+    watching = start(account, "us-east-2", skypilot_cluster_name="sky-jobs-controller-abc")
+    gone = start(account, "us-east-1", alpaca_jobs_run="demo-b")
+    start(account, "us-east-1", skypilot_cluster_name="somebody-elses")
+    account.client("ec2", "us-east-1").terminate_instances(InstanceIds=[gone])
+    assert "us-west-2" in regions_of(account)  # all of them are looked through where none is named
+    places = ["us-east-1", "us-east-2", "us-west-2"]
+    found = machines_of_ours(account, places)
+    assert {(one.instance_id, one.region) for one in found} == {(ours, "us-west-2"), (watching, "us-east-2")}
+    assert [one.instance_id for one in controllers(account, ["us-east-2"])] == [watching]
+    terminate(account, found)
+    terminate(account, found)  # again without harm
+    assert machines_of_ours(account, places) == []
+
+
+def test_who_is_not_signed_in_is_told_how_to(account: AwsAccount, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert account.identity() == "123456789012"
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(NoCredentials, match=r"none were found\. Set them with `aws configure`"):
+        AwsAccount().identity()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        ("UnauthorizedOperation", CloudError, r"does not allow listing x \(UnauthorizedOperation\): no\. docs/CLOUDS"),
+        ("ExpiredToken", NoCredentials, r"does not take these credentials for listing x \(ExpiredToken\)"),
+        ("Throttling", CloudError, r"refused listing x \(Throttling\): no"),
+    ],
+)
+def test_what_aws_refuses_is_said_in_words(account: AwsAccount, code: str, kind: type[CloudError], words: str) -> None:
+    from botocore.exceptions import ClientError
+
+    def refuse() -> Any:
+        raise ClientError({"Error": {"Code": code, "Message": "no."}}, "DescribeX")
+
+    with pytest.raises(kind, match=words) as caught:
+        account.call("listing x", refuse)
+    assert caught.value.code == code
+    assert account.call("listing x", refuse, absent=(code,), default=[]) == []
+
+
+def test_an_address_where_nobody_answers_is_said(account: AwsAccount, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(CloudError, match="did not answer asking who is signed in"):
+        AwsAccount(max_attempts=1).identity()
