@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -18,6 +19,7 @@ from alpaca_jobs.spec_base import (
     SpecPart,
     TwoOrMore,
     Whole,
+    one_or_more,
     refuse,
     want,
 )
@@ -37,8 +39,18 @@ class TrainSpec(SpecPart):
     """Format of prompts and labels: alpaca (instruction, input, output) or vicuna (conversations)."""
     model: str = Field(min_length=1)
     """Base model: a Hugging Face name, a folder, or tiny-llama (about 1 M parameters, made from scratch)."""
-    method: Literal["full"] = "full"
-    """What is trained: full means every parameter."""
+    method: Literal["full", "command"] = "full"
+    """What is trained: full means every parameter; command: what your own program trains (docs/COMMAND.md)."""
+    command: tuple[str, ...] | str | None = None
+    """Your own training program: a list of words, or a text for the shell; for method: command."""
+    command_per: Literal["machine", "rank"] = "machine"
+    """machine: the command is started once, and starts its ranks itself; rank: once for each, as torchrun would."""
+    files: Annotated[tuple[str, ...], BeforeValidator(one_or_more)] = ()
+    """Files that the command needs, such as its script; copied to the run at launch, and beside it on every machine."""
+    watch: str | None = None
+    """Folder in which the command writes checkpoints (checkpoint-500), in its working folder; null: it uses the store."""
+    hours: Positive | None = None
+    """Hours that the command trains on the machines asked for, for estimates; nobody else can know."""
     engine: Literal["auto", "fsdp"] = "auto"
     """What shards the model over ranks; auto picks fsdp."""
     exactness: Literal["rows", "bits"] = "rows"
@@ -54,6 +66,10 @@ class TrainSpec(SpecPart):
     attention: Literal["auto", "mask"] = "auto"
     """auto: each row attends to itself alone (variable-length flash attention on GPUs) where the model allows it; mask:
     rows side by side are kept apart by a mask."""
+    compile: bool = False
+    """Compile the decoder layers with torch.compile: faster steps after minutes of compiling."""
+    tf32: bool = True
+    """On GPUs, multiply what stays in float32 in TensorFloat-32, as the published recipe does."""
     prefetch_steps: Count = 1
     """Steps whose batches are made ready while the current one computes; 0 makes them when they are needed."""
     learning_rate: Positive = 2e-5
@@ -101,6 +117,13 @@ class TrainSpec(SpecPart):
                 f"is {self.micro_batch_size}, but global_batch_size, which it is a part of, "
                 f"is {self.global_batch_size}. Set it to {self.global_batch_size} or less",
             )
+        if self.compile and self.exactness == "bits":
+            refuse(
+                "compile",
+                "is true, but exactness is bits: what is compiled anew after a recovery may add up in another order. "
+                "Leave compile out, or set exactness: rows",
+            )
+        self._check_command()
         known = KNOWN_MODELS.get(self.model)
         if known and known.context_length and self.max_length > known.context_length:
             refuse(
@@ -109,6 +132,20 @@ class TrainSpec(SpecPart):
                 f"tokens. Set it to {known.context_length} or less, or take a model with a longer context",
             )
         return self
+
+    def _check_command(self) -> None:
+        if self.method == "command":
+            if not self.command:
+                refuse("method", "is command, but there is no train.command. Write it: command: [python, train.py]")
+            names = [PurePosixPath(name).name for name in self.files]
+            if len(set(names)) < len(names) or set(names) & {"output", "data.jsonl", "progress.jsonl"}:
+                refuse("files", f"are {', '.join(names)}, which lie in one folder beside output and data.jsonl. Rename")
+            if self.watch is not None and (self.watch.startswith(("/", "~")) or ".." in self.watch.split("/")):
+                refuse("watch", f"is {self.watch}, but a folder in the command's own is wanted, such as output")
+            return
+        for key in ("command", "command_per", "files", "watch", "hours"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                refuse(key, f"is for a training program of your own, but method is {self.method}. Set method: command")
 
 
 def _check_interval(value: Any) -> Any:

@@ -1,12 +1,12 @@
-"""Training on CPU: the padded recipe of Hugging Face's Trainer, TRL's packing, and ours, each lever switched on in turn.
+"""Training on CPU: Hugging Face's Trainer with the padded recipe, TRL's packing, and ours, lever by lever.
 
     python benchmarks/training.py            # everything, under nine minutes on two idle cores
     python benchmarks/training.py --quick    # smaller model and groups: a minute, to see that it runs
 
 Same rows (Alpaca's lengths, half of each row is answer), same model (hidden 512, 8 layers, vocabulary 32,000, float32),
 same optimizer steps. A group is one optimizer step of `--rows` rows; the first is left out, the median of the others
-counts. Real tokens per second: padding excluded. TRL takes part if it can be imported; it is in no lock of ours
-(`uv pip install --no-deps --target FOLDER trl`, then PYTHONPATH=FOLDER). Prints `aim met: yes|no` per aim, exits 1 on a
+counts. Real tokens per second: padding excluded. TRL takes part if it and `datasets` are installed; they are in no
+lock of ours. Prints `aim met: yes|no` per aim, exits 1 on a
 no.
 """
 
@@ -55,6 +55,9 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
     sys.exit(0 if run(arguments) else 1)
 
 
@@ -80,8 +83,9 @@ def run(arguments: argparse.Namespace) -> bool:
             for size in AIMS
         }
         _report("Trainer, rows side by side, micro batch 4", _trainer(folder, data, order, 4, is_flat=True), tokens)
-        if importlib.util.find_spec("trl") is None:
-            print("TRL is not installed here, so its packing is left out")
+        missing = [name for name in ("trl", "datasets") if importlib.util.find_spec(name) is None]
+        if missing:
+            print(f"TRL's packing is left out: not installed here: {', '.join(missing)}")
         else:
             _report("TRL, packed to 512 tokens", *_trl(folder, data, order))
         levers = [*LEVERS, *([("+ torch.compile", {"compile": True})] if arguments.compile else [])]
@@ -163,7 +167,13 @@ def _trainer(
 ) -> list[float]:
     """The published recipe: each micro batch padded to its longest row; or, flat, its rows side by side."""
     from torch.nn.utils.rnn import pad_sequence
-    from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, Trainer, TrainingArguments
+    from transformers import (
+        AutoModelForCausalLM,
+        DataCollatorWithFlattening,
+        PrinterCallback,
+        Trainer,
+        TrainingArguments,
+    )
 
     def pad(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         ids = [torch.tensor(example["input_ids"]) for example in examples]
@@ -190,6 +200,7 @@ def _trainer(
         data_collator=DataCollatorWithFlattening() if is_flat else pad,
         callbacks=[clock.callback],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return clock.seconds
 
@@ -197,7 +208,7 @@ def _trainer(
 def _trl(folder: str, data: TokenizedRows, order: list[list[int]]) -> tuple[list[float], list[int]]:
     """TRL's SFTTrainer with packing, bins of 512 tokens; the tokens of its steps are counted as it makes them."""
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     counted: list[int] = []
@@ -223,6 +234,7 @@ def _trl(folder: str, data: TokenizedRows, order: list[list[int]]) -> tuple[list
         processing_class=AutoTokenizer.from_pretrained(folder),
         callbacks=[clock.callback],
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     steps = [sum(counted[begin : begin + accumulation]) for begin in range(0, len(counted), accumulation)]
     return clock.seconds, steps[: len(clock.seconds)]

@@ -10,7 +10,7 @@ from alpaca_jobs.spec import TrainSpec
 
 _NOT_MATHEMATICS = {
     "engine", "exactness", "micro_batch_size", "gradient_checkpointing", "cross_entropy", "prefetch_steps",
-    "attention",
+    "attention", "compile", "tf32",
 }  # fmt: skip
 """Keys that change speed, memory or the order of sums, but not which function of which rows is computed."""
 
@@ -22,6 +22,8 @@ def train_fingerprint(train: TrainSpec, *, data_digest: str, tokenizer_files: Ma
     a later version count only where they are not at their defaults: an older run's checkpoints stay its own.
     """
     settings = train.model_dump(mode="json", exclude=_NOT_MATHEMATICS)
+    for key in ("command", "command_per", "files", "watch", "hours"):  # of a program of the user's own, not of ours
+        del settings[key]
     if train.loss_average == "token":
         del settings["loss_average"]
     else:

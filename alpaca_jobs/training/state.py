@@ -15,6 +15,7 @@ from alpaca_jobs.training.collate import Layout, choose_layout, choose_loss_head
 from alpaca_jobs.training.control import TrainContext
 from alpaca_jobs.training.dataset import count_steps
 from alpaca_jobs.training.fingerprint import train_fingerprint
+from alpaca_jobs.training.kernels import use_fast_kernels
 from alpaca_jobs.training.loss import LossHead
 from alpaca_jobs.training.model import build_model, shard_model
 from alpaca_jobs.training.optimizer import ShardedAdamW
@@ -83,6 +84,7 @@ def build_state(ctx: TrainContext) -> TrainState:
     head = None
     if ctx.train.cross_entropy == "chunked":
         head = choose_loss_head(model, layout=layout, pad_id=tokenizer.pad_id, device=device)
+    use_fast_kernels(model, ctx.train, device=device)
     shard_model(model, ctx.train, device=device)
     return TrainState(
         model=model,

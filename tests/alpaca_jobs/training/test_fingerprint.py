@@ -43,6 +43,8 @@ def test_what_changes_the_result_changes_the_fingerprint(change: dict[str, Any])
         {"cross_entropy": "plain"},
         {"prefetch_steps": 0},
         {"attention": "mask"},
+        {"compile": True},
+        {"tf32": False},
     ],
 )
 def test_speed_and_memory_do_not(change: dict[str, Any]) -> None:

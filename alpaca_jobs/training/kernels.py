@@ -1,0 +1,39 @@
+"""Faster kernels for the same arithmetic: compiled decoder layers, and TF32 for what stays in float32 on GPUs."""
+
+from __future__ import annotations
+
+import shutil
+
+import torch
+from torch import nn
+
+from alpaca_jobs.errors import TrainingError
+from alpaca_jobs.spec import TrainSpec
+
+
+def use_fast_kernels(model: nn.Module, train: TrainSpec, *, device: torch.device) -> None:
+    """Switch on what the job asks for, in place; before the model is sharded.
+
+    Raises:
+        TrainingError: compiling is asked for on a CPU without a C++ compiler.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if train.tf32 else "ieee"
+    if train.compile:
+        if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+            raise TrainingError(
+                "train.compile is true, but this machine has neither g++ nor clang++, which torch.compile needs on a "
+                "CPU. Install one, or leave train.compile out."
+            )
+        compile_layers(model)
+
+
+def compile_layers(model: nn.Module) -> int:
+    """Compile every decoder layer, in place; returns how many. Layer by layer, because one compiled layer serves all
+    of them, and FSDP gathers and frees parameters between them.
+    """
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    for layer in layers:
+        layer.compile(dynamic=True)  # micro batches differ in length
+    return len(layers)
