@@ -20,6 +20,7 @@ NOTICE_FILE: Final = "notice.json"
 
 NODE_EXITS: Final[Mapping[StopReason, int]] = MappingProxyType(
     {
+        StopReason.PART_DONE: 0,  # SkyPilot starts the chain's next task; read back, 0 is the line below
         StopReason.DONE: 0,
         StopReason.CRASHED: 1,  # also what an uncaught exception gives
         StopReason.USER_ERROR: 2,

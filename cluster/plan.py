@@ -77,6 +77,19 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class PlanPart:
+    """A part of a run: the stage after which its machines are given back (None: the run's last one), and its places."""
+
+    until: str | None
+    candidates: tuple[Placement, ...]
+
+    @property
+    def name(self) -> str:
+        """What people call it: rows, or the run itself."""
+        return "rows" if self.until == "generate" else "train"
+
+
+@dataclass(frozen=True)
 class LaunchPlan:
     """Everything a launch needs to know.
 
@@ -89,6 +102,8 @@ class LaunchPlan:
         code_version: the code that made the plan and will run (cluster/code_version.py).
         notes: sentences a user should read with the plan (where prices come from, what was chosen for them).
         until: the stage after which the run is over; None for the job's last one.
+        generation: where the rows are written, best first, on a cloud whose training machines are too dear to wait for
+            a teacher; empty where the rows are written on `candidates` too.
     """
 
     run_id: str
@@ -99,6 +114,7 @@ class LaunchPlan:
     code_version: str
     notes: tuple[str, ...] = ()
     until: str | None = None
+    generation: tuple[Placement, ...] = ()
 
     @property
     def is_local(self) -> bool:
@@ -109,6 +125,14 @@ class LaunchPlan:
     def num_nodes(self) -> int:
         """Machines that work together; the same in every candidate."""
         return self.candidates[0].num_nodes
+
+    @property
+    def parts(self) -> tuple[PlanPart, ...]:
+        """What runs one after the other, each on machines of its own; most runs have one part."""
+        if not self.generation or "generate" not in self.job.stages:
+            return (PlanPart(self.until, self.candidates),)
+        rows = PlanPart("generate", self.generation)
+        return (rows,) if self.until == "generate" else (rows, PlanPart(self.until, self.candidates))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` makes an equal plan."""
@@ -121,6 +145,7 @@ class LaunchPlan:
             "code_version": self.code_version,
             "notes": list(self.notes),
             "until": self.until,
+            "generation": [place.to_json() for place in self.generation],
         }
 
     @classmethod
@@ -136,6 +161,7 @@ class LaunchPlan:
                 code_version=value["code_version"],
                 notes=tuple(value["notes"]),
                 until=value.get("until"),
+                generation=tuple(Placement.from_json(place) for place in value.get("generation", ())),
             )
         except (KeyError, TypeError) as exc:
             raise PlanError(

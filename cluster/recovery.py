@@ -25,6 +25,7 @@ class StopReason(StrEnum):
     """How an attempt ended; values are what end records, events and reports hold."""
 
     DONE = "done"
+    PART_DONE = "part_done"  # its stages are done, and those that follow have machines of their own
     PREEMPTED = "preempted"  # the machine was taken, and said so
     LOST = "lost"  # it stopped answering, or was killed without a word
     CAPACITY = "capacity"  # it never started: no such machine there now
@@ -139,6 +140,7 @@ _TRY_RESUME: Final = "Once that is fixed, `alpaca-jobs resume` goes on from the 
 TABLE: Final[Mapping[StopReason, _Rule]] = MappingProxyType(
     {
         StopReason.DONE: _Rule(Action.FINISH, words="The run is done."),
+        StopReason.PART_DONE: _Rule(Action.RELAUNCH),
         StopReason.PREEMPTED: _Rule(Action.RELAUNCH, "elsewhere"),
         StopReason.LOST: _Rule(Action.RELAUNCH, "elsewhere"),
         StopReason.NODE_FAILURE: _Rule(Action.RELAUNCH, "elsewhere"),

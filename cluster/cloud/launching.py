@@ -10,15 +10,17 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from secrets import token_hex
 from typing import Protocol
 
 from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.attempts import AttemptLog
 from checkpoints.store import Store
-from cluster.cloud.run import CloudRun, put_session, session_numbers
+from cluster.cloud.places import task_places
+from cluster.cloud.run import CloudRun, parts_left, put_session, session_numbers
 from cluster.cloud.shipped_code import write_shipped_code
 from cluster.cloud.sky_backend import JobStatus
-from cluster.cloud.templates import TaskSettings, check_renderable, render_task, task_places
+from cluster.cloud.templates import RAY_TOKEN, TaskSettings, check_renderable, render_tasks, secret_names
 from cluster.errors import ClusterError, RunActive
 from cluster.plan import LaunchPlan
 from cluster.recovery import Action, Decision, StopReason
@@ -44,7 +46,7 @@ class Jobs(Protocol):
         ...
 
     def submit(self, task_yaml: str, *, name: str, secrets: Mapping[str, str]) -> int:
-        """Submit a managed job."""
+        """Submit a managed job of one task, or of several in a chain."""
         ...
 
     def status(self, name: str) -> JobStatus | None:
@@ -71,18 +73,23 @@ def preview_task(plan: LaunchPlan) -> str:
         BackendMissing: the plan asks for what this version does not do on a cloud.
     """
     settings = TaskSettings(session="000001", code_folder="~/.alpaca-jobs/code", has_plugin=True)
-    return render_task(plan, settings)
+    return render_tasks(plan, settings)
 
 
 def submit_session(store: Store, session: Session, home: Home, jobs: Jobs, environ: Mapping[str, str]) -> Submitted:
-    """Put the session in the store and hand the task to SkyPilot.
+    """Put the session in the store and hand the tasks of the parts that are left to SkyPilot.
 
     Raises:
         BackendMissing, LaunchFailed, ClusterError: it was not submitted; nothing was started.
     """
     check_renderable(session.plan)
     # The strategy decides among what SkyPilot can be told: a region whose zones were all refused is one refusal.
-    plan = replace(session.plan, candidates=tuple(task_places(session.plan.candidates)))
+    plan = replace(
+        session.plan,
+        candidates=tuple(task_places(session.plan.candidates)),
+        generation=tuple(task_places(session.plan.generation)),
+    )
+    parts = parts_left(store, plan)
     session = replace(session, plan=plan)
     has_plugin = jobs.has_plugin()
     if not has_plugin:
@@ -96,15 +103,16 @@ def submit_session(store: Store, session: Session, home: Home, jobs: Jobs, envir
         has_plugin=has_plugin,
         time_limit_s=None if deadline is None else max(deadline - time.time(), 0.0) + _AFTER_DEADLINE_S,
     )
-    secrets = {name: environ[name] for name in plan.job.secrets}
+    tokens = {RAY_TOKEN: token_hex(24)}  # one for each launch; machines that work alone mint their own
+    secrets = {name: tokens.get(name) or environ[name] for name in secret_names(plan)}
     try:
-        job_id = jobs.submit(render_task(plan, settings), name=plan.run_id, secrets=secrets)
+        job_id = jobs.submit(render_tasks(plan, settings, parts), name=plan.run_id, secrets=secrets)
     except BaseException:  # Ctrl-C may come after SkyPilot has taken it, and nobody would know of the machine
         jobs.cancel(plan.run_id)
         raise
     # Also what tells a follower that an end which was said before, by an earlier session, is not the end any more.
     words = f"Handed over to SkyPilot, as managed job {job_id}"
-    newest_session(store, plan.run_id).tell(Decision(Action.RELAUNCH, words, placements=plan.candidates))
+    newest_session(store, plan.run_id).tell(Decision(Action.RELAUNCH, words, placements=parts[0].candidates))
     return Submitted(job_id, has_plugin)
 
 

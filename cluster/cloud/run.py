@@ -21,12 +21,12 @@ from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.attempts import AttemptLog
 from checkpoints.keys import CommitRef
 from checkpoints.lineage import AttemptRecord, counting_commits
-from checkpoints.reader import list_commits
+from checkpoints.reader import CommitReader, list_commits
 from checkpoints.store import Store
 from cluster.control import CancelWatch
 from cluster.errors import RunNotFound
 from cluster.events import EventWriter, read_events, seconds_of, utc_now
-from cluster.plan import Placement
+from cluster.plan import LaunchPlan, Placement, PlanPart
 from cluster.recovery import Action, Decision, Stop, StopReason, decide
 from cluster.runs.attempt_summary import summarize_attempts
 from cluster.runs.report import put_report
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 STORE_VARIABLE: Final = "ALPACA_JOBS_STORE"
 RUN_VARIABLE: Final = "ALPACA_JOBS_RUN"
 SESSION_VARIABLE: Final = "ALPACA_JOBS_SESSION"
+UNTIL_VARIABLE: Final = "ALPACA_JOBS_UNTIL"
 ATTEMPT_VARIABLE: Final = "ALPACA_JOBS_ATTEMPT"
 PLACEMENT_VARIABLE: Final = "ALPACA_JOBS_PLACEMENT"
 _SESSION_KEY: Final = re.compile(r"control/session-(\d{6})\.json")
@@ -68,6 +69,7 @@ class CloudRun:
         session: what was launched or resumed.
         first: the session's first attempt; what came before does not count for its limits of crashes.
         number: the session's own number; a higher one in the store means that the run was resumed since.
+        until: the stage after which this part of the run is over; None for the run's last part.
         handed_out: the attempt that was launched last, and where, as far as the caller remembers.
         clock: seconds since 1970.
     """
@@ -79,10 +81,15 @@ class CloudRun:
         first: int,
         *,
         number: str,
+        until: str | None = None,
         handed_out: tuple[int, Placement] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store, self.session, self.plan = store, session, session.plan
+        self.until = until
+        self.candidates = next(
+            part for part in self.plan.parts[::-1] if until is None or part.until == until
+        ).candidates
         self._first, self._number, self._handed_out, self._clock = first, number, handed_out, clock
         self._log = AttemptLog(store, LAYOUT)
         self._refusals: list[Stop] = []
@@ -107,8 +114,15 @@ class CloudRun:
         handed_out = None
         if (attempt := environ.get(ATTEMPT_VARIABLE)) and (place := environ.get(PLACEMENT_VARIABLE)):
             handed_out = int(attempt), Placement.from_json(json.loads(place))
-        first = int(body["first_attempt"])
-        return cls(store, Session.from_json(body), first, number=number, handed_out=handed_out)
+        session, first = Session.from_json(body), int(body["first_attempt"])
+        return cls(
+            store, session, first, number=number, until=environ.get(UNTIL_VARIABLE) or None, handed_out=handed_out
+        )
+
+    @property
+    def has_next_part(self) -> bool:
+        """Whether other machines go on where this part ends."""
+        return self.until != self.plan.parts[-1].until
 
     def decide(self) -> Decision:
         """What follows, by the table that the local supervisor uses too; a resume elsewhere or a cancel come first."""
@@ -117,19 +131,24 @@ class CloudRun:
             words = "Another launcher has resumed this run."
             return Decision(Action.FINISH, words, exit_code=3, reason=StopReason.SUPERSEDED)
         if CancelWatch(self.store).open_cancels():
-            place = history[-1].placement if history else self.plan.candidates[0]
+            place = history[-1].placement if history else self.candidates[0]
             detail = "somebody asked for it (alpaca-jobs cancel)"
             history.append(Stop(self._log.newest(), StopReason.CANCELLED, place, self._clock(), detail=detail))
-        left = [place for place in self.plan.candidates if place not in self._impossible]
+        left = [place for place in self.candidates if place not in self._impossible]
         if not left:
             why = "; ".join(dict.fromkeys(f"{place.name}: {words}" for place, words in self._impossible.items()))
             return Decision(Action.GIVE_UP, f"No place can be used. {why}", exit_code=3, reason=StopReason.CAPACITY)
         return decide(history, self.session.policy, left, self._clock(), spent_usd=self.spent_usd())
 
     def history(self) -> list[Stop]:
-        """The session's ended attempts, oldest first; for a resume, the loss before it comes first, to be avoided."""
+        """The session's ended attempts, oldest first; for a resume, the loss before it comes first, to be avoided.
+
+        What happened to an earlier part of the run says nothing about this one's machines.
+        """
         records = self._log.records()
-        commits = counting_commits(records, list_commits(self.store, LAYOUT), LAYOUT)
+        ended_parts = [one.number for one in records if _is_part_done(one)]
+        records = [one for one in records if one.number > max(ended_parts, default=0)]
+        commits = counting_commits(self._log.records(), list_commits(self.store, LAYOUT), LAYOUT)
         own = [record for record in records if record.number >= self._first]
         before = [record for record in records if record.number < self._first][-1:]
         kept = [stop for stop in stops_of(before, commits) if stop.reason in _REMEMBERED]
@@ -215,6 +234,20 @@ class CloudRun:
     def _position(self) -> tuple[str, int] | None:
         refs = counting_commits(self._log.records(), list_commits(self.store, LAYOUT), LAYOUT)
         return (refs[0].stage, refs[0].position) if refs else None
+
+
+def parts_left(store: Store, plan: LaunchPlan) -> tuple[PlanPart, ...]:
+    """The plan's parts without those whose stages are done: rows that are all there are not written again."""
+    commits = counting_commits(AttemptLog(store, LAYOUT).records(), list_commits(store, LAYOUT), LAYOUT)
+    has_rows = any(ref.stage != "generate" for ref in commits)
+    newest = next((ref for ref in commits if ref.stage == "generate"), None)
+    if newest is not None and not has_rows:
+        has_rows = bool(CommitReader.open(store, LAYOUT, newest).manifest.meta["complete"])
+    return plan.parts[-1:] if has_rows else plan.parts
+
+
+def _is_part_done(record: AttemptRecord) -> bool:
+    return (record.end or {}).get("stop_reason") == StopReason.PART_DONE.value
 
 
 _REMEMBERED = frozenset({StopReason.PREEMPTED, StopReason.LOST, StopReason.NODE_FAILURE, StopReason.DONE})

@@ -70,7 +70,7 @@ class SkyJobs:
         return any(one.get("name") == _PLUGIN_NAME for one in loaded)
 
     def submit(self, task_yaml: str, *, name: str, secrets: Mapping[str, str]) -> int:
-        """Submit a task as a managed job; returns its number.
+        """Submit a task, or a chain of tasks, as a managed job; returns its number.
 
         Args:
             secrets: values for the names the YAML holds; they go to SkyPilot's server and to no file of ours.
@@ -81,16 +81,14 @@ class SkyJobs:
         with _talk_on_stderr():
             import sky
             from sky import jobs
-            from sky.utils import yaml_utils
+            from sky.utils import dag_utils
 
             from cluster.cloud.sky_plugin import register
 
             register()  # this process checks the task, too, and would not know the strategy's name
-            config, values = yaml_utils.safe_load(task_yaml), list(secrets.items()) or None
             try:
-                job_ids, _ = sky.get(
-                    jobs.launch(sky.Task.from_yaml_config(config, secrets_overrides=values), name=name)
-                )
+                dag = dag_utils.load_chain_dag_from_yaml_str(task_yaml, secrets_overrides=list(secrets.items()) or None)
+                job_ids, _ = sky.get(jobs.launch(dag, name=name))
             except Exception as exc:  # SkyPilot raises dozens of types; none of them has started anything
                 raise LaunchFailed(f"SkyPilot did not take the job: {_words(exc)}") from exc
         if not job_ids:
@@ -114,13 +112,16 @@ class SkyJobs:
         own = [one for one in records if _field(one, "job_name") == name]
         if not own:
             return None
-        newest = max(own, key=lambda one: int(_field(one, "job_id")))
-        status = _field(newest, "status")
+        newest = max(int(_field(one, "job_id")) for one in own)
+        tasks = sorted((one for one in own if int(_field(one, "job_id")) == newest), key=_task_number)
+        # A chain stands where its first task stands that is not done.
+        undone = [one for one in tasks if _status_word(one) != "SUCCEEDED"]
+        current = undone[0] if undone else tasks[-1]
         return JobStatus(
-            job_id=int(_field(newest, "job_id")),
-            status=str(getattr(status, "value", status)),
-            is_over=bool(status.is_terminal()),
-            reason=str(_field(newest, "failure_reason") or ""),
+            job_id=newest,
+            status=_status_word(current),
+            is_over=all(_field(one, "status").is_terminal() for one in tasks),
+            reason=str(_field(current, "failure_reason") or ""),
         )
 
     def cancel(self, name: str) -> None:
@@ -154,6 +155,15 @@ def _talk_on_stderr() -> Iterator[None]:
 
 def _field(record: Any, name: str) -> Any:
     return record.get(name) if isinstance(record, Mapping) else getattr(record, name, None)
+
+
+def _task_number(record: Any) -> int:
+    return int(_field(record, "task_id") or 0)
+
+
+def _status_word(record: Any) -> str:
+    status = _field(record, "status")
+    return str(getattr(status, "value", status))
 
 
 def _words(error: Exception) -> str:

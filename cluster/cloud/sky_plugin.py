@@ -1,7 +1,7 @@
 """Our recovery strategy inside SkyPilot: a plugin of its API server that registers it for managed jobs.
 
 A task that says `job_recovery: {strategy: alpaca_jobs}` is launched and recovered by `cluster.recovery.decide`, from
-what the run's store knows (cluster/cloud/cloud_run.py): the region that was lost is tried last, every start gets an
+what the run's store knows (cluster/cloud/run.py): the region that was lost is tried last, every start gets an
 attempt number of its own, budget and deadline are looked at before every launch. Other tasks are not touched.
 
 `alpaca-jobs plugin install` makes SkyPilot load it (cluster/cloud/plugin_install.py). Written against SkyPilot 0.14.
@@ -19,7 +19,9 @@ from sky import exceptions, sky_logging
 from sky.jobs import recovery_strategy
 from sky.utils import registry
 
+from alpaca_jobs.spec_compute import OWN_INFRA
 from checkpoints.errors import CheckpointError
+from cluster.cloud.places import is_there
 from cluster.cloud.run import ATTEMPT_VARIABLE, PLACEMENT_VARIABLE, CloudRun
 from cluster.errors import ClusterError
 from cluster.plan import Placement, Pricing
@@ -111,12 +113,11 @@ async def _ask(act: Callable[[], T]) -> T:
 
 def is_resource_of(resource: Any, place: Placement) -> bool:
     """Whether an entry of the task's `ordered:` list is a place of the plan."""
-    return bool(
-        str(resource.cloud).lower() == place.infra
-        and resource.region == place.region
-        and resource.instance_type == place.instance_type
-        and resource.use_spot == (place.pricing is Pricing.SPOT)
-    )
+    if not is_there(place, cloud=str(resource.cloud), region=resource.region):
+        return False
+    if place.infra in OWN_INFRA:  # what is asked for there is the same in all of the task's entries
+        return True
+    return bool(resource.instance_type == place.instance_type and resource.use_spot == (place.pricing is Pricing.SPOT))
 
 
 def register() -> None:

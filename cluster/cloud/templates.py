@@ -1,25 +1,35 @@
 """Filling the task template of sky/ from a LaunchPlan: the YAML that SkyPilot takes, as text. Pure but for one read.
 
-No secret is in it: secrets stand there by name, with `null`, and get their values when the task is handed over.
+A plan of several parts (rows on small machines, then training on GPUs) makes a chain: SkyPilot starts a task when the
+one before it ended with exit code 0, and takes the machines of each down when it ends. No secret is in the text:
+secrets stand there by name, with `null`, and get their values when the tasks are handed over.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Final
 
+from alpaca_jobs.known_models import KNOWN_MODELS
+from alpaca_jobs.spec import JobSpec
+from alpaca_jobs.spec_compute import OWN_INFRA
+from cluster.cloud.places import render_place, task_places
 from cluster.errors import BackendMissing
 from cluster.exits import NODE_EXITS
-from cluster.plan import LaunchPlan, Placement, Pricing
+from cluster.plan import LaunchPlan, Placement, PlanPart
 from cluster.recovery import TABLE, Action, StopReason
 
-DISK_GIB: Final = 100  # the node environment takes 6 GB on a GPU machine, a 7B model and its exported copy 28 GB
 STRATEGY: Final = "alpaca_jobs"  # the name under which cluster/cloud/sky_plugin.py registers
+RAY_TOKEN: Final = "RAY_AUTH_TOKEN"
+"""Secret of a run whose machines work together: what keeps others out of their Ray. Minted for each launch."""
+DISK_GIB: Final = 100  # the node environment takes 6 GB on a GPU machine, a 7B model and its exported copy 28 GB
+_DISK_GIB_BESIDE_MODEL: Final = 60
+_DISK_BYTES_PER_PARAMETER: Final = 6  # downloaded and exported, 2 bytes each, and as much again while it is written
 _PACKAGED = Path(__file__).parents[1] / "_templates"
 _CHECKOUT = Path(__file__).resolve().parents[2] / "sky"
 _STORE_EXTRAS: Final = {"gs": "gcs", "az": "azure", "abfs": "azure"}
@@ -30,7 +40,7 @@ class TaskSettings:
     """What a task needs besides its plan.
 
     Attributes:
-        session: number of the session in the store (cluster/cloud/cloud_run.py).
+        session: number of the session in the store (cluster/cloud/run.py).
         code_folder: folder of this machine with the wheel and constraints.txt.
         has_plugin: whether SkyPilot's server has our strategy; without it the task says nothing of it.
         time_limit_s: hard limit for one attempt, in seconds; None for none.
@@ -42,28 +52,27 @@ class TaskSettings:
     time_limit_s: float | None = None
 
 
-def render_task(plan: LaunchPlan, settings: TaskSettings) -> str:
-    """The task's YAML.
+def render_tasks(plan: LaunchPlan, settings: TaskSettings, parts: Sequence[PlanPart] | None = None) -> str:
+    """The YAML of one task, or of a chain of them.
+
+    Args:
+        parts: those that are left to do; None for all of the plan's.
 
     Raises:
         BackendMissing: the plan asks for what a cloud's node cannot do yet.
     """
     check_renderable(plan)
-    scheme = plan.store_uri.partition("://")[0]
-    limit = "infinity" if settings.time_limit_s is None else str(math.ceil(settings.time_limit_s))
-    text = (_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT).joinpath("run.yaml").read_text(encoding="utf-8")
-    return Template(text).substitute(
-        run_id=plan.run_id,
-        disk_gib=DISK_GIB,
-        job_recovery="\n".join(f"    {line}" for line in _job_recovery(settings.has_plugin)),
-        candidates="\n".join(f"    - {_candidate(place)}" for place in task_places(plan.candidates)),
-        code_folder=json.dumps(settings.code_folder),
-        store_uri=json.dumps(plan.store_uri),
-        session=settings.session,
-        secrets="{" + ", ".join(f"{name}: null" for name in plan.job.secrets) + "}",
-        extras=",".join(["node", *([_STORE_EXTRAS[scheme]] if scheme in _STORE_EXTRAS else [])]),
-        time_limit=limit,
-    )
+    parts = plan.parts if parts is None else parts
+    if len(parts) == 1:
+        return _render_part(plan, settings, parts[0], name=plan.run_id)
+    tasks = [_render_part(plan, settings, part, name=f"{plan.run_id}-{part.name}") for part in parts]
+    return "\n---\n".join([f"name: {plan.run_id}", *tasks])
+
+
+def secret_names(plan: LaunchPlan) -> tuple[str, ...]:
+    """Secrets of a plan's tasks by name: the job's own, and the token of machines that work together."""
+    together = any(place.num_nodes > 1 for part in plan.parts for place in part.candidates)
+    return (*plan.job.secrets, *((RAY_TOKEN,) if together else ()))
 
 
 def check_renderable(plan: LaunchPlan) -> None:
@@ -72,36 +81,51 @@ def check_renderable(plan: LaunchPlan) -> None:
     Raises:
         BackendMissing: says what it is.
     """
-    if plan.candidates[0].gpus is not None:
-        raise BackendMissing(
-            f"The plan is for {plan.candidates[0].gpus} on {plan.candidates[0].infra}, but this version's nodes train "
-            "on CPUs only. Set gpus: null and workers: N to run it on CPU machines."
-        )
-    if plan.num_nodes > 1:
-        raise BackendMissing(
-            f"The plan is for {plan.num_nodes} machines that work together, but this version runs a job on one machine "
-            "only. Set num_nodes: 1."
-        )
     if plan.store_uri == "auto":
         raise BackendMissing(
             "store: auto does not make a bucket yet. Make one near the compute and name it: store: s3://my-bucket/runs"
         )
 
 
-def task_places(candidates: Iterable[Placement]) -> list[Placement]:
-    """The plan's places as SkyPilot can be told them, in order: one for each region, because zones are its own choice.
+def _render_part(plan: LaunchPlan, settings: TaskSettings, part: PlanPart, *, name: str) -> str:
+    scheme = plan.store_uri.partition("://")[0]
+    limit = "infinity" if settings.time_limit_s is None else str(math.ceil(settings.time_limit_s))
+    places = task_places(part.candidates)
+    num_nodes = places[0].num_nodes
+    text = (_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT).joinpath("run.yaml").read_text(encoding="utf-8")
+    return Template(text).substitute(
+        run_id=plan.run_id,
+        name=name,
+        what=_what(plan, part),
+        num_nodes=f"num_nodes: {num_nodes}\n\n" if num_nodes > 1 else "",
+        disk=_disk(plan.job, part, places[0]),
+        job_recovery="\n".join(f"    {line}" for line in _job_recovery(settings.has_plugin)),
+        candidates="\n".join(f"    - {render_place(place)}" for place in places),
+        code_folder=json.dumps(settings.code_folder),
+        store_uri=json.dumps(plan.store_uri),
+        session=settings.session,
+        until=json.dumps(part.until or ""),
+        secrets="{" + ", ".join(f"{secret}: null" for secret in secret_names(plan)) + "}",
+        extras=",".join(["node", *([_STORE_EXTRAS[scheme]] if scheme in _STORE_EXTRAS else [])]),
+        time_limit=limit,
+    )
 
-    The price stays that of the cheapest zone, which SkyPilot tries first as well.
-    """
-    seen: dict[tuple[str, ...], Placement] = {}
-    for place in candidates:
-        seen.setdefault((place.infra, place.region, place.instance_type, place.pricing), replace(place, zone=None))
-    return list(seen.values())
+
+def _what(plan: LaunchPlan, part: PlanPart) -> str:
+    place = part.candidates[0]
+    where = f"{place.num_nodes} machines that work together" if place.num_nodes > 1 else "one machine"
+    if part.until == "generate":
+        return f"The rows of a run, written on {where}"
+    return f"{'What follows the rows' if len(plan.parts) > 1 else 'A whole run'} on {where}"
 
 
-def _candidate(place: Placement) -> str:
-    spot = "true" if place.pricing is Pricing.SPOT else "false"
-    return f"{{infra: {place.infra}/{place.region}, instance_type: {place.instance_type}, use_spot: {spot}}}"
+def _disk(job: JobSpec, part: PlanPart, place: Placement) -> str:
+    """The line that asks for a disk; none for machines of the user's own, which have the disks they have."""
+    if place.infra in OWN_INFRA:
+        return ""
+    known = KNOWN_MODELS.get(job.train.model)
+    model = known.num_parameters * _DISK_BYTES_PER_PARAMETER / 2**30 if known and part.until != "generate" else 0.0
+    return f"  disk_size: {max(DISK_GIB, math.ceil(_DISK_GIB_BESIDE_MODEL + model))}\n"
 
 
 def _job_recovery(has_plugin: bool) -> list[str]:
@@ -113,6 +137,6 @@ def _job_recovery(has_plugin: bool) -> list[str]:
     if not has_plugin:
         codes = [NODE_EXITS[one] for one in (StopReason.PREEMPTED, StopReason.NODE_FAILURE, StopReason.SUPERSEDED)]
         return ["strategy: EAGER_NEXT_REGION", f"recover_on_exit_codes: {codes}"]
-    curable = {reason for reason, rule in TABLE.items() if rule.action is Action.RELAUNCH}
+    curable = {reason for reason, rule in TABLE.items() if rule.action is Action.RELAUNCH} - {StopReason.PART_DONE}
     codes = sorted(code for reason, code in NODE_EXITS.items() if reason in curable | {StopReason.SUPERSEDED})
     return [f"strategy: {STRATEGY}", f"recover_on_exit_codes: {codes}"]

@@ -11,14 +11,14 @@ from typing import Any
 
 from alpaca_jobs.spec import JobSpec
 from cluster.errors import PlanError
-from cluster.launch.planner import plan_launch
+from cluster.launch.planner import plan_launch, side_offers_for
 from cluster.node.row_count import count_rows
 from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.price.assumptions import Assumptions
 from cluster.price.estimate import DRAWS, CandidateEstimate, estimate_candidates
 from cluster.price.estimate_factors import Factor, factors
 from cluster.price.experience import PastRun, learn
-from cluster.price.offers import Offer, PriceList, load_offers
+from cluster.price.offers import Offer, PriceList
 from cluster.price.side_machines import SideMachines, placement_of_offer, side_machines
 from cluster.price.teacher_cost import TeacherEstimate, estimate_teacher
 from cluster.price.workload import Workload, workload_of
@@ -101,7 +101,10 @@ def plan_with(job: JobSpec, facts: Facts, offers: PriceList) -> LaunchPlan:
     Raises:
         PlanError: no offer fits.
     """
-    return plan_launch(job, run_id=new_run_id(job.name), offers=offers, work=facts.work, assumed=facts.assumed)
+    side_offers = side_offers_for(job, offers)
+    return plan_launch(
+        job, run_id=new_run_id(job.name), offers=offers, side_offers=side_offers, work=facts.work, assumed=facts.assumed
+    )
 
 
 def estimate_plan(
@@ -153,10 +156,7 @@ def _work(job: JobSpec, given: Counted, teacher: TeacherEstimate | None) -> Work
 
 
 def _side(plan: LaunchPlan, offers: PriceList) -> SideMachines:
-    if plan.is_local:
-        return SideMachines()
-    is_cpu_job = plan.job.compute.gpus is None
-    return side_machines(plan.job, offers if is_cpu_job else load_offers(plan.job.compute.infra, machines="cpu"))
+    return side_machines(plan.job, side_offers_for(plan.job, offers))
 
 
 def _on_demand(plan: LaunchPlan, offers: PriceList) -> Placement | None:

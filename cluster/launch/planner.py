@@ -19,17 +19,28 @@ from cluster.price.assumptions import Assumptions
 from cluster.price.gpu_choice import join, nearest_region, offers_with_gpus
 from cluster.price.memory_fit import BYTES_PER_PARAMETER, memory_fit
 from cluster.price.offers import CLOUDS, Offer, PriceList, load_offers
+from cluster.price.own_machines import OWN_MACHINES, own_offers
 from cluster.price.shape_choice import ShapeCost, rank_shapes
-from cluster.price.side_machines import placement_of_offer
+from cluster.price.side_machines import generation_places, placement_of_offer
 from cluster.price.workload import Workload, workload_of
 
 _Rank = Callable[[list[Offer]], tuple[ShapeCost, ...]]
+_NO_OFFERS = PriceList(())
 
 
 def offers_for(job: JobSpec) -> PriceList:
     """Load the offers that a plan for this job looks at (reads files; see cluster/price/offers.py)."""
+    if job.compute.is_own:
+        return own_offers(job.compute)
     machines: Literal["gpu", "cpu"] = "cpu" if job.compute.gpus is None else "gpu"
     return load_offers(job.compute.infra, local_regions=job.compute.regions or LOCAL_REGIONS, machines=machines)
+
+
+def side_offers_for(job: JobSpec, offers: PriceList) -> PriceList:
+    """Load the offers of machines without GPUs, which write rows or watch; `offers` are those of `offers_for(job)`."""
+    if job.compute.is_local or job.compute.is_own:
+        return PriceList(())
+    return offers if job.compute.gpus is None else load_offers(job.compute.infra, machines="cpu")
 
 
 def plan_launch(
@@ -37,6 +48,7 @@ def plan_launch(
     *,
     run_id: str,
     offers: PriceList,
+    side_offers: PriceList = _NO_OFFERS,
     folder: Path | None = None,
     exclude_regions: Sequence[str] = (),
     code_version: str | None = None,
@@ -49,6 +61,8 @@ def plan_launch(
         job: a checked job.
         run_id: the run's name for good.
         offers: what there is to choose from (`offers_for(job)`).
+        side_offers: the same for machines that write the rows (`side_offers_for(job, offers)`); with none of them the
+            rows are written where the training runs.
         folder: what a relative `store` is relative to; None for the working folder.
         exclude_regions: regions not to use, as us-east-1 or aws/us-east-1.
         code_version: recorded in the plan; None for the code that is running.
@@ -67,6 +81,8 @@ def plan_launch(
     places = tuple(placement_of_offer(offer, num_nodes=compute.num_nodes) for offer in fitting)
     world_size = compute.num_nodes * (fitting[0].gpu_count or compute.workers or 1)
     _check_batch(job, world_size)
+    if compute.is_own:
+        notes.append(OWN_MACHINES.format(infra=compute.infra[0]))
     if offers.sources:
         notes.append(f"Prices: {'; '.join(map(str, offers.sources))}.")
     return LaunchPlan(
@@ -77,6 +93,7 @@ def plan_launch(
         world_size=world_size,
         code_version=code_version or own_code_version(),
         notes=tuple(notes),
+        generation=generation_places(job, [one for one in side_offers if one.region not in exclude_regions]),
     )
 
 
@@ -131,6 +148,11 @@ def _with_gpus(job: JobSpec, offers: list[Offer], notes: list[str], rank: _Rank)
 
 def _automatic(job: JobSpec, offers: list[Offer], notes: list[str], rank: _Rank) -> list[Offer]:
     """The shape expected to finish for least, among those into which the model fits (cluster/price/memory_fit.py)."""
+    if job.train.method == "command":
+        raise PlanError(
+            "compute.gpus is auto, but what train.command needs is not known here. Say which machine it is written "
+            "for, for example gpus: A100-80GB:8."
+        )
     known = KNOWN_MODELS.get(job.train.model)
     if known is None:
         raise PlanError(
@@ -188,6 +210,9 @@ def _fitting_shapes(job: JobSpec, num_parameters: int, offers: Iterable[Offer]) 
 
 def _check_memory(job: JobSpec, offer: Offer, offers: Iterable[Offer], notes: list[str]) -> None:
     """Refuse a job that cannot fit; say so when that cannot be known."""
+    if job.train.method == "command":
+        notes.append("Whether it fits was not checked: what train.command keeps in memory is not known here.")
+        return
     known = KNOWN_MODELS.get(job.train.model)
     assert offer.gpu_name is not None
     num_gpus = offer.gpu_count * job.compute.num_nodes
@@ -259,7 +284,7 @@ def _is_in_regions(job: JobSpec, offer: Offer) -> bool:
 
 def _with_pricing(job: JobSpec, offers: list[Offer], notes: list[str]) -> list[Offer]:
     """Keep offers paid for as the job allows and with a price; put them in order."""
-    if job.compute.is_local:
+    if job.compute.is_local or job.compute.is_own:
         return offers
     kept = sorted(_payable(job, offers), key=_order)
     if kept:
@@ -288,7 +313,7 @@ def _order(offer: Offer) -> tuple[bool, float, str, str, str, str]:
 
 
 def _check_batch(job: JobSpec, world_size: int) -> None:
-    if world_size > job.train.global_batch_size:
+    if job.train.method != "command" and world_size > job.train.global_batch_size:
         raise PlanError(
             f"train.global_batch_size is {job.train.global_batch_size}, but there would be {world_size} training "
             "ranks, and some would never see a row. Use fewer GPUs or workers, or a larger batch."

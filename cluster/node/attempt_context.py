@@ -81,6 +81,7 @@ class AttemptContext:
         scratch: a folder on this machine, gone with the node.
         group: the machines of this attempt; this one is the head.
         gpus_per_node: GPUs of each machine; one training rank takes one.
+        until: the stage after which this part of the run is over and another begins elsewhere; None for the last part.
     """
 
     run_id: str
@@ -99,6 +100,7 @@ class AttemptContext:
     counting: Sequence[CommitRef] = field(default_factory=tuple)
     group: NodeGroup = field(default_factory=NodeGroup)
     gpus_per_node: int = 0
+    until: str | None = None
 
     def commits(self, stage: str) -> list[CommitRef]:
         """Commits of a stage that count at this attempt's start, newest first."""

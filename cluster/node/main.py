@@ -35,6 +35,7 @@ from cluster.events import EventLogHandler, EventWriter, utc_now
 from cluster.exits import NODE_EXITS, Notice, read_notice
 from cluster.node.attempt_context import AttemptContext, Interruption
 from cluster.node.failures import Failure, describe_failure
+from cluster.node.gpus import check_gpus
 from cluster.node.member import Member
 from cluster.node.node_group import LOOPBACK, NodeGroup, passed_notice
 from cluster.node.notice import watch_for_notice
@@ -66,6 +67,8 @@ class NodeArguments:
     """What a machine is told by whoever starts it; all but `group.rank` and `scratch` alike on all of an attempt.
 
     Attributes:
+        until: the stage after which this part of the run is over, where others follow on other machines; None for the
+            run's last part.
         machine_started_at: since when its machine is paid for, ISO time; empty where nobody pays.
         guard: starts whatever else may end this attempt, and gets the function that takes a notice.
         gone: called when the node, having lost its right to write, has to leave the hard way.
@@ -77,6 +80,7 @@ class NodeArguments:
     placement: Mapping[str, Any]
     scratch: Path
     group: NodeGroup = field(default_factory=NodeGroup)
+    until: str | None = None
     machine_started_at: str = ""
     guard: Callable[[Callable[[Notice], None]], Watch] | None = None
     gone: Callable[[], object] = lambda: None
@@ -135,12 +139,12 @@ def run_node(arguments: NodeArguments) -> StopReason:
         layout=LAYOUT, store=store,
         store_uri=arguments.store_uri, log=log, fence=Fence(log, arguments.attempt), events=events, marker=marker,
         interruption=interruption, scratch=arguments.scratch, group=arguments.group,
-        gpus_per_node=_gpus(arguments.placement),
+        gpus_per_node=_gpus(arguments.placement), until=arguments.until,
     )  # fmt: skip
     events.emit("attempt", number=arguments.attempt, placement=dict(arguments.placement))
     watches: list[Watch | None] = [watch_for_notice(str(arguments.placement.get("infra")), interruption.notify)]
     watches.append(arguments.guard(interruption.notify) if arguments.guard else None)
-    failure = _run(ctx)
+    failure = _run(ctx, arguments.placement.get("gpus"))
     for watch in filter(None, watches):
         watch.stop()
     lease.stop()
@@ -159,6 +163,7 @@ def _take_part(arguments: NodeArguments) -> StopReason:
     try:
         store = Store.open(arguments.store_uri).child(arguments.run_id)
         job = job_from_dict(json.loads(store.get("job.json"))["job"], source="job.json")
+        check_gpus(arguments.placement.get("gpus"))
     except Exception as exc:  # as in run_node: the exit code has to say it
         failure = describe_failure(exc)
         words = (arguments.group.rank, failure.words)
@@ -193,9 +198,10 @@ def _claim(log: AttemptLog, arguments: NodeArguments) -> None:
         raise Superseded(arguments.attempt, arguments.attempt) from exc
 
 
-def _run(ctx: AttemptContext) -> Failure:
+def _run(ctx: AttemptContext, gpus: str | None) -> Failure:
     """Run the stages; turn whatever ends them into a stop reason."""
     try:
+        check_gpus(gpus)
         run_stages(ctx)
     except Exception as exc:  # the node outlives any failure of a stage just long enough to report it
         # A loss makes the stages fail in many ways; the loss is the reason, whatever came of it.
@@ -208,6 +214,9 @@ def _run(ctx: AttemptContext) -> Failure:
     notice = ctx.interruption.notice
     if notice is not None:
         return Failure(notice.reason, ctx.interruption.left_with or "left on notice, before anything was there to save")
+    if ctx.until is not None:
+        words = f"the stages up to {ctx.until} are done; those that follow have machines of their own"
+        return Failure(StopReason.PART_DONE, words)
     return Failure(StopReason.DONE, "all stages are done")
 
 

@@ -13,6 +13,7 @@ from checkpoints.keys import CommitRef
 from checkpoints.lineage import counting_commits
 from checkpoints.reader import list_commits
 from cluster.node.attempt_context import AttemptContext
+from cluster.node.command_stage import CommandStage
 from cluster.node.generate_stage import GeneratedRows, GenerateStage, read_generated
 from cluster.node.inputs import frozen_rows
 from cluster.node.member import GroupWatch
@@ -34,6 +35,14 @@ def run_stages(ctx: AttemptContext) -> None:
     if newest is not None and newest.stage == "export":
         ctx.log.put_base(ctx.attempt, newest)
         return
+    if ctx.job.train.method == "command" and ctx.job.data.from_ is not None:
+        trained = ctx.commits("train")
+        if not trained:
+            ctx.log.put_base(ctx.attempt, None)
+        stage = CommandStage(ctx)
+        stage.start(ctx.world_size)
+        _train(ctx, stage, frozen_rows(ctx.store), trained)  # nothing here needs Ray
+        return
     runtime = RayRuntime(
         num_cpus=ctx.job.data.num_actors + ctx.world_size // ctx.group.size, num_gpus=ctx.gpus_per_node,
         name=os.environ.get(NODE_MARK, str(os.getpid())), env={}, group=ctx.group,
@@ -53,7 +62,7 @@ def run_stages(ctx: AttemptContext) -> None:
 
 def _run_with_ray(ctx: AttemptContext, runtime: RayRuntime) -> None:
     trained = ctx.commits("train")
-    stage = TrainStage(ctx, runtime)
+    stage = CommandStage(ctx) if ctx.job.train.method == "command" else TrainStage(ctx, runtime)
     if trained:
         stage.start(ctx.world_size)  # its imports take seconds; the rows are read meanwhile
     rows = _rows(ctx, runtime, base_is_open=not trained)
@@ -65,8 +74,17 @@ def _run_with_ray(ctx: AttemptContext, runtime: RayRuntime) -> None:
         return
     if not isinstance(rows, str):
         stop_for_review(ctx, rows)
+    if ctx.until == "generate":
+        return
     if not trained:
         stage.start(ctx.world_size)
+    _train(ctx, stage, rows, trained)
+
+
+def _train(
+    ctx: AttemptContext, stage: TrainStage | CommandStage, rows: Sequence[Row] | str, trained: Sequence[CommitRef]
+) -> None:
+    """Train on the rows and export; the stage has been started."""
     try:
         stage.load(rows)
         end = stage.run(trained, base_is_open=bool(trained))
@@ -103,9 +121,12 @@ def _rows(ctx: AttemptContext, runtime: RayRuntime, *, base_is_open: bool) -> Se
     return state.rows
 
 
-def _export(ctx: AttemptContext, stage: TrainStage) -> None:
-    """Export the newest train commit, this attempt's own last one included."""
+def _export(ctx: AttemptContext, stage: TrainStage | CommandStage) -> None:
+    """Export the newest train commit, this attempt's own last one included; a command's model is what it wrote."""
     ctx.marker.enter(Phase.EXPORT)
+    if isinstance(stage, CommandStage):
+        logger.info("the command's model is committed, weights sha256 %s", stage.export())
+        return
     commits = counting_commits(ctx.log.records(), list_commits(ctx.store, ctx.layout), ctx.layout)
     trained = [ref for ref in commits if ref.stage == "train"]
     if not trained:

@@ -15,6 +15,7 @@ CONTROLLER_VCPUS = 4
 CONTROLLER_GIB_PER_VCPU = 4
 # Asking a teacher is waiting; the machine needs room for Ray and the dedupe.
 GENERATION_VCPUS = 4
+MAX_GENERATION_REGIONS = 12  # tried in order of price; more than that many sold out at once has not been seen
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,53 @@ def side_machines(job: JobSpec, offers: Iterable[Offer]) -> SideMachines:
     Args:
         offers: of machines without GPUs, of the job's clouds.
     """
-    if job.compute.is_local:
+    if job.compute.is_local or job.compute.is_own:
         return SideMachines()
+    offers = list(offers)
     listed = [one for one in offers if one.price_per_hour_usd is not None and one.gpu_name is None]
-    pricing = Pricing.ON_DEMAND if job.compute.spot_policy is None else Pricing.SPOT
-    generation = None
-    if "generate" in job.stages and job.compute.gpus is not None:
-        generation = _cheapest(job, [o for o in listed if o.pricing is pricing and (o.vcpus or 0) >= GENERATION_VCPUS])
+    generation = next(iter(generation_places(job, offers)), None)
     watching = [o for o in listed if o.pricing is Pricing.ON_DEMAND and _can_watch(o)]
     return SideMachines(generation, _cheapest(job, watching))
+
+
+def writes_rows_apart(job: JobSpec) -> bool:
+    """Whether a job's rows are written on machines of their own, before those that train are started."""
+    compute = job.compute
+    if compute.is_local or compute.is_own or "generate" not in job.stages:
+        return False
+    return compute.gpus is not None if compute.rows_apart is None else compute.rows_apart
+
+
+def generation_places(job: JobSpec, offers: Iterable[Offer]) -> tuple[Placement, ...]:
+    """Where the rows may be written, best first: the cheapest machine of each region; none if not apart, or not sold.
+
+    Args:
+        offers: of machines without GPUs, of the job's clouds.
+    """
+    if not writes_rows_apart(job):
+        return ()
+    spot = job.compute.spot_policy
+    allowed = [Pricing.ON_DEMAND] if spot is None else [Pricing.SPOT]
+    if spot is not None and spot.on_demand == "last-resort":
+        allowed.append(Pricing.ON_DEMAND)
+    fitting = [
+        one
+        for one in offers
+        if one.price_per_hour_usd is not None and one.gpu_name is None and (one.vcpus or 0) >= GENERATION_VCPUS
+    ]
+    regions = job.compute.regions or ()
+    near = [one for one in fitting if one.region in regions] or fitting
+    found: list[Placement] = []
+    for pricing in allowed:
+        best: dict[tuple[str, str], Offer] = {}
+        for offer in sorted((one for one in near if one.pricing is pricing), key=_by_price):
+            best.setdefault((offer.infra, offer.region), offer)
+        found += [placement_of_offer(one, num_nodes=1) for one in list(best.values())[:MAX_GENERATION_REGIONS]]
+    return tuple(found)
+
+
+def _by_price(offer: Offer) -> tuple[float, str, str, str]:
+    return (offer.price_per_hour_usd or 0.0, offer.infra, offer.region, offer.zone or "")
 
 
 def _can_watch(offer: Offer) -> bool:
@@ -56,9 +95,7 @@ def _can_watch(offer: Offer) -> bool:
 def _cheapest(job: JobSpec, offers: list[Offer]) -> Placement | None:
     regions = job.compute.regions or ()
     near = [one for one in offers if one.region in regions] or offers
-    best = min(
-        near, key=lambda one: (one.price_per_hour_usd or 0.0, one.infra, one.region, one.zone or ""), default=None
-    )
+    best = min(near, key=_by_price, default=None)
     return None if best is None else placement_of_offer(best, num_nodes=1)
 
 

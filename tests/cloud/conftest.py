@@ -1,4 +1,8 @@
-"""One cloud in a box for a test session, and the way its helpers are found (tests hold no packages)."""
+"""One cloud in a box for a test session, and the way its helpers are found (tests hold no packages).
+
+Scenarios marked `together` run side by side in that box, a few at a time, because most of their time is waiting: the
+first of them that is reached starts them all, and each test then waits for its own.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +22,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "cloudbox"))
 
 if TYPE_CHECKING:
-    from box import CloudBox
+    from box import CloudBox, Machine
+
+_SIDE_BY_SIDE = 4
+_RUNNING: pytest.StashKey[dict[str, Future[Any]]] = pytest.StashKey()
 
 JOB = """
 name: demo
@@ -25,7 +33,8 @@ store: {store}
 data: {{num_rows: 48, teacher: offline, num_actors: 1, concurrency: 2, part_requests: 2}}
 train: {{recipe: alpaca, model: tiny-llama, exactness: bits, global_batch_size: 16, micro_batch_size: 8,
         epochs: {epochs}, learning_rate: 3e-3, max_length: 256, dtype: float32}}
-compute: {{infra: [{infra}], workers: 2}}
+compute: {{infra: [{infra}], workers: 2{compute}}}
+limits: {{{limits}}}
 checkpoints: {{interval_steps: 3}}
 """
 
@@ -50,43 +59,78 @@ def box() -> Iterator[CloudBox]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker."""
+    config.addinivalue_line("markers", "together: a scenario that shares the cloud in a box with others")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Start all chosen scenarios at the first one; wait for this one's."""
+    if pyfuncitem.get_closest_marker("together") is None:
+        return None
+    session, box = pyfuncitem.session, pyfuncitem.funcargs["box"]
+    if _RUNNING not in session.stash:
+        pool = ThreadPoolExecutor(_SIDE_BY_SIDE)  # started here, so that its threads are in the box's network
+        chosen = [item for item in session.items if item.get_closest_marker("together") is not None]
+        session.stash[_RUNNING] = {
+            item.nodeid: pool.submit(item.obj, box=box, cloud=Cloud(box, f"scenario-{number}"))
+            for number, item in enumerate(chosen)
+            if isinstance(item, pytest.Function)
+        }
+        pool.shutdown(wait=False)
+    session.stash[_RUNNING][pyfuncitem.nodeid].result()
+    return True
+
+
+@pytest.fixture(autouse=True)
+def _closed_network() -> None:
+    """The box's network has no way out, so that nothing has to be refused here (tests/conftest.py does elsewhere)."""
+
+
 @pytest.fixture
 def cloud(box: CloudBox) -> Cloud:
     """The cloud's user at the command line."""
-    return Cloud(box)
+    return Cloud(box, "alone")
 
 
 class Cloud:
-    """What a user of the cloud does and sees."""
+    """What a user of the cloud does and sees.
 
-    def __init__(self, box: CloudBox) -> None:
-        self.box = box
+    Args:
+        name: of the user's folder in the box.
+    """
 
-    def shell(self, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def __init__(self, box: CloudBox, name: str) -> None:
+        self.box, self.folder = box, box.folder / name
+        self.folder.mkdir(exist_ok=True)
+
+    def shell(self, *command: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """Run a command as the user does; returns the CompletedProcess (text)."""
         return subprocess.run(
             command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, env=self.box.environ,
-            cwd=self.box.folder,
+            cwd=self.folder,
         )  # fmt: skip
 
-    def launch(self, *, epochs: int = 60) -> str:
+    def launch(self, *, epochs: int = 60, compute: str = "", limits: str = "") -> str:
         """Launch the demo job, detached; returns its id. 60 epochs are 180 steps, about 20 s on 2 quiet cores."""
-        launched = self.try_launch(epochs=epochs)
+        launched = self.try_launch(epochs=epochs, compute=compute, limits=limits)
         assert launched.returncode == 0, launched.stderr
         assert "has no alpaca-jobs plugin" not in launched.stderr
         assert len(launched.stdout.splitlines()) == 1  # what SkyPilot says is talk, not the result
         return launched.stdout.strip()
 
-    def try_launch(self, *, epochs: int = 60) -> subprocess.CompletedProcess[str]:
+    def try_launch(self, *, epochs: int = 60, compute: str = "", limits: str = "") -> subprocess.CompletedProcess[str]:
         """Launch the demo job, detached."""
         self.box.client("s3").create_bucket(Bucket="runs")
-        return self.shell("alpaca-jobs", "launch", self.job("aws", epochs=epochs), "--yes", "--detach", timeout=600)
+        job = self.job("aws", epochs=epochs, compute=compute, limits=limits)
+        return self.shell("alpaca-jobs", "launch", job, "--yes", "--detach")
 
-    def job(self, infra: str, *, epochs: int = 60) -> str:
-        """The same small job for a cloud or for this machine, as a file."""
-        path = self.box.folder / f"{infra}.yaml"
+    def job(self, infra: str, *, epochs: int = 60, compute: str = "", limits: str = "") -> str:
+        """The same small job for a cloud or for this machine, as a file; `compute` begins with a comma."""
+        path = self.folder / f"{infra}.yaml"
         store = f"file://{self.box.folder}/runs" if infra == "local" else "s3://runs/here"
-        path.write_text(JOB.format(store=store, infra=infra, epochs=epochs))
+        path.write_text(JOB.format(store=store, infra=infra, epochs=epochs, compute=compute, limits=limits))
         return str(path)
 
     def status(self, run_id: str) -> dict[str, Any]:
@@ -95,10 +139,33 @@ class Cloud:
         assert shown.returncode == 0, shown.stderr
         return dict(json.loads(shown.stdout))
 
+    def machines(self, run_id: str) -> list[Machine]:
+        """The run's machines that cost money."""
+        return self.box.machines(run_id)
+
+    def lose(self, run_id: str) -> Machine:
+        """Take the run's only machine away without a word; returns which one that was."""
+        (machine,) = self.box.machines(run_id, states=("running",))
+        self.box.preempt(machine)
+        return machine
+
     def keys(self, run_id: str, prefix: str) -> list[str]:
         """What lies below a prefix of a run, read in this thread (fsspec's own is on another network)."""
         found = self.box.client("s3").list_objects_v2(Bucket="runs", Prefix=f"here/{run_id}/{prefix}")
         return [one["Key"] for one in found.get("Contents", [])]
+
+    def read(self, run_id: str, key: str) -> Any:
+        """A JSON object of a run."""
+        return json.loads(self.box.client("s3").get_object(Bucket="runs", Key=f"here/{run_id}/{key}")["Body"].read())
+
+    def events(self, run_id: str, kind: str) -> list[dict[str, Any]]:
+        """What a run has told, of one kind, oldest first."""
+        told = [
+            json.loads(line)
+            for key in self.keys(run_id, "events/")
+            for line in self.box.client("s3").get_object(Bucket="runs", Key=key)["Body"].read().splitlines()
+        ]
+        return sorted((one for one in told if one["kind"] == kind), key=lambda one: str(one["t"]))
 
     def commits(self, run_id: str, prefix: str) -> int:
         """How many commits lie there."""

@@ -10,13 +10,12 @@ if TYPE_CHECKING:
     from box import CloudBox
     from conftest import Cloud
 
-pytestmark = [pytest.mark.cloud, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cloud, pytest.mark.slow, pytest.mark.together, pytest.mark.timeout(1500)]
 
 
 def test_cancel_leaves_no_machine_and_only_then_is_a_resume_taken(box: CloudBox, cloud: Cloud) -> None:
-    from box import wait_for
+    from processes import wait_for
 
-    box.refuse_capacity()
     run_id = cloud.launch(epochs=150)
     wait_for(lambda: cloud.commits(run_id, "data/") >= 1, "rows of the first attempt", timeout_s=600)
     early = cloud.shell("alpaca-jobs", "resume", run_id, "--yes")
@@ -25,7 +24,7 @@ def test_cancel_leaves_no_machine_and_only_then_is_a_resume_taken(box: CloudBox,
 
     cancelled = cloud.shell("alpaca-jobs", "cancel", run_id)
     assert cancelled.returncode == 0, cancelled.stderr
-    wait_for(lambda: not box.instances(), "end of the machine", timeout_s=120)
+    wait_for(lambda: not cloud.machines(run_id), "end of the machine", timeout_s=120)
     view = cloud.status(run_id)
     assert (view["state"], view["exit_code"]) == ("stopped", 130)
     assert view["attempts"][0]["stop_reason"] == "cancelled"  # by the node itself: it had its window

@@ -1,10 +1,20 @@
 #!/usr/bin/env bash
-# Process 1 of a pretend instance, inside `unshare --pid --mount --fork --kill-child --mount-proc`:
+# Process 1 of a pretend instance, inside `unshare --net --pid --mount --fork --kill-child --mount-proc`:
 #   machine.sh IMAGE PRIVATE_IP PUBLIC_KEYS ENDPOINT
-# A disk of its own (a RAM overlay of the image's /home, an empty /tmp, /run and /dev/shm), the account `ubuntu`, sshd.
+# A network card that whoever started this plugs in, a disk of its own (a RAM overlay of the image's /home, an empty
+# /tmp, /run and /dev/shm), the account `ubuntu`, sshd.
 # Nothing outside this mount namespace changes, and all of it goes when the namespace does.
 set -euo pipefail
 image=$1 ip=$2 keys=$3 endpoint=$4
+
+for ((tries = 0; tries < 200; tries++)); do
+  [ -e /proc/self/net/dev ] && grep -q eth0 /proc/self/net/dev && break
+  sleep 0.05
+done
+ip link set lo up
+ip address add "$ip/8" dev eth0
+ip link set eth0 up
+ip route add 169.254.169.254 dev eth0 # the metadata service, as on AWS
 
 mount --make-rprivate /
 disk=/mnt

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+from network import BRIDGE
 
 _PR_SET_PDEATHSIG = 1
 _MACHINE = Path(__file__).with_name("machine.sh")
@@ -65,17 +66,29 @@ class Machines:
         # A machine's own environment has nothing of the laptop's in it but the mark by which tests find what is left.
         environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
         environ |= {key: value for key, value in os.environ.items() if key == "ALPACA_JOBS_TEST_SESSION"}
-        command = ["unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc", str(_MACHINE)]
+        command = ["unshare", "--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc", str(_MACHINE)]
         with (self._logs / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
+            machine = subprocess.Popen(
                 [*command, str(self._image), address, str(self._keys), self._endpoint],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, preexec_fn=die_with_parent,
             )  # fmt: skip
+        _plug_in(machine.pid, card=f"v{name[-12:]}")
+        return machine
 
     def _end(self, name: str) -> None:
         machine = self._running.pop(name)
         machine.kill()  # --kill-child: process 1 of the machine goes with it, and with that all others
         machine.wait()
+
+
+def _plug_in(pid: int, *, card: str) -> None:
+    """Give a machine its network card, once it has left this network; the card goes with the machine."""
+    own, give_up_at = os.readlink("/proc/self/ns/net"), time.monotonic() + 10
+    while os.readlink(f"/proc/{pid}/ns/net") == own and time.monotonic() < give_up_at:
+        time.sleep(0.01)
+    add = f"ip link add {card} type veth peer name eth0 netns {pid}"
+    for command in (add, f"ip link set {card} master {BRIDGE}", f"ip link set {card} up"):
+        subprocess.run(command.split(), check=True)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""A network of the box's own: only a loopback, which no other program of this machine is on.
+"""A network of the box's own: a loopback and a bridge that its machines are plugged into, and no way out.
 
-The Ray of SkyPilot's machines has a fixed port and listens on whatever address the machine has: in here that is
-127.0.0.1, another box does not meet it, and nobody outside reaches it.
+Another box on this computer does not meet it, and nobody outside reaches it. Every machine has a network namespace too
+(machines.py): SkyPilot's Ray wants the same port on each.
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+GATEWAY = "10.0.0.1"
+"""The user's own address, where the pretend AWS listens; machines have others of 10.0.0.0/8."""
+METADATA = "169.254.169.254"
+"""Where every machine finds its metadata service, as on AWS."""
+BRIDGE = "box0"
 _CLONE_NEWNET = 0x40000000
 
 
@@ -26,7 +31,11 @@ def own_network() -> Iterator[None]:
     try:
         if libc.unshare(_CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "unshare")
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        for command in (
+            "link set lo up", f"link add {BRIDGE} type bridge", f"address add {GATEWAY}/8 dev {BRIDGE}",
+            f"address add {METADATA}/32 dev {BRIDGE}", f"link set {BRIDGE} up",
+        ):  # fmt: skip
+            subprocess.run(["ip", *command.split()], check=True)
         yield
     finally:
         if libc.setns(before, _CLONE_NEWNET):

@@ -1,9 +1,9 @@
 """A pretend AWS: moto's server, which can also be told to have no capacity in some regions.
 
-    python pretend_aws.py --port PORT --refuse FILE
+    python pretend_aws.py --host ADDRESS --port PORT --refuse FILE
 
-FILE is a JSON list of regions; RunInstances there is answered as AWS answers it, InsufficientInstanceCapacity. It is
-read at every request, so a test gives and takes capacity while everything runs.
+FILE is a JSON map, region -> beginnings of cluster names; RunInstances for one of those there is answered as AWS does
+it, InsufficientInstanceCapacity. It is read at every request, so a test gives and takes capacity while everything runs.
 """
 
 from __future__ import annotations
@@ -38,10 +38,15 @@ class Capacity:
         if scope and environ["REQUEST_METHOD"] == "POST":
             body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             environ["wsgi.input"] = io.BytesIO(body)
-            if b"Action=RunInstances" in body and scope[1] in json.loads(self._refuse.read_text()):
+            if b"Action=RunInstances" in body and self._is_refused(scope[1], body.decode()):
                 start_response("500 Internal Server Error", [("Content-Type", "text/xml")])
                 return [_REFUSAL]
         return self._application(environ, start_response)
+
+    def _is_refused(self, region: str, body: str) -> bool:
+        """Whether a cluster of one of these names asks (SkyPilot tags what it starts); "" refuses everybody."""
+        refused: dict[str, list[str]] = json.loads(self._refuse.read_text())
+        return any(not name or f"Value={name}-" in body for name in refused.get(region, ()))
 
 
 class QuietHandler(WSGIRequestHandler):
@@ -54,12 +59,13 @@ class QuietHandler(WSGIRequestHandler):
 
 def main() -> None:
     """Serve until killed."""
-    parser = argparse.ArgumentParser(description="A pretend AWS on 127.0.0.1.")
+    parser = argparse.ArgumentParser(description="A pretend AWS.")
+    parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--refuse", type=Path, required=True)
     given = parser.parse_args()
     application = Capacity(DomainDispatcherApplication(create_backend_app), given.refuse)
-    run_simple("127.0.0.1", given.port, application, threaded=True, request_handler=QuietHandler)
+    run_simple(given.host, given.port, application, threaded=True, request_handler=QuietHandler)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
 from cluster.cloud.launching import JobWatch, cancel_cloud_run, refuse_active_job, submit_session
-from cluster.cloud.node import next_attempt, placement_here
-from cluster.cloud.run import CloudRun, put_session
+from cluster.cloud.node import group_here, joined_attempt, next_attempt, placement_here
+from cluster.cloud.run import CloudRun, parts_left, put_session
 from cluster.cloud.sky_backend import JobStatus
 from cluster.control import ask_cancel
 from cluster.errors import ClusterError, LaunchFailed, RunActive, RunNotFound
 from cluster.events import read_events, utc_now
+from cluster.node.node_group import NodeGroup
 from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.recovery import Action, RecoveryPolicy, StopReason
 from cluster.runs.home import Home
@@ -55,11 +56,11 @@ class ACloud:
         self.session = Session(plan, RecoveryPolicy(**policy))
         self.log = AttemptLog(self.store, LAYOUT)
 
-    def run(self, number: str = "") -> CloudRun:
+    def run(self, number: str = "", *, until: str = "") -> CloudRun:
         """As a controller that was just started sees it."""
         session = number or put_session(self.store, self.session)
         names = {"ALPACA_JOBS_STORE": self.root.uri, "ALPACA_JOBS_RUN": "demo-x3fkd", "ALPACA_JOBS_SESSION": session}
-        return CloudRun.open(names)
+        return CloudRun.open({**names, "ALPACA_JOBS_UNTIL": until})
 
     def attempt(self, number: int, place: Placement, *, commit: int | None = None, reason: str | None = None) -> None:
         counting = counting_commits(self.log.records(), list_commits(self.store, LAYOUT), LAYOUT)
@@ -201,19 +202,58 @@ def test_a_session_that_was_resumed_elsewhere_launches_nothing_more_and_ends_not
     assert new.decide().action is Action.RELAUNCH
 
 
+def test_a_run_in_two_parts_starts_each_on_its_own_machines_and_ends_with_the_last(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path)
+    big = tuple(replace(place, instance_type="m6i.8xlarge") for place in PLACES)
+    cloud.session = replace(cloud.session, plan=replace(cloud.session.plan, candidates=big, generation=PLACES))
+    number = put_session(cloud.store, cloud.session)
+    rows, training = cloud.run(number, until="generate"), cloud.run(number)
+    assert [run.decide().placements[0] for run in (rows, training)] == [PLACES[0], big[0]]
+    cloud.attempt(1, PLACES[0], reason="preempted")
+    assert rows.decide().placements[0] == PLACES[1]  # the region that was lost comes last
+    cloud.attempt(2, PLACES[1])
+    CommitWriter(cloud.store, LAYOUT, CommitRef("generate", 1, 2)).publish(meta={"complete": False, "rows_total": 4})
+    assert [part.until for part in parts_left(cloud.store, cloud.session.plan)] == ["generate", None]
+    CommitWriter(cloud.store, LAYOUT, CommitRef("generate", 2, 2)).publish(meta={"complete": True, "rows_total": 8})
+    cloud.log.put_end(2, {"stop_reason": "part_done", "ended_at": utc_now(), "seconds": 60.0})
+    assert rows.decide().action is Action.RELAUNCH  # so nobody says that the run is over
+    assert view_run(cloud.root, "demo-x3fkd").state.value == "starting"
+    decision = training.decide()
+    assert (decision.action, decision.placements[0]) == (
+        Action.RELAUNCH,
+        big[0],
+    )  # what small machines met is no matter
+    assert [part.until for part in parts_left(cloud.store, cloud.session.plan)] == [None]
+    cloud.attempt(3, big[0], reason="done")
+    assert training.decide().action is Action.FINISH
+
+
 def test_an_environment_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunNotFound, match="ALPACA_JOBS_STORE"):
         CloudRun.open({})
 
 
 def test_a_node_knows_where_it_is_by_what_was_handed_out_or_by_its_cluster(tmp_path: Path) -> None:
-    plan = ACloud(tmp_path).session.plan
+    run = ACloud(tmp_path).run()
     told = {"SKYPILOT_CLUSTER_INFO": '{"cloud": "AWS", "region": "us-west-2", "zone": "us-west-2a"}'}
-    assert placement_here(plan, told) == PLACES[2]
+    assert placement_here(run, told) == PLACES[2]
     handed_out = replace(PLACES[1], pricing=Pricing.ON_DEMAND)
-    assert placement_here(plan, {**told, "ALPACA_JOBS_PLACEMENT": json.dumps(handed_out.to_json())}) == handed_out
+    assert placement_here(run, {**told, "ALPACA_JOBS_PLACEMENT": json.dumps(handed_out.to_json())}) == handed_out
     with pytest.raises(ClusterError, match="gcp/mars"):
-        placement_here(plan, {"SKYPILOT_CLUSTER_INFO": '{"cloud": "GCP", "region": "mars"}'})
+        placement_here(run, {"SKYPILOT_CLUSTER_INFO": '{"cloud": "GCP", "region": "mars"}'})
+
+
+def test_machines_that_work_together_know_their_number_and_their_heads_attempt(tmp_path: Path) -> None:
+    log = ACloud(tmp_path).log
+    assert group_here({"SKYPILOT_NODE_IPS": "10.0.0.4", "SKYPILOT_NODE_RANK": "0"}) == NodeGroup()
+    member = group_here({"SKYPILOT_NODE_IPS": "10.0.0.4\n10.0.0.5", "SKYPILOT_NODE_RANK": "1"})
+    assert (member.is_head, member.address, member.meeting_point) == (False, "10.0.0.5", "10.0.0.4:6479")
+    log.claim(1, {"addresses": ["10.0.0.4", "10.0.0.5"]})
+    log.put_end(1, {"stop_reason": "lost"})
+    with pytest.raises(ClusterError, match="has begun no attempt"):
+        joined_attempt(log, member, patience_s=0.01)
+    log.claim(2, {"addresses": ["10.0.0.4", "10.0.0.5"]})
+    assert joined_attempt(log, member) == 2
 
 
 def test_without_a_plugin_a_node_takes_the_next_number_and_ends_the_one_before(tmp_path: Path) -> None:

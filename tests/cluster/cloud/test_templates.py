@@ -1,11 +1,12 @@
 """The task that SkyPilot gets: whole text against golden files, and SkyPilot's own parser over each.
 
-ALPACA_JOBS_REFRESH_GOLDEN=1 pytest tests/cluster/test_templates.py      after a change that was meant
+ALPACA_JOBS_REFRESH_GOLDEN=1 pytest tests/cluster/cloud/test_templates.py      after a change that was meant
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from alpaca_jobs.spec import JobSpec
-from cluster.cloud.templates import TaskSettings, render_task
+from cluster.cloud.templates import TaskSettings, render_tasks, secret_names
 from cluster.errors import BackendMissing
+from cluster.launch.planner import offers_for, plan_launch
 from cluster.plan import LaunchPlan, Placement, Pricing
+from cluster.price.offers import SNAPSHOT
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 SETTINGS = TaskSettings(session="000001", code_folder="/laptop/.alpaca-jobs/code/0.1.0-abc", has_plugin=True)
@@ -47,6 +50,25 @@ def on_demand_last(plan: LaunchPlan) -> LaunchPlan:
     return replace(plan, candidates=(*plan.candidates, *last))
 
 
+def on_gpus(plan: LaunchPlan, *, num_nodes: int = 1) -> LaunchPlan:
+    places = tuple(
+        Placement(infra, region, None, machine, Pricing.SPOT, price, num_nodes, gpus="A100-80GB:8")
+        for infra, region, machine, price in (
+            ("aws", "us-east-1", "p4de.24xlarge", 12.0),
+            ("gcp", "us-central1", "a2-ultragpu-8g", 14.0),
+        )
+    )
+    return replace(plan, candidates=places, world_size=8 * num_nodes)
+
+
+def of_own(infra: str, **compute: object) -> LaunchPlan:
+    """A plan for machines of the user's own, as the planner makes it."""
+    plan = a_plan(compute={"infra": infra, **compute})
+    return plan_launch(plan.job, run_id=plan.run_id, offers=offers_for(plan.job), code_version="0.1.0+abc")
+
+
+A100S = {"infra": ["aws", "gcp"], "gpus": "A100-80GB:8"}
+THIRTEEN_B = {"recipe": "alpaca", "model": "huggyllama/llama-13b"}
 CASES = {
     "spot": (a_plan(), SETTINGS),
     "spot_then_on_demand_with_secrets_and_deadline": (
@@ -55,12 +77,20 @@ CASES = {
     ),
     "server_without_our_plugin": (a_plan(), replace(SETTINGS, has_plugin=False)),
     "google_bucket": (replace(a_plan(), store_uri="gs://bucket/runs"), SETTINGS),
+    "two_gpu_machines": (
+        on_gpus(a_plan(compute={**A100S, "num_nodes": 2}, data={"from": "rows.json"}, train=THIRTEEN_B), num_nodes=2),
+        SETTINGS,
+    ),
+    "rows_then_gpus": (replace(on_gpus(a_plan(compute=A100S)), generation=a_plan().candidates), SETTINGS),
+    "k8s": (of_own("k8s", gpus="A100-80GB:8", regions=["kind-lab"]), SETTINGS),
+    "slurm": (of_own("slurm", workers=4), SETTINGS),
+    "ssh": (of_own("ssh", workers=2, regions=["my-pool"], num_nodes=2), SETTINGS),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_task_is_rendered_as_the_golden_file_has_it(name: str) -> None:
-    rendered, golden = render_task(*CASES[name]), GOLDEN / f"task_{name}.yaml"
+    rendered, golden = render_tasks(*CASES[name]), GOLDEN / f"task_{name}.yaml"
     if os.environ.get("ALPACA_JOBS_REFRESH_GOLDEN"):
         golden.parent.mkdir(exist_ok=True)
         golden.write_text(rendered, encoding="utf-8")
@@ -71,34 +101,66 @@ def test_a_task_is_rendered_as_the_golden_file_has_it(name: str) -> None:
 def test_skypilot_takes_every_golden_file_and_keeps_our_order(tmp_path: Path) -> None:
     """In a process of its own: importing SkyPilot takes seconds and reads its settings."""
     program = """
-import sys, sky
-from sky.utils import yaml_utils
-from cluster.cloud.sky_plugin import register, is_resource_of
+import sys
+from sky.utils import dag_utils, registry
+from cluster.cloud.sky_plugin import register
 register(), register()
 for path in sys.argv[1:]:
-    config = yaml_utils.safe_load(open(path))
-    config["file_mounts"] = {"~/alpaca-jobs-code": "/tmp"}
-    task = sky.Task.from_yaml_config(config, secrets_overrides=[(name, "x") for name in config["secrets"]] or None)
-    assert isinstance(task.resources, list), task.resources
-    print(*[f"{one.region}/{one.instance_type}/{one.use_spot}" for one in task.resources])
+    text = open(path).read().replace('"/laptop/.alpaca-jobs/code/0.1.0-abc"', "/tmp")
+    names = [name for name in ("OPENAI_API_KEY", "HF_TOKEN", "RAY_AUTH_TOKEN") if f"{name}: null" in text]
+    dag = dag_utils.load_chain_dag_from_yaml_str(text, secrets_overrides=[(name, "x") for name in names] or None)
+    assert dag.name == "demo-x3fkd", dag.name
+    for task in dag.tasks:
+        assert isinstance(task.resources, list), task.resources
+        places = [
+            f"{one.cloud}/{one.region}/{one.instance_type or one.cpus}/{one.accelerators}/{one.use_spot}"
+            for one in task.resources
+        ]
+        print(path.rpartition("task_")[2], task.name, task.num_nodes, *places)
 """
+    shutil.copytree(SNAPSHOT, tmp_path / ".sky" / "catalogs" / "v8")  # it looks GPUs up, and fetches what is not there
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
     files = [str(GOLDEN / f"task_{name}.yaml") for name in CASES]
     done = subprocess.run(
         [sys.executable, "-c", program, *files], capture_output=True, text=True, env=environ, timeout=110
     )
     assert done.returncode == 0, done.stderr
-    spot = "us-east-1/m6i.large/True us-east-2/m6i.large/True"
-    assert done.stdout.splitlines() == [spot, f"{spot} {spot.replace('True', 'False')}", spot, spot]
+    spot = "AWS/us-east-1/m6i.large/None/True AWS/us-east-2/m6i.large/None/True"
+    a100s = "{'A100-80GB': 8}"
+    gpus = f"AWS/us-east-1/p4de.24xlarge/{a100s}/True GCP/us-central1/a2-ultragpu-8g/{a100s}/True"
+    assert done.stdout.splitlines() == [
+        f"spot.yaml demo-x3fkd 1 {spot}",
+        f"spot_then_on_demand_with_secrets_and_deadline.yaml demo-x3fkd 1 {spot} {spot.replace('True', 'False')}",
+        f"server_without_our_plugin.yaml demo-x3fkd 1 {spot}",
+        f"google_bucket.yaml demo-x3fkd 1 {spot}",
+        f"two_gpu_machines.yaml demo-x3fkd 2 {gpus}",
+        f"rows_then_gpus.yaml demo-x3fkd-rows 1 {spot}",
+        f"rows_then_gpus.yaml demo-x3fkd-train 1 {gpus}",
+        f"k8s.yaml demo-x3fkd 1 Kubernetes/kind-lab/None/{a100s}/False",
+        "slurm.yaml demo-x3fkd 1 Slurm/None/4+/None/False",
+        "ssh.yaml demo-x3fkd 2 SSH/ssh-my-pool/2+/None/False",
+    ]
+
+
+def test_a_part_that_is_done_is_not_in_the_task_of_a_resume() -> None:
+    plan, settings = CASES["rows_then_gpus"]
+    assert render_tasks(plan, settings, plan.parts[1:]).count("\nrun: |") == 1
+    assert render_tasks(plan, settings).count("\nrun: |") == 2
+
+
+def test_machines_that_work_together_get_a_token_of_their_own_as_a_secret() -> None:
+    assert secret_names(CASES["two_gpu_machines"][0]) == ("RAY_AUTH_TOKEN",)
+    assert secret_names(CASES["rows_then_gpus"][0]) == ()
+    assert secret_names(a_plan(secrets=["HF_TOKEN"])) == ("HF_TOKEN",)
+
+
+def test_machines_of_ones_own_are_explained_and_not_sold() -> None:
+    (note,) = of_own("k8s", workers=2).notes
+    assert "k8s: machines of your own. Nothing is billed by the hour and nothing is spot" in note
+    (place,) = of_own("k8s", workers=2).candidates
+    assert (place.price_per_hour_usd, place.pricing) == (0.0, Pricing.ON_DEMAND)
 
 
 def test_what_a_clouds_node_cannot_do_yet_is_refused_in_words() -> None:
-    plan = a_plan()
-    with_gpus = replace(plan, candidates=tuple(replace(place, gpus="A100:8") for place in plan.candidates))
-    with pytest.raises(BackendMissing, match="train on CPUs only"):
-        render_task(with_gpus, SETTINGS)
-    many = replace(plan, candidates=tuple(replace(place, num_nodes=2) for place in plan.candidates))
-    with pytest.raises(BackendMissing, match="on one machine only"):
-        render_task(many, SETTINGS)
     with pytest.raises(BackendMissing, match="store: s3://my-bucket/runs"):
-        render_task(replace(plan, store_uri="auto"), SETTINGS)
+        render_tasks(replace(a_plan(), store_uri="auto"), SETTINGS)

@@ -77,9 +77,9 @@ def test_a_secret_that_is_not_set_is_named(runs: Any) -> None:
     assert nothing_is_left(runs)
 
 
-def test_a_plan_for_gpus_of_a_cloud_is_refused_before_anything_is_written(runs: Any, plan: LaunchPlan) -> None:
-    cloud = replace(plan, candidates=(replace(plan.candidates[0], infra="aws", region="us-east-1", gpus="A100:8"),))
-    with pytest.raises(BackendMissing, match="The plan is for A100:8 on aws, but this version's nodes train on CPUs"):
+def test_a_plan_that_cannot_be_rendered_is_refused_before_anything_is_written(runs: Any, plan: LaunchPlan) -> None:
+    cloud = replace(plan, candidates=(replace(plan.candidates[0], infra="aws", region="us-east-1"),), store_uri="auto")
+    with pytest.raises(BackendMissing, match="store: auto does not make a bucket yet"):
         start_run(cloud, runs.home)
     assert nothing_is_left(runs)
 
