@@ -24,7 +24,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
     "ray": ("cluster/node/ray_runtime*.py",),
     "sky": ("cluster/cloud/sky_*.py",),
     "botocore": ("cluster/cloud/aws_account.py",),
-    "openai": ("alpaca_jobs/generation/completer.py",),
+    "openai": ("alpaca_jobs/generation/completer.py", "alpaca_jobs/generation/batch_client.py"),
     "torch": (
         "checkpoints/torch_*.py",
         "alpaca_jobs/training/*.py",
@@ -32,7 +32,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "cluster/node/train_*.py",
         "cluster/node/ray_runtime*.py",
     ),
-    "transformers": ("alpaca_jobs/training/*.py",),
+    "transformers": ("alpaca_jobs/training/*.py", "alpaca_jobs/examples/*.py"),
     "typer": ("cli/*.py",),
     "rich": ("cli/*.py",),
     "click": ("cli/*.py",),

@@ -113,6 +113,7 @@ class Completer:
         is_chat = self._teacher.api == "chat"
         endpoint = self._client.chat.completions if is_chat else self._client.completions
         await self._gate.enter()
+        left_out = frozenset(self._tries.unsupported)
         try:
             async with asyncio.timeout(self._teacher.timeout_s):
                 raw = await endpoint.with_raw_response.create(**self._tries.arguments(request, max_tokens))
@@ -127,7 +128,8 @@ class Completer:
                     retry_after_s=read_retry_after(exc.response.headers, now_s=time.time()),
                 )
             )
-            return self._tries.read_refusal(exc.status_code, read_complaint(exc.body), exc.response.headers)
+            complaint = read_complaint(exc.body)
+            return self._tries.read_refusal(exc.status_code, complaint, exc.response.headers, left_out=left_out)
         except openai.APIConnectionError as exc:
             never_sent = type(exc.__cause__).__name__ == "ConnectError"  # httpx or httpx2, whichever openai brought
             words = f"{'no connection' if never_sent else 'connection lost'} ({exc.__cause__ or exc})"

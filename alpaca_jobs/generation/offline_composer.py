@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from alpaca_jobs.generation.offline_self_instruct import compose_self_instruct
 from alpaca_jobs.generation.offline_tasks import Task, draw, make_task, phrases
+from alpaca_jobs.generation.offline_translation import compose_translation
 
 _SHOWN = re.compile(r"^\d+\. Instruction: (.+)$", re.MULTILINE)
 _CUE = re.compile(r"(\d+)\. Instruction:\s*\Z")
@@ -27,6 +28,8 @@ def compose_answer(prompt: str, digest: bytes) -> tuple[str, str]:
     """
     rng = random.Random(int.from_bytes(digest, "big"))
     match = _CUE.search(prompt)
+    if (translation := compose_translation(prompt, rng)) is not None:
+        return translation
     if match is None and (other := compose_self_instruct(prompt, rng)) is not None:
         return other, "stop"
     if match is None:

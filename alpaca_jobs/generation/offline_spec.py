@@ -7,13 +7,13 @@ from alpaca_jobs.spec import TeacherSpec
 OFFLINE_MODEL = "offline-demo"
 
 
-def offline_teacher_spec(word: str = "offline", base_url: str | None = None) -> TeacherSpec:
+def offline_teacher_spec(base_url: str | None = None, *, word: str = "offline") -> TeacherSpec:
     """Return the spec of the offline teacher.
 
     Args:
-        word: the job's: offline, or offline-batch for its Batch API.
         base_url: where this start of its server listens; None where nothing is asked (planning requests), since the
             port is no part of what a request is.
+        word: the job's: offline, or offline-batch for its Batch API.
     """
     return TeacherSpec(
         model=OFFLINE_MODEL,

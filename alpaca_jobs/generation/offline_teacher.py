@@ -21,7 +21,9 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
+from alpaca_jobs.generation.offline_batches import OfflineBatches
 from alpaca_jobs.generation.offline_composer import compose_answer
 from alpaca_jobs.generation.offline_spec import OFFLINE_MODEL
 
@@ -31,7 +33,7 @@ CHARACTERS_PER_TOKEN = 4
 CONTEXT_TOKENS = 4097
 """Prompt and completion together; small on purpose, so that the 80 % rule is at work. Source: text-davinci-003."""
 RETRY_AFTER_S = 0.05
-_BODY_LIMIT = 4 * 2**20
+_BODY_LIMIT = 200 * 2**20  # of a batch's file. Source: OpenAI, "Batch API" guide
 
 
 class OfflineTeacher(ThreadingHTTPServer):
@@ -50,6 +52,8 @@ class OfflineTeacher(ThreadingHTTPServer):
         log: Path | None = None,
         refuses_some: bool = True,
         context_tokens: int = CONTEXT_TOKENS,
+        state: Path | None = None,
+        batch_s: float = 0.0,
     ) -> None:
         """Listen at once; answer once `serve_forever` runs.
 
@@ -59,12 +63,15 @@ class OfflineTeacher(ThreadingHTTPServer):
             log: file that gets one JSON line per request: time, its digest, hash of its prompt, status, usage.
             refuses_some: whether some requests get a 429 or a 500 when first asked.
             context_tokens: prompt and completion together.
+            state: folder of the Batch API's files and batches; None leaves that API out.
+            batch_s: how long a batch takes.
         """
         super().__init__((host, port), _Handler)
         self.latency_s = latency_s
         self.log_path = log
         self.refuses_some = refuses_some
         self.context_tokens = context_tokens
+        self.batches = None if state is None else OfflineBatches(state, self._answer_line, batch_s=batch_s)
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
@@ -97,6 +104,12 @@ class OfflineTeacher(ThreadingHTTPServer):
         text, finish_reason = compose_answer(prompt, digest)
         text, finish_reason = _cut(text, finish_reason, body.get("stop"), max_tokens)
         return 200, _render_answer(digest, prompt, text, finish_reason, is_chat=is_chat), {}
+
+    def _answer_line(self, body: dict[str, Any], is_chat: bool) -> tuple[int, dict[str, Any]]:
+        """Answer one request of a batch."""
+        status, reply, _ = self.answer(body, is_chat=is_chat)
+        self.write_log(body, status, reply, is_chat=is_chat)
+        return status, reply
 
     def _refuse_once(self, digest: bytes) -> tuple[int, dict[str, Any], dict[str, str]] | None:
         key, kind = digest.hex(), digest[0] % 16
@@ -133,6 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def do_GET(self) -> None:
+        if self._answer_batches("GET", b""):
+            return
         if self.path.rstrip("/") == "/v1/models":
             model = {"id": OFFLINE_MODEL, "object": "model", "owned_by": "alpaca-jobs", "demo": True}
             self._send(200, {"object": "list", "data": [model], "demo": True}, {})
@@ -141,6 +156,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         raw = self.rfile.read(min(int(self.headers.get("content-length") or 0), _BODY_LIMIT))
+        if self._answer_batches("POST", raw):
+            return None
         is_chat = self.path.rstrip("/") == "/v1/chat/completions"
         if not is_chat and self.path.rstrip("/") != "/v1/completions":
             return self._send(404, _error(f"nothing at {self.path}", "not_found"), {})
@@ -155,8 +172,28 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.write_log(body, status, reply, is_chat=is_chat)
         self._send(status, reply, headers)
 
+    def do_DELETE(self) -> None:
+        if not self._answer_batches("DELETE", b""):
+            self._send(404, _error(f"nothing at {self.path}", "not_found"), {})
+
+    def _answer_batches(self, method: str, raw: bytes) -> bool:
+        """Answer a request to the Batch API; says whether it was one."""
+        parts = urlsplit(self.path)
+        if self.server.batches is None or not parts.path.startswith(("/v1/files", "/v1/batches")):
+            return False
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        found = self.server.batches.handle(method, parts.path, query, raw, self.headers.get("content-type") or "")
+        if isinstance(found, bytes):
+            self._send_bytes(200, found, {"content-type": "application/octet-stream"})
+            return True
+        status, reply = found or (404, _error(f"nothing at {self.path}", "not_found"))
+        self._send(status, reply, {})
+        return True
+
     def _send(self, status: int, reply: dict[str, Any], headers: dict[str, str]) -> None:
-        data = json.dumps(reply).encode()
+        self._send_bytes(status, json.dumps(reply).encode(), headers)
+
+    def _send_bytes(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         with contextlib.suppress(ConnectionError):  # the client may be gone: killed, or tired of waiting
             self.send_response(status)
             for name, value in {"content-type": "application/json", "x-demo-data": "true", **headers}.items():
@@ -266,6 +303,7 @@ def main() -> None:
     parser.add_argument("--ready-file", type=Path, help="gets the server's URL once it answers")
     parser.add_argument("--log", type=Path, help="gets one JSON line per request")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds each answer is held back")
+    parser.add_argument("--state", type=Path, help="folder of the Batch API's files and batches; none without it")
     parser.add_argument("--no-refusals", action="store_true", help="no 429 and no 500")
     parser.add_argument("--parent-pid", type=int, default=os.getppid(), help="end when this process ends")
     arguments = parser.parse_args()
@@ -275,6 +313,7 @@ def main() -> None:
     except psutil.NoSuchProcess:
         parser.exit(1, f"offline teacher: the parent process {arguments.parent_pid} is gone already\n")
     options = {"latency_s": arguments.latency, "log": arguments.log, "refuses_some": not arguments.no_refusals}
+    options |= {"state": arguments.state, "batch_s": arguments.latency}
     with serve(arguments.host, arguments.port, **options) as server, contextlib.suppress(KeyboardInterrupt):
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         logger.info("answering at %s (demo data)", server.base_url)

@@ -99,4 +99,4 @@ def sample(items: Sequence[T], count: int, *, seed: int, number: int) -> list[T]
 def _resolve_teacher(data: DataSpec) -> TeacherSpec:
     if data.teacher is None:
         raise DataError("data.teacher is not set, so no rows can be generated. Set it, or use the rows of data.from.")
-    return offline_teacher_spec(data.teacher) if isinstance(data.teacher, str) else data.teacher
+    return offline_teacher_spec(word=data.teacher) if isinstance(data.teacher, str) else data.teacher

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NoReturn
@@ -87,8 +87,13 @@ class Tries:
         arguments["max_completion_tokens" if "max_tokens" in self.unsupported else "max_tokens"] = max_tokens
         return {name: value for name, value in arguments.items() if name not in self.unsupported}
 
-    def read_refusal(self, status: int, complaint: Complaint, headers: Mapping[str, str]) -> Reply:
+    def read_refusal(
+        self, status: int, complaint: Complaint, headers: Mapping[str, str], *, left_out: Collection[str]
+    ) -> Reply:
         """Return the answer that an error response is, if it is one (a content filter's refusal).
+
+        Args:
+            left_out: the parameters that this try was sent without; what others found out since then does not count.
 
         Raises:
             ContextExceeded: a shorter completion may fit.
@@ -99,7 +104,7 @@ class Tries:
         if status in (400, 413, 422) and complaint.is_context_exceeded:
             raise ContextExceeded(self.scrub(complaint.message))
         said = f"HTTP {status}" + (f": {self.scrub(complaint.message)}" if complaint.message else "")
-        if status in (400, 422) and self._can_do_without(complaint.unsupported):
+        if status in (400, 422) and _can_do_without(complaint.unsupported, left_out):
             self.unsupported.add(complaint.unsupported)
             raise Fault(TeacherError, said, is_temporary=True, retry_after_s=0.0)
         if status in (401, 403):
@@ -180,9 +185,6 @@ class Tries:
         """Return a server's words without the key."""
         return text.replace(self._api_key, "***") if self._api_key else text
 
-    def _can_do_without(self, name: str) -> bool:
-        return name not in self.unsupported and (name == "max_tokens" or name in _DISPENSABLE)
-
     def _advice(self, error: type[TeacherError]) -> str:
         name = self.teacher.api_key_env
         if error is TeacherAuth:
@@ -196,6 +198,10 @@ class Tries:
         if error is TeacherGarbage:
             return f"An OpenAI-compatible {self.teacher.api} answer is wanted: check teacher.base_url and teacher.api."
         return "Check teacher.model, teacher.api and teacher.base_url."
+
+
+def _can_do_without(name: str, left_out: Collection[str]) -> bool:
+    return name not in left_out and (name == "max_tokens" or name in _DISPENSABLE)
 
 
 def _add(left: Usage, right: Usage) -> Usage:

@@ -12,26 +12,26 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from alpaca_jobs.data.rows import Row, parse_rows, render_rows
-from alpaca_jobs.errors import TeacherError
-from alpaca_jobs.generation.completer import TeacherAnswer, TeacherRequest
-from alpaca_jobs.generation.rate_limit import RateGate
+from alpaca_jobs.errors import BudgetExceeded, TeacherError
+from alpaca_jobs.generation.offline_batches import forget
 from alpaca_jobs.generation.recipe import make_recipe
 from alpaca_jobs.generation.seeds import load_seed_tasks
 from alpaca_jobs.generation.statistics import GenerationStatistics
+from alpaca_jobs.generation.teacher_request import TeacherAnswer, TeacherRequest
 from alpaca_jobs.spec import TeacherSpec
 from checkpoints.keys import CommitRef
 from checkpoints.reader import CommitReader
 from checkpoints.writer import CommitWriter
 from cluster.node.actor_runtime import ActorRuntime
+from cluster.node.asking import load_awaited, start_asking
 from cluster.node.attempt_context import AttemptContext
 from cluster.node.inputs import frozen_seed_tasks
 from cluster.node.ledger import Ledger
-from cluster.node.offline_server import teacher_endpoint
-from cluster.node.teacher_actor import TeacherActor
+from cluster.node.offline_server import offline_state, teacher_endpoint
 from cluster.phase import Phase
+from cluster.recovery import StopReason
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class GenerateStage:
         self._part_first = state.request + 1
         self._next_number = state.request + 1
         self._arrived: dict[int, TeacherAnswer] = {}
-        self._flying: dict[Any, TeacherRequest] = {}
+        self._under_way: set[int] = set()
         self._reported = 0.0
 
     def run(self) -> None:
@@ -107,50 +107,48 @@ class GenerateStage:
         seeds = load_seed_tasks(frozen_seed_tasks(ctx.store))
         self._recipe = make_recipe(self._data, seeds, self._state.rows, self._state.answers)
         self._state.answers = []
-        with teacher_endpoint(self._data.teacher, ctx.scratch) as teacher:
-            self._ledger = self._open_ledger(teacher)
-            gates = self._start_gate()
-            actors = self._runtime.actors(
-                TeacherActor, self._data.num_actors, teacher.model_dump(), ctx.store_uri, ctx.run_id, ctx.attempt,
-                *map(self._runtime.peer, gates), concurrency=self._data.concurrency,
-            )  # fmt: skip
+        with teacher_endpoint(self._data.teacher, ctx.scratch, run_id=ctx.run_id) as teacher:
+            awaited = load_awaited(ctx.store, ctx.run_id, teacher)
+            self._ledger = self._open_ledger(teacher, [record.key for record in awaited])
+            self._asking = start_asking(ctx, self._runtime, teacher, self._ledger, awaited)
             try:
                 while not self._state.complete and ctx.interruption.notice is None:
-                    self._send(actors)
+                    self._send()
                     self._collect(timeout_s=0.2)
                 if ctx.interruption.notice is not None:
                     self._leave()
+                else:
+                    self._asking.withdraw()  # the rows are there
+            except BudgetExceeded:
+                self._asking.withdraw()
+                raise
             except TeacherError:
-                self._let_land(teacher.timeout_s)
+                self._asking.let_land(teacher.timeout_s, self._may_wait)
                 raise
             finally:
-                self._runtime.end_actors([*actors, *gates])
+                self._asking.end()
+        if self._state.complete and self._data.teacher == "offline-batch":
+            forget(offline_state(ctx.run_id))
 
-    def _start_gate(self) -> list[Any]:
-        """The one gate that all actors pass before they ask; none where one actor has all requests, or no limit is."""
-        if self._data.num_actors == 1 or self._data.teacher == "offline":
-            return []
-        capacity = self._data.num_actors * self._data.concurrency
-        return self._runtime.actors(RateGate, 1, concurrency=2 * capacity, cpus=0)
-
-    def _open_ledger(self, teacher: TeacherSpec) -> Ledger:
+    def _open_ledger(self, teacher: TeacherSpec, awaited: Sequence[str]) -> Ledger:
         ctx = self._ctx
         ledger = Ledger(
             ctx.store, attempt=ctx.attempt, fence=ctx.fence, teacher=teacher,
             budget_usd=ctx.job.limits.teacher_max_usd,
         )  # fmt: skip
-        ledger.load()
+        ledger.load(awaited)
         return ledger
 
-    def _send(self, actors: Sequence[Any]) -> None:
+    def _send(self) -> None:
         """Fill the free places: stored answers are taken as they are, the rest is reserved as one batch and sent."""
-        capacity = self._data.num_actors * self._data.concurrency
+        capacity, under_way = self._asking.capacity, len(self._under_way)
         # One slow answer holds back those after it, which wait; asking goes on meanwhile, a few rounds ahead at most.
-        ahead = min(_ROUNDS_AHEAD * capacity, self._wanted()) - len(self._flying) - len(self._arrived)
-        free = min(capacity - len(self._flying), ahead)
+        ahead = min(_ROUNDS_AHEAD * capacity, self._wanted()) - under_way - len(self._arrived)
+        free = min(capacity - under_way, ahead)
         if free < max(1, min(capacity // 4, self._wanted() // 4)):
             return
         batch: list[TeacherRequest] = []
+        room = self._ledger.room()
         while len(batch) < free and not self._out_of_requests():
             request = self._recipe.request(self._next_number)
             if request is None:
@@ -158,35 +156,37 @@ class GenerateStage:
             if (stored := self._ledger.find(request)) is not None:
                 self._arrived[stored.number] = stored
                 free -= 1
-            elif self._is_affordable([*batch, request]):
+            elif self._asking.expects(request):
+                self._under_way.add(request.number)
+                free -= 1
+            elif room.take(request):
                 batch.append(request)
             else:
+                # What is under way is waited for, since it frees most of its reservation.
+                self._check_hope(request, is_first=not batch)
                 break
             self._next_number += 1
         if batch:
-            self._ledger.reserve(batch)
-            for request in batch:
-                call = self._runtime.call(actors[request.number % len(actors)], "ask", request)
-                self._flying[call] = request
+            self._asking.send(batch)
+            self._under_way.update(request.number for request in batch)
 
-    def _is_affordable(self, batch: Sequence[TeacherRequest]) -> bool:
-        """Whether the budget holds these, too; if not, what is under way is waited for, since it frees reservations.
+    def _check_hope(self, request: TeacherRequest, *, is_first: bool) -> None:
+        """Give up if the budget does not hold one request more and nothing is under way that could change that.
 
         Raises:
-            BudgetExceeded: nothing is under way any more, and not one request fits. What there is has been committed.
+            BudgetExceeded: what rows there are have been committed.
         """
-        if self._ledger.has_room_for(batch):
-            return True
-        if len(batch) == 1 and not self._flying and self._state.request + 1 not in self._arrived:
+        if is_first and not self._under_way and self._state.request + 1 not in self._arrived:
             if self._part_first <= self._state.request:
                 self._commit(complete=False)
-            self._ledger.reserve(batch)
-        return False
+            self._asking.send([request])
 
     def _wanted(self) -> int:
         """Requests worth having under way or waiting: what the missing rows need at the yield so far, and no more."""
         seen = self._state.statistics
-        return self._recipe.num_wanted(seen.num_rows / seen.num_requests if seen.num_rows else None)
+        return self._recipe.num_wanted(
+            seen.num_rows / seen.num_requests if seen.num_rows else self._asking.first_yield
+        )  # fmt: skip
 
     def _out_of_requests(self) -> bool:
         return self._data.max_requests is not None and self._next_number > self._data.max_requests
@@ -194,16 +194,13 @@ class GenerateStage:
     def _collect(self, *, timeout_s: float) -> None:
         """Take what arrived, consume what is next in order, commit whole parts."""
         self._ctx.interruption.check()
-        if self._flying:
-            done, _ = self._runtime.wait(list(self._flying), timeout_s=timeout_s)
-            for call in done:
-                answer = self._runtime.result(call)
-                del self._flying[call]
-                self._ledger.settle(answer)
+        for answer in self._asking.collect(timeout_s):
+            if answer.number in self._under_way:  # others are found again in the store, when their turn comes
+                self._under_way.remove(answer.number)
                 self._arrived[answer.number] = answer
         while self._state.request + 1 in self._arrived and not self._state.complete:
             self._consume(self._arrived.pop(self._state.request + 1))
-        if self._out_of_requests() and not self._flying and not self._arrived:
+        if self._out_of_requests() and not self._under_way and not self._arrived:
             self._finish_short()
         self._report()
 
@@ -247,20 +244,23 @@ class GenerateStage:
         self._part_answers = []
         ctx.marker.reached("generate", ref.position)
 
-    def _let_land(self, limit_s: float) -> None:
-        """The teacher failed one request for good: wait for the others, so that what they cost is stored."""
-        until = time.monotonic() + limit_s
-        flying = list(self._flying)
-        while flying and time.monotonic() < until and self._ctx.interruption.notice is None:
-            self._ctx.interruption.check()
-            _, flying = self._runtime.wait(flying, timeout_s=0.5)
+    def _may_wait(self) -> bool:
+        self._ctx.interruption.check()
+        return self._ctx.interruption.notice is None
 
     def _leave(self) -> None:
-        """A notice came: send nothing more, take what still arrives in the window, commit it."""
-        while self._flying and (self._ctx.interruption.seconds_left or 0.0) > _NOTICE_RESERVE_S:
+        """A notice came: send nothing more, take what still arrives in the window, commit it.
+
+        A run whose machine goes comes back and reads its batches; one that somebody stops shall cost no more.
+        """
+        interruption = self._ctx.interruption
+        lands_soon = self._asking.lands_soon
+        while lands_soon and self._under_way and (interruption.seconds_left or 0.0) > _NOTICE_RESERVE_S:
             self._collect(timeout_s=0.1)
         if self._part_first <= self._state.request:
             self._commit(complete=self._state.complete)
+        if interruption.notice is not None and interruption.notice.reason is not StopReason.PREEMPTED:
+            self._asking.withdraw()
 
     def _report(self) -> None:
         if time.monotonic() - self._reported < _REPORT_EVERY_S and not self._state.complete:
@@ -271,5 +271,5 @@ class GenerateStage:
         self._ctx.events.emit(
             "generation", rows=so_far.num_rows, target=self._data.num_rows, requests=self._state.request,
             accept_rate=None if accept_rate is None else round(accept_rate, 4), drops=so_far.to_json()["drops"],
-            usd=self._ledger.spent_usd, in_flight=len(self._flying),
+            usd=self._ledger.spent_usd, in_flight=len(self._under_way),
         )  # fmt: skip

@@ -1,6 +1,7 @@
 """What the teacher was asked, what it answered, and what that cost: every request is reserved before it is sent.
 
     ledger/attempt-000001/batch-000004.json    requests about to be sent, each at its worst-case price; put once
+                                               (requests for the teacher's Batch API: see batch_records.py)
     answers/request-000123/attempt-000001.json one paid answer, put once before anything is made of it
 
 Money spent is the sum over stored answers, tries of unknown cost at their worst case; a reservation without an answer
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from alpaca_jobs.errors import BudgetExceeded
 from alpaca_jobs.generation.completer import TeacherAnswer, TeacherRequest
@@ -78,10 +80,14 @@ class Ledger:
         self._batches = 0
         self._answers: dict[int, list[int]] = {}
         self._spent_usd = 0.0
-        self._open: dict[int, float] = {}
+        self._open: dict[tuple[int, int], float] = {}  # by attempt and request
 
-    def load(self) -> None:
-        """Read what earlier attempts asked and got; call once, before anything is reserved."""
+    def load(self, awaited: Collection[str] = ()) -> None:
+        """Read what earlier attempts asked and got; call once, before anything is reserved.
+
+        Args:
+            awaited: keys of earlier reservations whose answers are still to come (batch_records.py).
+        """
         answered: set[tuple[int, int]] = set()
         for key in self._store.list("answers/"):
             if match := _ANSWER.fullmatch(key):
@@ -94,9 +100,13 @@ class Ledger:
         with ThreadPoolExecutor(_READ_THREADS) as pool:
             for answer in pool.map(lambda place: self._read(*place), sorted(answered)):
                 self._spent_usd += answer.at_most_usd or 0.0
-        for attempt, body in _batches(self._store):
+        for key, attempt, body in _batches(self._store):
             for entry in body["requests"]:
-                if (entry["number"], attempt) not in answered:
+                if (entry["number"], attempt) in answered:
+                    continue
+                if key in awaited:
+                    self._open[attempt, entry["number"]] = entry["worst_case_usd"] or 0.0
+                else:
                     self._spent_usd += entry["worst_case_usd"] or 0.0
 
     def find(self, request: TeacherRequest) -> TeacherAnswer | None:
@@ -107,8 +117,8 @@ class Ledger:
                 return answer
         return None
 
-    def reserve(self, requests: Sequence[TeacherRequest]) -> None:
-        """Put the batch's reservation; after this the requests may be sent.
+    def reserve(self, requests: Sequence[TeacherRequest], **more: Any) -> None:
+        """Put the batch's reservation, with `more` beside it; after this the requests may be sent.
 
         Raises:
             BudgetExceeded: the batch could cross the limit; nothing was reserved.
@@ -117,24 +127,30 @@ class Ledger:
         prices = {request.number: worst_case_usd(request, self._teacher) for request in requests}
         self._check_budget(sum(price or 0.0 for price in prices.values()), unknown=None in prices.values())
         self._fence.check()
+        key = self.next_key
         self._batches += 1
         entries = [{"number": number, "worst_case_usd": price} for number, price in prices.items()]
-        self._store.put_once(batch_key(self._attempt, self._batches), {"requests": entries})
+        self._store.put_once(key, {"requests": entries, **more})
         # A process that was stopped during the put finishes it when it goes on; nothing may be sent on its strength.
         self._fence.check()
-        self._open.update({number: price or 0.0 for number, price in prices.items()})
+        self._open.update({(self._attempt, number): price or 0.0 for number, price in prices.items()})
 
-    def has_room_for(self, requests: Sequence[TeacherRequest]) -> bool:
-        """Whether a batch could be reserved now; what is under way frees most of its reservation when it settles."""
-        prices = [worst_case_usd(request, self._teacher) for request in requests]
-        return self._budget_usd is None or (
-            None not in prices and self._committed_usd + sum(price or 0.0 for price in prices) <= self._budget_usd
-        )
+    @property
+    def next_key(self) -> str:
+        """The key that the next reservation will have."""
+        return batch_key(self._attempt, self._batches + 1)
 
-    def settle(self, answer: TeacherAnswer) -> None:
-        """Replace a reservation of this attempt by what the stored answer cost."""
-        self._open.pop(answer.number, None)
-        self._spent_usd += answer.at_most_usd or 0.0  # None: the price is unknown, and so is `spent_usd`
+    def room(self) -> Room:
+        """How much could be reserved now; what is under way frees most of its reservation when it settles."""
+        left = None if self._budget_usd is None else self._budget_usd - self._committed_usd
+        return Room(self._teacher, left)
+
+    def settle(self, answer: TeacherAnswer, attempt: int | None = None) -> None:
+        """Replace a reservation by what the stored answer cost; `attempt`: whose it was, if not this one's."""
+        attempt = self._attempt if attempt is None else attempt
+        self._answers.setdefault(answer.number, []).append(attempt)
+        if self._open.pop((attempt, answer.number), None) is not None:
+            self._spent_usd += answer.at_most_usd or 0.0  # None: the price is unknown, and so is `spent_usd`
 
     @property
     def spent_usd(self) -> float | None:
@@ -167,6 +183,24 @@ class Ledger:
         return TeacherAnswer.from_json(json.loads(self._store.get(answer_key(request, attempt)))["answer"])
 
 
+class Room:
+    """What a budget still holds, for requests that are collected into one batch."""
+
+    def __init__(self, teacher: TeacherSpec, left_usd: float | None) -> None:
+        """Take the dollars left; None for no limit."""
+        self._teacher, self._left_usd = teacher, left_usd
+
+    def take(self, request: TeacherRequest) -> bool:
+        """Whether one more request fits; if so, what it may cost is taken off."""
+        if self._left_usd is None:
+            return True
+        price = worst_case_usd(request, self._teacher)
+        if price is None or price > self._left_usd:
+            return False
+        self._left_usd -= price
+        return True
+
+
 def store_answer(store: Store, attempt: int, answer: TeacherAnswer) -> None:
     """Store a paid answer before anything is made of it."""
     store.put_once(answer_key(answer.number, attempt), {"answer": answer.to_json()})
@@ -174,13 +208,13 @@ def store_answer(store: Store, attempt: int, answer: TeacherAnswer) -> None:
 
 def count_asked(store: Store) -> Asked:
     """Count over all attempts what was asked."""
-    numbers = [entry["number"] for _, body in _batches(store) for entry in body["requests"]]
+    numbers = [entry["number"] for _, _, body in _batches(store) for entry in body["requests"]]
     return Asked(sent=len(numbers), different=len(set(numbers)))
 
 
-def _batches(store: Store) -> list[tuple[int, Mapping[str, list[dict[str, int | float | None]]]]]:
+def _batches(store: Store) -> list[tuple[str, int, Mapping[str, list[dict[str, Any]]]]]:
     found = []
     for key in store.list("ledger/"):
         if match := _BATCH.fullmatch(key):
-            found.append((int(match[1]), json.loads(store.get(key))))
+            found.append((key, int(match[1]), json.loads(store.get(key))))
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,15 @@ _START_LIMIT_S = 30.0
 
 
 @contextmanager
-def teacher_endpoint(teacher: TeacherSpec | str | None, scratch: Path) -> Iterator[TeacherSpec]:
-    """Give the endpoint a job's teacher stands for; `offline` starts a server on this machine for as long as needed."""
+def teacher_endpoint(
+    teacher: TeacherSpec | str | None, scratch: Path, *, run_id: str | None = None
+) -> Iterator[TeacherSpec]:
+    """Give the endpoint a job's teacher stands for; `offline` starts a server on this machine for as long as needed.
+
+    Args:
+        scratch: where the server says that it is up.
+        run_id: whose batches it keeps from one start to the next, as a provider does.
+    """
     if isinstance(teacher, TeacherSpec):
         yield teacher
         return
@@ -31,14 +39,21 @@ def teacher_endpoint(teacher: TeacherSpec | str | None, scratch: Path) -> Iterat
     command = [sys.executable, "-m", "alpaca_jobs.generation.offline_teacher", "--port", "0"]
     command += ["--ready-file", str(ready), "--parent-pid", str(os.getpid())]
     command += ["--latency", str(OFFLINE_LATENCY_S)]
+    if run_id is not None and teacher == "offline-batch":
+        command += ["--state", str(offline_state(run_id))]
     if log := os.environ.get("ALPACA_JOBS_OFFLINE_LOG"):
         command += ["--log", log]  # tests count there what was really asked, outside the store
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
-        yield offline_teacher_spec(_wait_for(ready, server))
+        yield offline_teacher_spec(_wait_for(ready, server), word=teacher or "offline")
     finally:
         server.terminate()
         server.wait()
+
+
+def offline_state(run_id: str) -> Path:
+    """Where the offline teacher keeps the files and batches of a run, on this machine."""
+    return Path(tempfile.gettempdir()) / f"alpaca-jobs-offline-{os.getuid()}" / run_id
 
 
 def _wait_for(ready: Path, server: subprocess.Popen[bytes]) -> str:

@@ -1,139 +1,23 @@
 """Rows survive SIGKILL at any moment: the same rows, only what was in flight asked again, the budget never crossed.
 
-pytest tests/cluster/test_generate_kills.py --row-kills 50      # as often as issue 5 asks; 8 otherwise
+pytest tests/cluster/node/test_generate_kills.py --row-kills 50      # as often as issue 5 asks; 8 otherwise
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import dataclass, field
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alpaca_jobs.data.rows import Row
-from alpaca_jobs.generation.completer import TeacherAnswer
-from alpaca_jobs.generation.offline_spec import OFFLINE_MODEL
 from alpaca_jobs.generation.offline_teacher import serve
-from alpaca_jobs.generation.recipe import make_recipe
-from alpaca_jobs.generation.seeds import load_seed_tasks
-from alpaca_jobs.run_layout import LAYOUT
-from alpaca_jobs.spec import JobSpec, TeacherSpec
-from checkpoints.attempts import AttemptLog
-from checkpoints.fence import Fence
-from checkpoints.lineage import counting_commits
-from checkpoints.reader import CommitReader, list_commits
-from checkpoints.store import Store
-from cluster.node.inputs import freeze_inputs, frozen_seed_tasks
-from cluster.node.ledger import Ledger, count_asked
 
-DRIVER = Path(__file__).with_name("row_driver.py")
-CAPACITY = 4
+_helper = runpy.run_path(str(Path(__file__).with_name("row_run.py")), run_name="row_run")
+RowRun, CAPACITY, read_log, billed_usd = (_helper[name] for name in ("RowRun", "CAPACITY", "read_log", "billed_usd"))
 CENT = 1e-9  # sums of the same numbers in another order
-PRICES = {"price_per_million_input_usd": 1.0, "price_per_million_output_usd": 2.0}
-
-
-@dataclass
-class RowRun:
-    """One run without a node: its job, its attempts as processes, and what its teacher saw."""
-
-    folder: Path
-    name: str
-    base_url: str
-    num_rows: int
-    budget_usd: float
-    recipe: str = "alpaca"
-    attempts: int = 0
-    answered: dict[int, float] = field(default_factory=dict)
-    consumed: int = 0
-
-    def __post_init__(self) -> None:
-        teacher = {
-            "model": OFFLINE_MODEL,
-            "base_url": self.base_url,
-            "api": "completions",
-            "api_key_env": None,
-            **PRICES,
-        }
-        data = {
-            "teacher": teacher, "num_rows": self.num_rows, "num_actors": 2, "concurrency": CAPACITY // 2,
-            "part_requests": 3, "recipe": self.recipe,
-        }  # fmt: skip
-        self.job = JobSpec.model_validate(
-            {"name": "kills", "data": data, "train": {"model": "tiny-llama"}, "compute": {"workers": 1},
-             "limits": {"teacher_max_usd": self.budget_usd}}
-        )  # fmt: skip
-        self.root = Store.open(f"file://{self.folder}/store").uri
-        self.store = Store.open(self.root).child(self.name)
-        self.store.put_once("job.json", {"job": self.job.model_dump(mode="json", by_alias=True)})
-        freeze_inputs(self.job, self.store)
-
-    def start(self) -> subprocess.Popen[bytes]:
-        self.attempts += 1
-        command = [sys.executable, str(DRIVER), self.root, self.name, str(self.attempts), str(self.scratch)]
-        with (self.folder / f"{self.name}.log").open("ab") as log:
-            return subprocess.Popen(command, stderr=log)
-
-    @property
-    def scratch(self) -> Path:
-        return self.folder / f"{self.name}-scratch-{self.attempts}"
-
-    def kill_after(self, process: subprocess.Popen[bytes], seconds: float) -> bool:
-        """SIGKILL an attempt some time after it first reserved requests; says whether it still ran."""
-        while process.poll() is None and not self.store.list(f"ledger/attempt-{self.attempts:06d}/"):
-            time.sleep(0.005)
-        time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-        was_running = process.wait() == -signal.SIGKILL
-        now = time.time()
-        for key in self.store.list("answers/"):
-            self.answered.setdefault(int(key.split("-")[1].split("/")[0]), now)
-        return was_running
-
-    def spent_usd(self) -> float:
-        """What the ledger says, all attempts together."""
-        assert isinstance(self.job.data.teacher, TeacherSpec)
-        fence = Fence(AttemptLog(self.store, LAYOUT), self.attempts)
-        ledger = Ledger(
-            self.store, attempt=self.attempts, fence=fence, teacher=self.job.data.teacher, budget_usd=self.budget_usd
-        )
-        ledger.load()
-        assert ledger.spent_usd is not None
-        return ledger.spent_usd
-
-    def rows(self) -> list[Row]:
-        parts = counting_commits(AttemptLog(self.store, LAYOUT).records(), list_commits(self.store, LAYOUT), LAYOUT)
-        lines = b"".join(CommitReader.open(self.store, LAYOUT, ref).read("rows.jsonl") for ref in reversed(parts))
-        return [Row.from_json(json.loads(line)) for line in lines.splitlines()]
-
-    def prompt_hashes(self) -> dict[str, int]:
-        """The number of every request that was planned, by the hash of its prompt; all answers are consumed again."""
-        recipe = make_recipe(self.job.data, load_seed_tasks(frozen_seed_tasks(self.store)), (), ())
-        hashes: dict[str, int] = {}
-        for number in range(1, count_asked(self.store).different + 1):
-            while (request := recipe.request(number)) is None:
-                key = min(self.store.list(f"answers/request-{self.consumed + 1:06d}/"))
-                recipe.consume(TeacherAnswer.from_json(json.loads(self.store.get(key))["answer"]))
-                self.consumed += 1
-            hashes[hashlib.sha256(request.prompt.encode()).hexdigest()] = number
-        return hashes
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def billed_usd(log: list[dict[str, Any]]) -> float:
-    """What the teacher would have put on the bill."""
-    used = [entry["usage"] for entry in log if entry["status"] == 200]
-    return sum(one["prompt_tokens"] * 1.0 + one["completion_tokens"] * 2.0 for one in used) / 1e6
+ROWS_PER_KILL = {"alpaca": 40, "self-instruct": 10}
 
 
 @pytest.fixture
@@ -145,12 +29,14 @@ def num_kills(request: pytest.FixtureRequest) -> int:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("recipe", ["alpaca", "self-instruct"])
 def test_killed_at_random_the_rows_are_those_of_an_undisturbed_run(tmp_path: Path, num_kills: int, recipe: str) -> None:
-    num_rows, dice = (40 if recipe == "alpaca" else 10) * num_kills, random.Random(num_kills)
+    num_rows, dice = ROWS_PER_KILL[recipe] * num_kills, random.Random(num_kills)
     log = tmp_path / "asked.jsonl"
     with serve(latency_s=0.15, log=log) as server:
         killed = RowRun(tmp_path, "killed", server.base_url, num_rows, 0.2 * num_kills, recipe)
         for _ in range(num_kills):
-            assert killed.kill_after(killed.start(), dice.uniform(0.0, 0.7)), "it was over before its last kill"
+            few = dice.choice((0, 1, 2, 5))
+            was_killed = killed.kill_after(killed.start(), dice.uniform(0.0, 0.4), num_answers=few)
+            assert was_killed, "it was over before its last kill"
             assert billed_usd(read_log(log)) <= killed.spent_usd() + CENT <= killed.budget_usd
         assert killed.start().wait() == 0, (tmp_path / "killed.log").read_text()[-2000:]
         asked = read_log(log)
@@ -162,7 +48,33 @@ def test_killed_at_random_the_rows_are_those_of_an_undisturbed_run(tmp_path: Pat
     _check_repeats(killed, asked, num_kills)
 
 
-def _check_repeats(run: RowRun, asked: list[dict[str, Any]], num_kills: int) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("recipe", ["alpaca", "self-instruct"])
+def test_killed_at_random_in_batches_nothing_is_ever_paid_twice(tmp_path: Path, num_kills: int, recipe: str) -> None:
+    """A batch goes on without us, so that not even what was under way is asked again."""
+    num_rows, dice, budget_usd = ROWS_PER_KILL[recipe] * num_kills, random.Random(num_kills), 0.5 * num_kills
+    log = tmp_path / "asked.jsonl"
+    with serve(log=log, state=tmp_path / "provider", batch_s=0.4) as server:
+        killed = RowRun(tmp_path, "killed", server.base_url, num_rows, budget_usd, recipe, batch_requests=6)
+        num_killed = 0
+        while num_killed < num_kills:
+            # Half of them while it only waits for what attempts before it have sent.
+            if not killed.kill_after(killed.start(), dice.uniform(0.0, 0.8), reserved=dice.random() < 0.5):
+                break
+            num_killed += 1
+            assert billed_usd(read_log(log), share=0.5) <= killed.spent_usd() + CENT <= killed.budget_usd
+        assert num_killed >= num_kills / 2, "it was over before it was killed often enough"
+        assert killed.start().wait() == 0, (tmp_path / "killed.log").read_text()[-2000:]
+        asked = [entry["prompt"] for entry in read_log(log) if entry["status"] == 200]
+        live = RowRun(tmp_path, "live", server.base_url, num_rows, 2 * budget_usd, recipe)
+        assert live.start().wait() == 0
+    assert len(killed.rows()) == num_rows
+    assert killed.rows() == live.rows()
+    assert len(asked) == len(set(asked))
+
+
+def _check_repeats(run: Any, asked: list[dict[str, Any]], num_kills: int) -> None:
     """No request was asked after its answer had been stored, and no more were asked twice than were in flight."""
     numbers = run.prompt_hashes()
     answers = [entry for entry in asked if entry["status"] == 200]
