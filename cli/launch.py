@@ -35,7 +35,8 @@ def launch(
     job = starting.load(job_file, changes)
     priced = starting.price(job, contact=True) if job_view.costs_money(job) else None
     plan = starting.plan_of(job) if priced is None else priced.plan
-    grids = plan_view.plan_grids(plan, priced)
+    plan, bucket = starting.with_bucket(plan, contact=not dry_run)
+    grids = plan_view.plan_grids(plan, priced, bucket)
     if dry_run:
         if as_json:
             render.out_json(plan.to_json())
@@ -51,5 +52,6 @@ def launch(
         return
     starting.check_installed(plan.job)
     starting.agree(plan_view.question(plan), yes=yes, grids=grids)
+    starting.make_bucket(bucket)
     found = starting.start(plan, None if priced is None else priced.estimate)
     starting.leave_or_follow(found, detach=detach, as_json=as_json)

@@ -9,9 +9,10 @@ import typer
 from cli import options, render, words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from cluster.price.offers import Offer, PriceList
+    from cluster.price.quota import Quota
 
 
 def offers(
@@ -31,12 +32,16 @@ def offers(
     live: Annotated[
         bool, typer.Option("--live", help="Let SkyPilot fetch today's price catalogs first (needs it and a network).")
     ] = False,
+    quota: Annotated[
+        bool, typer.Option("--quota", help="Ask AWS whether your account may have it (needs your credentials).")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show what machines cost where, cheapest first. Prices are list prices; whether your account may start one is
-    not known here.
+    """Show what machines cost where, cheapest first. Prices are list prices.
 
-    Example: alpaca-jobs offers --gpus A100-80GB:8 --spot
+    Example: alpaca-jobs offers --gpus A100-80GB:8 --spot --quota
+
+    New accounts of AWS may have no large GPU machine at all before they ask for more: --quota shows it.
     """
     from cluster.plan import Pricing
     from cluster.price.offer_query import choose_offers, fetch_prices
@@ -52,26 +57,44 @@ def offers(
         prices = fetch_prices(clouds)
     pricing = None if spot is None else Pricing.SPOT if spot else Pricing.ON_DEMAND
     found = choose_offers(prices, gpus, regions=region or (), pricing=pricing)
+    quotas = _quotas(found[:limit]) if quota else None
     if as_json:
-        render.out_json(offers_json(prices, found, limit))
-    elif gpus is None:
+        render.out_json(offers_json(prices, found, limit, quotas))
+    elif gpus is None and quotas is None:
         render.out_grid(shapes_grid(prices, found))
     else:
-        render.out_grid(offers_grid(prices, found, limit))
+        render.out_grid(offers_grid(prices, found, limit, quotas))
 
 
-def offers_json(prices: PriceList, found: Sequence[Offer], limit: int) -> dict[str, object]:
+def _quotas(shown: Sequence[Offer]) -> Mapping[Offer, Quota]:
+    """What the account may have of the offers that are shown; what kept it from being asked is said once."""
+    from cluster.cloud.aws_account import AwsAccount
+    from cluster.cloud.aws_quota import quotas_of
+
+    quotas = quotas_of(shown, AwsAccount())
+    for why in sorted({one.why for one in quotas.values() if one.source == "new account"}):
+        render.say(f"What a new account has is shown instead of yours: {why}")
+    return quotas
+
+
+def offers_json(
+    prices: PriceList, found: Sequence[Offer], limit: int, quotas: Mapping[Offer, Quota] | None = None
+) -> dict[str, object]:
     """What `--json` prints: offers, how many more there are, and where the prices come from."""
     sources = [{"infra": one.infra, "path": str(one.path), "dated": one.dated} for one in prices.sources]
     return {
-        "offers": [one.to_json() for one in found[:limit]],
+        "offers": [
+            one.to_json() | ({} if quotas is None else {"quota": quotas[one].to_json()}) for one in found[:limit]
+        ],
         "hidden": max(len(found) - limit, 0),
         "sources": sources,
     }
 
 
-def offers_grid(prices: PriceList, found: Sequence[Offer], limit: int) -> render.Grid:
-    """Offers with a price, cheapest first; what is odd about the others below."""
+def offers_grid(
+    prices: PriceList, found: Sequence[Offer], limit: int, quotas: Mapping[Offer, Quota] | None = None
+) -> render.Grid:
+    """Offers with a price, cheapest first, with the account's quota if it is known; what is odd about others below."""
     from cluster.price.offer_query import odd_rows
 
     priced = [one for one in found if one.price_per_hour_usd is not None]
@@ -86,11 +109,13 @@ def offers_grid(prices: PriceList, found: Sequence[Offer], limit: int) -> render
             words.rate(None if one.price_per_hour_usd is None else one.price_per_hour_usd / max(one.gpu_count, 1)),
             words.number(one.vcpus),
             words.number(one.memory_gib),
+            *(() if quotas is None else (str(quotas[one]),)),
         )
         for one in priced[:limit]
     )
+    columns = ("where", "region", "machine", "pricing", ">price", ">per GPU", ">vCPUs", ">GiB")
     return render.Grid(
-        ("where", "region", "machine", "pricing", ">price", ">per GPU", ">vCPUs", ">GiB"),
+        (*columns, *(() if quotas is None else ("may you have one?",))),
         tuple(rows),
         notes=(*notes, *odd_rows(found), _prices_from(prices)),
     )

@@ -9,15 +9,20 @@ from cli.job_view import job_rows
 
 if TYPE_CHECKING:
     from cli.starting import Priced
+    from cluster.cloud.aws_bucket import Bucket
     from cluster.plan import LaunchPlan, Placement
 
 MAX_CANDIDATES = 10
 
 
-def plan_grids(plan: LaunchPlan, priced: Priced | None = None) -> list[render.Grid]:
-    """The job with its estimate, where there is one to show, then the places it may run, best first."""
+def plan_grids(plan: LaunchPlan, priced: Priced | None = None, bucket: Bucket | None = None) -> list[render.Grid]:
+    """The job with its estimate, where there is one to show, then the places it may run, best first.
+
+    `bucket`: what `store: auto` uses, or makes.
+    """
     rows = [row for row in job_rows(plan.job) if row[0] != "store"]
     rows += [("ranks", f"{plan.world_size} for training"), ("store", f"{plan.store_uri}/{plan.run_id}")]
+    rows += [("bucket", str(bucket))] if bucket is not None else []
     rows.append(("recovery", f"{plan.job.compute.recover}, saved {_interval(plan)}"))
     if priced is not None:
         rows += estimate_rows(priced)

@@ -12,6 +12,9 @@ from cli import options, render, starting, words
 def rm(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the start of it.")],
     store: options.Store = None,
+    bucket: Annotated[
+        bool, typer.Option("--bucket", help="Remove its bucket, too, if `store: auto` made it and it is empty then.")
+    ] = False,
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> None:
@@ -27,9 +30,21 @@ def rm(
     view = view_run(found.root, found.run_id, is_alive=found.is_alive_here)
     came_to = f"rows {words.number(view.rows)}, step {words.number(view.step)}"
     what = f"{found.root.uri}/{found.run_id} ({view.state.value}, {came_to})"
-    starting.agree(f"Delete {what} for good?", yes=yes, grids=[])
+    starting.agree(f"Delete {what}{' and its bucket' if bucket else ''} for good?", yes=yes, grids=[])
     deleted = remove_run(found.root, found.run_id, found.home)
+    is_removed = _remove_bucket(found.root.uri) if bucket else False
     if as_json:
-        render.out_json({"run_id": found.run_id, "store": found.root.uri, "objects_deleted": deleted})
+        body = {"run_id": found.run_id, "store": found.root.uri, "objects_deleted": deleted}
+        render.out_json({**body, "bucket_removed": is_removed})
     else:
         render.say(f"Deleted {what}: {words.plural(deleted, 'object')}.")
+
+
+def _remove_bucket(store_uri: str) -> bool:
+    """Remove the bucket and say so; one that still holds something stays."""
+    from cluster.cloud.aws_account import AwsAccount
+    from cluster.cloud.aws_bucket import remove_bucket
+
+    is_removed = remove_bucket(AwsAccount(), store_uri)
+    render.say("The bucket is removed." if is_removed else "The bucket stays: it holds other runs, or files of yours.")
+    return is_removed

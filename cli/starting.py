@@ -15,6 +15,7 @@ from cli.finding import FoundRun
 
 if TYPE_CHECKING:
     from alpaca_jobs.spec import JobSpec
+    from cluster.cloud.aws_bucket import Bucket
     from cluster.launch.estimating import JobEstimate
     from cluster.plan import LaunchPlan
     from cluster.price.experience import PastRun
@@ -95,6 +96,39 @@ def price(job: JobSpec, *, contact: bool) -> Priced:
         return Priced(plan, estimate_plan(plan, facts, offers), "")
     except PlanError as exc:
         return Priced(plan, None, str(exc))
+
+
+def with_bucket(plan: LaunchPlan, *, contact: bool) -> tuple[LaunchPlan, Bucket | None]:
+    """The plan with the bucket that `store: auto` stands for on a cloud, and that bucket; any other plan as it is.
+
+    Args:
+        contact: whether AWS may be asked; else a name stands there that says what is not known.
+
+    Raises:
+        ClusterError: no bucket can be had like this; says how to make one.
+    """
+    if plan.store_uri != "auto":
+        return plan, None
+    from dataclasses import replace
+
+    from cluster.cloud.aws_account import AwsAccount
+    from cluster.launch import store_auto
+
+    if not contact:
+        return store_auto.preview(plan), None
+    bucket = store_auto.bucket_for(plan, AwsAccount())
+    return replace(plan, store_uri=bucket.uri), bucket
+
+
+def make_bucket(bucket: Bucket | None) -> None:
+    """Make the bucket that a plan was shown with, if it is not there."""
+    if bucket is None or bucket.exists:
+        return
+    from cluster.cloud import aws_bucket
+    from cluster.cloud.aws_account import AwsAccount
+
+    aws_bucket.make_bucket(AwsAccount(), bucket)
+    render.say(f"Made {bucket.name} in {bucket.region}.")
 
 
 def past_runs(*, contact: bool = True) -> tuple[PastRun, ...]:

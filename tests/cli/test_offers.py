@@ -66,3 +66,15 @@ def test_offers_load_nothing_heavy() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.splitlines()[-1] == "LOADED []"
+
+
+def test_quota_says_what_a_new_account_has_where_nobody_is_signed_in(run_cli: Cli, tmp_path: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environ |= {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
+    asked = ("offers", "--gpus", "A100-80GB:8", "--infra", "aws", "--spot", "--max", "2", "--quota")
+    shown = run_cli(*asked, env=environ)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("no: 0 vCPUs in a new account") == 2
+    assert "What a new account has is shown instead of yours: AWS wants credentials" in shown.stderr
+    found = json.loads(run_cli(*asked, "--json", env=environ).stdout)
+    assert [one["quota"]["source"] for one in found["offers"]] == ["new account"] * 2
