@@ -158,14 +158,15 @@ class Cloud:
         """A JSON object of a run."""
         return json.loads(self.box.client("s3").get_object(Bucket="runs", Key=f"here/{run_id}/{key}")["Body"].read())
 
-    def events(self, run_id: str, kind: str) -> list[dict[str, Any]]:
-        """What a run has told, of one kind, oldest first."""
-        told = [
-            json.loads(line)
-            for key in self.keys(run_id, "events/")
-            for line in self.box.client("s3").get_object(Bucket="runs", Key=key)["Body"].read().splitlines()
-        ]
-        return sorted((one for one in told if one["kind"] == kind), key=lambda one: str(one["t"]))
+    def attempt(self, run_id: str, number: int, record: str) -> dict[str, Any]:
+        """A record of an attempt (claim, base, end); empty before it is there."""
+        key = f"attempts/{number:06d}.{record}.json"
+        return dict(self.read(run_id, key)) if self.keys(run_id, key) else {}
+
+    def has_waited(self, run_id: str) -> bool:
+        """Whether somebody said that no region has a machine."""
+        told = (self.read(run_id, key.partition(f"{run_id}/")[2]) for key in self.keys(run_id, "events/"))
+        return "No capacity in " in json.dumps(list(told))
 
     def commits(self, run_id: str, prefix: str) -> int:
         """How many commits lie there."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from box import CloudBox
     from conftest import Cloud
 
-pytestmark = [pytest.mark.cloud, pytest.mark.slow, pytest.mark.together, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cloud, pytest.mark.slow, pytest.mark.together, pytest.mark.timeout(2400)]
 
 
 def test_a_spot_run_that_is_lost_is_finished_in_another_region_with_the_same_bits(box: CloudBox, cloud: Cloud) -> None:
@@ -19,14 +19,14 @@ def test_a_spot_run_that_is_lost_is_finished_in_another_region_with_the_same_bit
 
     run_id = cloud.launch()
 
-    wait_for(lambda: cloud.commits(run_id, "checkpoints/") >= 2, "two checkpoints of the first attempt", timeout_s=600)
+    wait_for(lambda: cloud.commits(run_id, "checkpoints/") >= 2, "two checkpoints of the first attempt", timeout_s=900)
     box.refuse_capacity(run_id, "us-east-2")  # the next best has nothing to give, so it has to be the third
     assert cloud.lose(run_id).region == "us-east-1"  # the cheapest
 
-    wait_for(lambda: cloud.keys(run_id, "attempts/000002.claim.json"), "a second attempt", timeout_s=600)
+    wait_for(lambda: cloud.keys(run_id, "attempts/000002.claim.json"), "a second attempt", timeout_s=900)
     (second,) = box.machines(run_id, states=("running",))
     assert second.region == "us-west-2"
-    wait_for(lambda: cloud.keys(run_id, "reports/"), "the report", timeout_s=600)
+    wait_for(lambda: cloud.keys(run_id, "reports/attempt"), "the report", timeout_s=900)
     view = cloud.status(run_id)
     assert view["state"] == "done"
     assert [one["place"] for one in view["attempts"]] == ["aws/us-east-1", "aws/us-west-2"]

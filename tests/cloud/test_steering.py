@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from box import CloudBox
     from conftest import Cloud
 
-pytestmark = [pytest.mark.cloud, pytest.mark.slow, pytest.mark.together, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cloud, pytest.mark.slow, pytest.mark.together, pytest.mark.timeout(2400)]
 
 
 def test_cancel_leaves_no_machine_and_only_then_is_a_resume_taken(box: CloudBox, cloud: Cloud) -> None:
     from processes import wait_for
 
     run_id = cloud.launch(epochs=150)
-    wait_for(lambda: cloud.commits(run_id, "data/") >= 1, "rows of the first attempt", timeout_s=600)
+    wait_for(lambda: cloud.commits(run_id, "data/") >= 1, "rows of the first attempt", timeout_s=900)
     early = cloud.shell("alpaca-jobs", "resume", run_id, "--yes")
     assert early.returncode == 2
     assert "is alive: SkyPilot says" in early.stderr

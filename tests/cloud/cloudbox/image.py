@@ -78,9 +78,10 @@ def _venv(folder: Path, link_mode: str, *requirements: str) -> None:
     script = """
         . .ci/pip_settings.sh; use_pip_settings "$1"; export UV_LINK_MODE="$5"
         "$2" venv --quiet --relocatable --seed --python "$3" "$4"
-        VIRTUAL_ENV="$4" "$2" pip install --quiet "${@:6}"
+        VIRTUAL_ENV="$4" "$2" pip install --quiet --compile-bytecode "${@:6}"
     """
     uv = Path(sys.executable).with_name("uv")
+    # With bytecode, as on any machine where the environment was used before; else every machine compiles torch anew.
     command = ["bash", "-euc", script, "bash", sys.executable, str(uv), _PYTHON, str(folder), link_mode, *requirements]
     done = subprocess.run(command, cwd=_REPO, capture_output=True, text=True)
     if done.returncode:

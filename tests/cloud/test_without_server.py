@@ -1,0 +1,63 @@
+"""What the laptop was needed for: its API server and controller die with the machine, or never had our plugin.
+
+Each of these has the box to itself: nobody else's run would survive its server.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from box import CloudBox
+    from conftest import Cloud
+
+pytestmark = [pytest.mark.cloud, pytest.mark.slow, pytest.mark.timeout(2400)]
+
+
+def test_a_server_that_dies_with_the_machine_pays_for_nothing_and_goes_on_when_it_is_back(
+    box: CloudBox, cloud: Cloud
+) -> None:
+    from processes import wait_for
+
+    run_id = cloud.launch()
+    wait_for(lambda: cloud.commits(run_id, "checkpoints/") >= 1, "a checkpoint", timeout_s=900)
+    box.kill_server()
+    cloud.lose(run_id)
+    wait_for(lambda: not cloud.machines(run_id), "end of the machine", timeout_s=60)
+    box.start_server()
+
+    def is_over() -> bool:
+        assert len(cloud.machines(run_id)) <= 1  # never two machines for one run
+        return bool(cloud.keys(run_id, "reports/attempt"))
+
+    wait_for(is_over, "the report", timeout_s=1200, every_s=2)
+    view = cloud.status(run_id)
+    assert [one["stop_reason"] for one in view["attempts"]] == ["lost", "done"]
+    assert [one["place"] for one in view["attempts"]] == ["aws/us-east-1", "aws/us-east-2"]  # it is remembered
+    wait_for(lambda: not cloud.machines(run_id), "end of the last machine", timeout_s=240)
+
+
+def test_a_server_without_our_plugin_warns_in_words_and_recovers_in_its_own_way(box: CloudBox, cloud: Cloud) -> None:
+    from processes import wait_for
+
+    box.kill_server()
+    box.set_plugin(installed=False)
+    box.start_server()
+    try:
+        launched = cloud.try_launch()
+        assert launched.returncode == 0, launched.stderr
+        assert "SkyPilot's API server has no alpaca-jobs plugin" in launched.stderr
+        run_id = launched.stdout.strip()
+        wait_for(lambda: cloud.commits(run_id, "checkpoints/") >= 1, "a checkpoint", timeout_s=900)
+        cloud.lose(run_id)
+        wait_for(lambda: cloud.keys(run_id, "reports/attempt"), "the report", timeout_s=900)
+        view = cloud.status(run_id)
+        assert [one["stop_reason"] for one in view["attempts"]] == ["lost", "done"]
+        assert view["attempts"][1]["base"]["stage"] == "train"
+        wait_for(lambda: not cloud.machines(run_id), "end of the last machine", timeout_s=240)
+    finally:
+        box.kill_server()
+        box.set_plugin(installed=True)
+        box.start_server()
