@@ -6,6 +6,7 @@ data = CommitReader.open(store, layout, newest).read("rows.jsonl")
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from checkpoints.manifest import DIGESTS, MAX_BLOCK_BYTES, Block, BlockSource, M
 from checkpoints.store import Store
 
 READ_THREADS = 4
+_OF_THREAD = threading.local()
 
 
 def list_commits(store: Store, layout: Layout, stage: str | None = None) -> list[CommitRef]:
@@ -56,6 +58,14 @@ def group_blocks(blocks: Iterable[PlacedBlock]) -> list[tuple[PlacedBlock, ...]]
             spans.append([placed])
             size = placed.block.size
     return [tuple(span) for span in spans]
+
+
+def thread_scratch() -> memoryview:
+    """16 MiB (MAX_BLOCK_BYTES) that belong to this thread: what it held is lost at the thread's next call."""
+    if not hasattr(_OF_THREAD, "scratch"):
+        _OF_THREAD.scratch = memoryview(bytearray(MAX_BLOCK_BYTES))
+    scratch: memoryview = _OF_THREAD.scratch
+    return scratch
 
 
 class CommitReader:
@@ -128,21 +138,29 @@ class CommitReader:
             if offset < end and offset + block.size > start:
                 yield PlacedBlock(name, offset, block, source)
 
-    def read_span(self, span: Sequence[PlacedBlock]) -> list[memoryview]:
+    def read_span(self, span: Sequence[PlacedBlock], scratch: memoryview | None = None) -> list[memoryview]:
         """The bytes of each block of a span that `group_blocks` made, verified; one request.
+
+        Args:
+            scratch: at least 16 MiB (MAX_BLOCK_BYTES) that the bytes are read into and returned in: one for each
+                thread, used again and again, saves half of what reading costs.
 
         Raises:
             Damaged, NotCommitted: as for `read`.
         """
         source = span[0].source
         key = source.prefix + source.name
+        size = sum(placed.block.size for placed in span)
         try:
-            data = self._store.get_range(key, source.offset, sum(placed.block.size for placed in span))
+            if scratch is None:
+                whole = memoryview(self._store.get_range(key, source.offset, size))
+            else:
+                whole = scratch[: self._store.get_into(key, source.offset, scratch[:size])]
         except ObjectMissing as exc:
             if not self._store.exists(self._layout.manifest_key(self.manifest.ref)):
                 raise _not_committed(self._store, self._layout, self.manifest.ref) from exc
             raise Damaged(key, "the object is missing", self._store.uri) from exc
-        parts, start, whole = [], 0, memoryview(data)
+        parts, start = [], 0
         for placed in span:
             part = whole[start : start + placed.block.size]
             self._check(placed, part)
@@ -173,7 +191,7 @@ class CommitReader:
                 pass
 
     def _verify_span(self, span: Sequence[PlacedBlock]) -> None:
-        self.read_span(span)  # and let go of the bytes: a result that is returned would be kept until it is asked for
+        self.read_span(span, thread_scratch())
 
     def _entry(self, name: str) -> ObjectEntry:
         entry = self.manifest.by_name.get(name)

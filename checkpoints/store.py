@@ -106,6 +106,20 @@ class Store:
             return b""
         return self._retrying("reading", key, lambda: self._driver.read(full, start, length))
 
+    def get_into(self, key: str, start: int, view: memoryview) -> int:
+        """Fill `view` (writable bytes) with the object's bytes from `start` on, without a copy on the way.
+
+        Returns:
+            How many bytes there were: fewer than the view has where the object ends earlier.
+
+        Raises:
+            ObjectMissing: nothing is there. Whatever is raised, `view` may be partly overwritten.
+        """
+        full = self._full(key)
+        if not len(view):
+            return 0
+        return self._retrying("reading", key, lambda: self._driver.read_into(full, start, view))
+
     def get_json(self, key: str) -> dict[str, Any] | None:
         """The object as a JSON object; None when it is no such thing: torn, foreign, or not what `put_once` put.
 

@@ -1,4 +1,4 @@
-"""Driver: the seven verbs that differ from store to store. `Store` adds retries, put_once, words; drivers add nothing.
+"""Driver: the eight verbs that differ from store to store. `Store` adds retries, put_once, words; drivers add nothing.
 
 A driver may raise what its library raises; `store_errors.translate` turns that into this package's errors.
 """
@@ -31,6 +31,14 @@ class Driver(Protocol):
 
         Raises:
             FileNotFoundError: (or the library's equivalent) nothing is there.
+        """
+        ...
+
+    def read_into(self, key: str, start: int, view: memoryview) -> int:
+        """Fill `view` with the bytes from `start` on; how many there were: fewer where the object ends earlier.
+
+        Raises:
+            FileNotFoundError: as for `read`; whatever is raised, `view` may be partly overwritten.
         """
         ...
 

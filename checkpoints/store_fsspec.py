@@ -46,6 +46,11 @@ class ConditionalFsspecDriver:
         )
         return data
 
+    def read_into(self, key: str, start: int, view: memoryview) -> int:
+        data = self.read(key, start, len(view))
+        view[: len(data)] = data
+        return len(data)
+
     def size(self, key: str) -> int | None:
         try:
             info = self._connect().info(self._path(key), refresh=True)

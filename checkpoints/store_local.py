@@ -65,6 +65,16 @@ class LocalDriver:
             os.close(descriptor)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def read_into(self, key: str, start: int, view: memoryview) -> int:
+        descriptor = os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            done = 0
+            while done < len(view) and (count := os.preadv(descriptor, [view[done:]], start + done)):
+                done += count
+        finally:
+            os.close(descriptor)
+        return done
+
     def size(self, key: str) -> int | None:
         try:
             return (self._root / key).stat().st_size

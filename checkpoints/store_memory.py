@@ -36,6 +36,11 @@ class MemoryDriver:
             value: bytes = file.getvalue()
         return value[start : None if length is None else start + length]
 
+    def read_into(self, key: str, start: int, view: memoryview) -> int:
+        data = self.read(key, start, len(view))
+        view[: len(data)] = data
+        return len(data)
+
     def size(self, key: str) -> int | None:
         with _LOCK:
             file = self._filesystem.store.get(self._path(key))

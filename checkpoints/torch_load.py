@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
-from checkpoints.reader import CommitReader, PlacedBlock, group_blocks
+from checkpoints.reader import CommitReader, PlacedBlock, group_blocks, thread_scratch
 from checkpoints.torch_state import FlatState, StoredState
 
 LOAD_THREADS = 4
@@ -66,7 +66,7 @@ def load_tensors(reader: CommitReader, stored: StoredState, flat: FlatState) -> 
 
         def fetch(span: tuple[PlacedBlock, ...]) -> None:
             with torch.no_grad():  # it is a thread's own setting
-                for placed, data in zip(span, reader.read_span(span), strict=True):
+                for placed, data in zip(span, reader.read_span(span, thread_scratch()), strict=True):
                     for piece in takers[placed]:
                         piece.fill(data, placed.offset)
 

@@ -167,6 +167,10 @@ class FaultyDriver:
         self._check_alive()
         return self.inner.read(key, start, length)
 
+    def read_into(self, key: str, start: int, view: memoryview) -> int:
+        self._check_alive()
+        return self.inner.read_into(key, start, view)
+
     def size(self, key: str) -> int | None:
         self._check_alive()
         return self.inner.size(key)

@@ -40,11 +40,16 @@ class TestStoreContract:
         assert store.get_range("a", 8, 5) == b"89"
         assert store.get_range("a", 10, 5) == b""
         assert store.get_range("a", 4, 0) == b""
+        buffer = bytearray(b"......")
+        for start, length, count in ((2, 3, 3), (8, 6, 2), (10, 5, 0), (0, 0, 0)):
+            assert store.get_into("a", start, memoryview(buffer)[:length]) == count
+        assert buffer == b"894..."
 
     def test_a_missing_object_is_named(self, store: Store) -> None:
         assert store.size("nothing/here") is None
         assert not store.exists("nothing/here")
-        for read in (store.get, lambda key: store.get_range(key, 0, 4)):
+        into = memoryview(bytearray(4))
+        for read in (store.get, lambda key: store.get_range(key, 0, 4), lambda key: store.get_into(key, 0, into)):
             with pytest.raises(ObjectMissing, match="nothing/here does not exist") as caught:
                 read("nothing/here")
             assert caught.value.key == "nothing/here"
@@ -82,6 +87,9 @@ class TestStoreContract:
         assert store.size("large") == len(data)
         assert store.get("large") == data
         assert store.get_range("large", 33 << 20, 1 << 20) == data[33 << 20 : 34 << 20]
+        buffer = bytearray(3 << 20)
+        assert store.get_into("large", 5 << 20, memoryview(buffer)) == 3 << 20
+        assert buffer == data[5 << 20 : 8 << 20]
 
     def test_put_once_adds_a_nonce_and_returns_what_is_stored(self, store: Store) -> None:
         stored = store.put_once("claim.json", {"who": "me"})

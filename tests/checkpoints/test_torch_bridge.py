@@ -223,7 +223,7 @@ def test_a_background_failure_comes_out_of_poll_once_and_the_next_save_works(
 
 def _verbs(store: Store) -> dict[str, Any]:
     driver = store._driver
-    return {name: getattr(driver, name) for name in ("uri", "create", "read", "size", "list", "delete")}
+    return {name: getattr(driver, name) for name in ("uri", "create", "read", "read_into", "size", "list", "delete")}
 
 
 def _refuse(key: str, data: bytes | memoryview) -> None:
