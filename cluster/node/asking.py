@@ -155,7 +155,8 @@ class BatchAsking:
     ) -> None:  # fmt: skip
         self.capacity = BATCHES_AT_ONCE * teacher.batch_requests
         data = ctx.job.data
-        self.first_yield: float | None = max(1.0, (data.max_tasks_per_request - data.num_prompt_seeds) * _EXPECTED_ACCEPT_RATE)
+        new_tasks = data.max_tasks_per_request - data.num_prompt_seeds
+        self.first_yield: float | None = max(1.0, new_tasks * _EXPECTED_ACCEPT_RATE)
         self._ctx, self._runtime, self._ledger = ctx, runtime, ledger
         self._most = teacher.batch_requests
         (self._actor,) = runtime.actors(
