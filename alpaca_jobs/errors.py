@@ -43,6 +43,12 @@ class ModelError(AlpacaError):
     exit_code: ClassVar[int] = 2
 
 
+class CommandError(AlpacaError):
+    """The job's own training command cannot be what it is: no such program, or no model where one has to be."""
+
+    exit_code: ClassVar[int] = 2
+
+
 class TrainingError(AlpacaError):
     """Training that cannot go on: a loss that is not finite, ranks that disagree, a state of another model."""
 

@@ -50,6 +50,8 @@ class ExportSpec(SpecPart):
 
     to: Annotated[tuple[Literal["store"], ...], BeforeValidator(one_or_more)] = Field(default=("store",), min_length=1)
     """Destinations; store means the run's own folder."""
+    merge: bool = False
+    """Method lora: fold the adapters into the base model and export it whole, beside the adapters."""
 
 
 def _check_store(value: str) -> str:
@@ -105,6 +107,12 @@ class JobSpec(SpecPart):
                 f"is {teacher.model}, which needs a key from {teacher.api_key_env}, but secrets does not list it. "
                 f"Add secrets: [{teacher.api_key_env}] (the name, not the key), or set api_key_env: null for a "
                 "server that asks for none",
+            )
+        if self.train.method == "command" and self.compute.num_nodes > 1:
+            refuse(
+                "compute.num_nodes",
+                f"is {self.compute.num_nodes}, but train.method is command, which runs on one machine. Set num_nodes: "
+                "1, and ask for more GPUs in it",
             )
         if self.train.recipe == "vicuna" and self.data.from_ is None:
             refuse(

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from alpaca_jobs.errors import SpecError
 from alpaca_jobs.spec import JobSpec
+from alpaca_jobs.spec_recipe import TokenizerSpec
 from alpaca_jobs.spec_words import problems_in_words
 from alpaca_jobs.yaml_tree import YamlTree, parse_yaml, render_yaml
 
@@ -22,8 +23,9 @@ _MAX_BYTES = 1_000_000  # a job file is a page; a weights file named by mistake 
 def load_job(path: str | Path) -> JobSpec:
     """Read a job file.
 
-    Relative paths of inputs (data.seed_tasks, data.from, and train.model starting with ./ or ../) are taken relative
-    to the file's folder, so that the job means the same from everywhere; `store` stays relative to where you stand.
+    Relative paths of inputs (data.seed_tasks, data.from, train.files, and train.model starting with ./ or ../) are
+    taken relative to the file's folder, so that the job means the same from everywhere; `store` stays relative to where
+    you stand.
 
     Raises:
         SpecError: the file cannot be read, or does not describe a job; `problems` lists all of them.
@@ -43,18 +45,21 @@ def load_job(path: str | Path) -> JobSpec:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as exc:
         raise SpecError(f"{path} is not UTF-8 text (byte {exc.start}). Save it as UTF-8.") from exc
-    return _anchored(parse_job(text, source=str(path)), path.resolve().parent)
+    folder = path.resolve().parent
+    return _anchored(parse_job(text, source=str(path), folder=folder), folder)
 
 
-def parse_job(text: str, source: str = "job.yaml") -> JobSpec:
-    """Read a job from YAML (or JSON) text; `source` is what errors call it. Raises SpecError."""
+def parse_job(text: str, source: str = "job.yaml", *, folder: Path = Path()) -> JobSpec:
+    """Read a job from YAML (or JSON) text; `source` is what errors call it, templates are read from `folder`. Raises
+    SpecError.
+    """
     tree = parse_yaml(text, source=source)
     if tree.value is None:
         raise SpecError(f"{source} is empty. Write a starter job with: alpaca-jobs init")
     if not isinstance(tree.value, dict):
         kind = "a list" if isinstance(tree.value, list) else f"just {tree.value!r:.60}"
         raise SpecError(f"{source} is {kind}; a mapping is wanted that starts with name: my-job")
-    return _validated(tree, source)
+    return _validated(tree, source, folder=folder)
 
 
 def job_from_dict(values: Mapping[str, Any], source: str = "job.json") -> JobSpec:
@@ -102,9 +107,9 @@ def job_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "alpaca-jobs job file"}
 
 
-def _validated(tree: YamlTree, source: str) -> JobSpec:
+def _validated(tree: YamlTree, source: str, *, folder: Path = Path()) -> JobSpec:
     try:
-        return JobSpec.model_validate(tree.value)
+        return JobSpec.model_validate(tree.value, context={"folder": folder})
     except ValidationError as exc:
         problems = problems_in_words(exc, tree, source)
         raise SpecError("\n".join(problems), problems=problems) from exc
@@ -117,7 +122,13 @@ def _anchored(job: JobSpec, folder: Path) -> JobSpec:
         data["seed_tasks"] = _absolute(job.data.seed_tasks, folder)
     if job.data.from_ is not None:
         data["from_"] = _absolute(job.data.from_, folder)
-    train = {"model": _absolute(job.train.model, folder)} if job.train.model.startswith(("./", "../", "~/")) else {}
+    train: dict[str, Any] = {}
+    if job.train.model.startswith(("./", "../", "~/")):
+        train["model"] = _absolute(job.train.model, folder)
+    if job.train.tokenizer is not None:
+        train["tokenizer"] = TokenizerSpec(extend=_absolute(job.train.tokenizer.extend, folder))
+    if job.train.files:
+        train["files"] = tuple(_absolute(name, folder) for name in job.train.files)
     return job.model_copy(
         update={"data": job.data.model_copy(update=data), "train": job.train.model_copy(update=train)}
     )

@@ -23,24 +23,65 @@ from alpaca_jobs.spec_base import (
     refuse,
     want,
 )
+from alpaca_jobs.spec_recipe import RopeScalingSpec, Templates, TokenizerSpec
 
 _RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
     "alpaca": {},
     # Multi-turn conversations are longer; FastChat trains on 2048 tokens with gradient checkpointing.
     "vicuna": {"max_length": 2048, "gradient_checkpointing": True},
+    # Chinese-LLaMA-Alpaca's first stage: blocks of 512 tokens, 1024 a batch, 2e-4 falling.
+    "pretrain": {"global_batch_size": 1024, "learning_rate": 2e-4, "epochs": 1.0},
 }
+
+_COMMAND_FOLDER = ("output", "data.jsonl", "job.json", "progress.jsonl")
+"""What cluster/node/command_stage.py puts beside a command's own files."""
+
+
+_METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "full": {},
+    # Source: tloen/alpaca-lora, finetune.py (2023-04): learning rate 3e-4; batch 128, micro batch 4 and 3 epochs are
+    # Alpaca's own.
+    "lora": {"learning_rate": 3e-4, "lora": {}},
+}
+
+
+class LoraSpec(SpecPart):
+    """Adapters of low rank (arXiv:2106.09685). Defaults are alpaca-lora's."""
+
+    rank: PositiveWhole = 8
+    """Rank of the matrices that are trained."""
+    alpha: Positive = 16
+    """Adapters count alpha / rank times."""
+    dropout: BelowOne = 0.05
+    """Fraction of an adapter's inputs that is dropped while training."""
+    target_modules: Annotated[tuple[str, ...], BeforeValidator(one_or_more), Field(min_length=1)] = ("q_proj", "v_proj")
+    """Names of the linear layers that get an adapter."""
 
 
 class TrainSpec(SpecPart):
     """How the model is trained. Defaults are the Alpaca recipe; `recipe: vicuna` starts from 2048 tokens and gradient
     checkpointing instead. Any key may be set."""
 
-    recipe: Literal["alpaca", "vicuna"] = "alpaca"
-    """Format of prompts and labels: alpaca (instruction, input, output) or vicuna (conversations)."""
+    recipe: Literal["alpaca", "vicuna", "pretrain"] = "alpaca"
+    """Format of rows and labels: alpaca (instruction, input, output), vicuna (conversations) or pretrain (text)."""
+    template: Literal["recipe", "chat"] = "recipe"
+    """recipe: the recipe's own prompts, or `templates`; chat: the tokenizer's own template, loss on assistant turns."""
+    templates: Templates = ()
+    """Prompt templates in place of Alpaca's: JSON files like alpaca-lora's, or their keys. Several are mixed, one drawn
+    for each row in each epoch."""
+    tokenizer: TokenizerSpec | None = None
+    """Words added to the base model's tokenizer; their embeddings begin as the mean of the others."""
+    rope_scaling: RopeScalingSpec | None = None
+    """Stretches the context beyond the base model's."""
+    packing: Literal["blocks", "best_fit"] = "blocks"
+    """Of recipe pretrain: blocks of max_length tokens cut from the running text, or documents packed whole."""
     model: str = Field(min_length=1)
     """Base model: a Hugging Face name, a folder, or tiny-llama (about 1 M parameters, made from scratch)."""
-    method: Literal["full", "command"] = "full"
-    """What is trained: full means every parameter; command: what your own program trains (docs/COMMAND.md)."""
+    method: Literal["full", "lora", "command"] = "full"
+    """What is trained: full means every parameter; lora: small adapters beside a frozen base model; command: what your
+    own program trains (docs/COMMAND.md)."""
+    lora: LoraSpec | None = None
+    """The adapters of method lora; null means their defaults."""
     command: tuple[str, ...] | str | None = None
     """Your own training program: a list of words, or a text for the shell; for method: command."""
     command_per: Literal["machine", "rank"] = "machine"
@@ -48,11 +89,15 @@ class TrainSpec(SpecPart):
     files: Annotated[tuple[str, ...], BeforeValidator(one_or_more)] = ()
     """Files that the command needs, such as its script; copied to the run at launch, and beside it on every machine."""
     watch: str | None = None
-    """Folder in which the command writes checkpoints (checkpoint-500), in its working folder; null: it uses the store."""
+    """Where in its working folder the command writes checkpoints, such as output; null: it uses the store itself."""
     hours: Positive | None = None
     """Hours that the command trains on the machines asked for, for estimates; nobody else can know."""
-    engine: Literal["auto", "fsdp"] = "auto"
-    """What shards the model over ranks; auto picks fsdp."""
+    engine: Literal["auto", "fsdp", "ddp", "single", "deepspeed-zero2", "deepspeed-zero3"] = "auto"
+    """What spreads the model over ranks: auto is single on one rank and fsdp on several; ddp copies the whole model."""
+    sharding: Literal["full", "hybrid"] = "full"
+    """Engine fsdp: full shards over all ranks; hybrid inside each node, with a copy on every node."""
+    cpu_offload: bool = False
+    """Keep parameters (fsdp, deepspeed-zero3) and the optimizer in host memory: much less GPU memory, slower."""
     exactness: Literal["rows", "bits"] = "rows"
     """rows: the same rows in the same batches after any recovery; bits: deterministic mode, the same bits as well."""
     global_batch_size: PositiveWhole = 128
@@ -98,16 +143,20 @@ class TrainSpec(SpecPart):
     """Type of the forward and backward pass; parameters and optimizer stay float32."""
     seed: Whole = 42
     """Seed of everything random in training."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more work."""
+    gradient_checkpointing: bool | Literal["selective"] = False
+    """Recompute activations in the backward pass. true: all of them, a third more work; selective: keep the results of
+    matrix products and attention, recompute the cheap rest."""
 
     @model_validator(mode="before")
     @classmethod
     def _recipe_defaults(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        recipe = values.get("recipe")
-        return {**(_RECIPE_DEFAULTS.get(recipe, {}) if isinstance(recipe, str) else {}), **values}
+        recipe, method = values.get("recipe"), values.get("method")
+        values = {name: value for name, value in values.items() if not (name == "lora" and value is None)}
+        by_recipe = _RECIPE_DEFAULTS.get(recipe, {}) if isinstance(recipe, str) else {}
+        by_method = _METHOD_DEFAULTS.get(method, {}) if isinstance(method, str) else {}
+        return {**by_recipe, **by_method, **values}
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSpec:
@@ -124,22 +173,48 @@ class TrainSpec(SpecPart):
                 "Leave compile out, or set exactness: rows",
             )
         self._check_command()
+        if self.lora is not None and self.method != "lora":
+            refuse("lora", f"is given, but method is {self.method}, which has no adapters. Set method: lora, or remove it")
+        if self.sharding == "hybrid" and self.engine not in ("auto", "fsdp"):
+            refuse("sharding", f"is hybrid, but engine is {self.engine}; only fsdp shards like that. Set engine: fsdp")
+        if self.cpu_offload and self.engine in ("ddp", "single"):
+            refuse(
+                "cpu_offload",
+                f"is true, but engine is {self.engine}, which keeps the whole model on the device. Set engine: fsdp",
+            )
+        self._check_recipe()
         known = KNOWN_MODELS.get(self.model)
-        if known and known.context_length and self.max_length > known.context_length:
+        if known and known.context_length and self.max_length > known.context_length and self.rope_scaling is None:
             refuse(
                 "max_length",
-                f"is {self.max_length}, but {self.model} was trained for {known.context_length} "
-                f"tokens. Set it to {known.context_length} or less, or take a model with a longer context",
+                f"is {self.max_length}, but {self.model} was trained for {known.context_length} and no rope_scaling "
+                f"is given. Set train.rope_scaling (linear, factor {-(-self.max_length // known.context_length)}), or "
+                f"max_length to {known.context_length} or less",
             )
         return self
+
+    def _check_recipe(self) -> None:
+        if self.recipe == "pretrain" and self.template == "chat":
+            refuse("template", "is chat, but recipe is pretrain, whose rows are text without turns. Leave template out")
+        if self.templates and (self.recipe != "alpaca" or self.template == "chat"):
+            refuse(
+                "templates",
+                "are given, but they are prompts for instruction and input: recipe alpaca with template recipe is "
+                "wanted. Leave templates out",
+            )
+        if self.packing != "blocks" and self.recipe != "pretrain":
+            refuse("packing", f"is {self.packing}, but only recipe pretrain packs documents. Leave packing out")
+        if self.model == "tiny-llama" and (self.tokenizer or self.rope_scaling):
+            key = "tokenizer" if self.tokenizer else "rope_scaling"
+            refuse(key, "is given, but tiny-llama is made from scratch and needs none. Leave it out")
 
     def _check_command(self) -> None:
         if self.method == "command":
             if not self.command:
                 refuse("method", "is command, but there is no train.command. Write it: command: [python, train.py]")
             names = [PurePosixPath(name).name for name in self.files]
-            if len(set(names)) < len(names) or set(names) & {"output", "data.jsonl", "progress.jsonl"}:
-                refuse("files", f"are {', '.join(names)}, which lie in one folder beside output and data.jsonl. Rename")
+            if twice := [name for name in names if names.count(name) > 1 or name in _COMMAND_FOLDER]:
+                refuse("files", f"has {twice[0]} twice in the folder that the command works in. Rename it")
             if self.watch is not None and (self.watch.startswith(("/", "~")) or ".." in self.watch.split("/")):
                 refuse("watch", f"is {self.watch}, but a folder in the command's own is wanted, such as output")
             return

@@ -4,6 +4,8 @@
     trainer = Trainer(model=model, args=TrainingArguments(..., save_strategy="no"), callbacks=[callback], ...)
     trainer.train(resume_from_checkpoint=callback.resume_folder(model))
 
+In a program that a run started (train.method: command), `StoreCallback.from_env()` stands for the first line.
+
 It has the methods that Trainer calls and imports nothing of transformers. Model, optimizer, scheduler, random states
 and the position in the data come back as they were. For one process or DDP; under FSDP or DeepSpeed the Trainer
 insists on loading its own files, so this refuses there.
@@ -14,7 +16,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,29 +27,67 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from checkpoints.errors import StateMismatch
+from checkpoints.given import GivenAttempt, Progress
 from checkpoints.store import Store
 from checkpoints.torch_bridge import Loaded
+from checkpoints.torch_given import GivenCheckpointer
 from checkpoints.torch_run import RunCheckpointer
 
 logger = logging.getLogger(__name__)
+
+LEFT_ON_NOTICE = 143
+"""Exit status of a program that saved its state and left when it was told to: 128 + SIGTERM."""
 
 
 class StoreCallback:
     """A TrainerCallback (by its methods) that saves every `every_steps` steps.
 
     Args:
-        store, options: as for RunCheckpointer.
+        store, options: as for RunCheckpointer; or the checkpointer of an attempt that was given (`from_env`).
         every_steps: optimizer steps between saves.
     """
 
-    def __init__(self, store: str | Store, *, every_steps: int, **options: Any) -> None:
+    def __init__(self, store: str | Store | GivenCheckpointer, *, every_steps: int, **options: Any) -> None:
         if every_steps < 1:
             raise ValueError(f"every_steps is {every_steps}; it counts optimizer steps, from 1")
         self._every_steps = every_steps
-        self._run = RunCheckpointer(store, **options)
+        self._given = store if isinstance(store, GivenCheckpointer) else None
+        self._run = store if isinstance(store, GivenCheckpointer) else RunCheckpointer(store, **options)
+        self._is_leaving = False
+        self._waits_for_log = False
         self._loaded: Loaded | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._random: dict[str, Any] | None = None
+
+    @classmethod
+    def from_env(cls, *, every_steps: int | None = None) -> StoreCallback:
+        """The callback for the run that started this program, where and as often as its job says.
+
+        SIGTERM then means that the machine is about to go: the state after the step at hand is saved, and the program
+        ends with status 143. Signals are taken over only in the main thread.
+
+        Args:
+            every_steps: for a job whose checkpoints.interval_steps is auto.
+
+        Raises:
+            NotGiven: no run started this program.
+            ValueError: neither the job nor the caller says how often to save.
+        """
+        given = GivenAttempt.from_env()
+        every = given.every_steps or every_steps
+        if every is None:
+            raise ValueError(
+                "the job's checkpoints.interval_steps is auto, which only our own training can measure. Set a number "
+                "there, or call from_env(every_steps=100)"
+            )
+        callback = cls(GivenCheckpointer(given, progress=Progress()), every_steps=every)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: callback.leave())
+        return callback
+
+    def leave(self) -> None:
+        """Save after the step at hand and end the program; what SIGTERM does."""
+        self._is_leaving = True
 
     def resume_folder(self, model: Any) -> str | None:
         """Load the newest good commit's weights into `model`; returns what `resume_from_checkpoint` wants.
@@ -97,17 +139,45 @@ class StoreCallback:
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """By now the Trainer has skipped the data it had seen: here the random numbers go on from the save."""
+        if self._waits_for_log:
+            self._save(state, parts)
         if self._random is not None:
             _set_random(self._random)
             self._random = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         self._run.poll()
-        if state.global_step % self._every_steps == 0:
-            self._run.save(state.global_step, _state(parts), meta={"trainer_state": dataclasses.asdict(state)})
+        if self._given is not None:
+            self._is_leaving = self._given.any_rank(self._is_leaving)
+            if state.is_world_process_zero:
+                self._given.progress.tell("step", step=state.global_step, total_steps=state.max_steps)
+        if not self._is_leaving and state.global_step % self._every_steps:
+            return
+        if control.should_log:  # the Trainer logs next, and what it logs about this step belongs to its state
+            self._waits_for_log = True
+        else:
+            self._save(state, parts)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **parts: Any) -> None:
+        """Pass the loss on to the run; make the save that waited for it."""
+        if self._given is not None and state.is_world_process_zero and "loss" in (logs or {}):
+            self._given.progress.tell("step", step=state.global_step, total_steps=state.max_steps, loss=logs["loss"])
+        if self._waits_for_log:
+            self._save(state, parts)
+
+    def _save(self, state: Any, parts: Mapping[str, Any]) -> None:
+        self._waits_for_log = False
+        self._run.save(state.global_step, _state(parts), meta={"trainer_state": dataclasses.asdict(state)})
+        if self._is_leaving:
+            self._run.wait()
+            self.close("preempted")
+            logger.warning("left on notice after step %d, which is saved", state.global_step)
+            raise SystemExit(LEFT_ON_NOTICE)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Wait for the last save and end the attempt."""
+        if self._waits_for_log:
+            self._save(state, parts)
         self._run.wait()
         self.close()
 

@@ -20,16 +20,23 @@ def init(
 
     Example: alpaca-jobs init my-job.yaml --example alpaca-7b
     """
-    from alpaca_jobs.examples import example_names, example_text
+    from alpaca_jobs.examples import example_names, example_program, example_text
+    from alpaca_jobs.spec_io import parse_job
 
     if list_examples:
         rows = tuple((name, _first_comment(example_text(name))) for name in example_names())
         render.out_grid(render.Grid(("example", "what it is"), rows))
         return
     text = example_text(example)
+    texts = {path: text}
+    for name in parse_job(text).train.files:
+        texts[path.with_name(name)] = example_program(name)
+    for taken in (one for one in texts if one != path and one.exists()):
+        raise Refused(f"{taken} exists already, and the job needs its own. Choose another folder: init FOLDER/FILE")
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        for target, content in texts.items():
+            with target.open("x", encoding="utf-8") as file:
+                file.write(content)
     except FileExistsError:
         raise Refused(f"{path} exists already and was left as it is. Name another: alpaca-jobs init FILE") from None
     except (FileNotFoundError, PermissionError, IsADirectoryError) as exc:

@@ -23,3 +23,8 @@ def example_text(name: str) -> str:
         hint = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(names)}."
         raise SpecError(f"{name} is not an example. {hint}")
     return (resources.files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def example_program(name: str) -> str:
+    """Text of a program that an example's `train.files` names."""
+    return (resources.files(__name__) / name).read_text(encoding="utf-8")

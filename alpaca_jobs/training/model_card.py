@@ -41,21 +41,31 @@ def render_model_card(train: TrainSpec, facts: CardFacts) -> str:
         else ""
     )
     origin = "made from scratch" if train.model == TINY_LLAMA else "the base model's licence goes with these weights"
-    loss = "not recorded" if facts.loss is None else f"{facts.loss:.4f} nats per target token"
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{base}tags: [alpaca-jobs, "
         f"{train.recipe}]\n---\n\n# {facts.run_id}\n\n{demo}"
         "| | |\n|---|---|\n"
         f"| base model | {train.model} ({origin}) |\n"
         f"| data | {facts.data} ({facts.num_rows:,} rows) |\n"
+        f"{_training(train, facts)}"
+        f"| weights | SHA-256 {facts.weights_digest} (alpaca_jobs.training.weights.weights_digest) |\n\n"
+        + _lineage_section(facts.lineage)
+        + "Data written by a language model may carry its errors and its terms of use; see the data's own source.\n"
+    )
+
+
+def _training(train: TrainSpec, facts: CardFacts) -> str:
+    """Rows of the table about how it was trained: by the recipe, or by a program of the user's own."""
+    if train.method == "command":
+        steps = f"| steps | {facts.step:,} |\n" if facts.step else ""
+        return f"| recipe | a training program of its own (train.method: command), not this project's |\n{steps}"
+    loss = "not recorded" if facts.loss is None else f"{facts.loss:.4f} nats per target token"
+    return (
         f"| recipe | {train.recipe}, {train.method} fine-tuning, prompts in the {train.recipe} format |\n"
         f"| steps | {facts.step:,} of {train.global_batch_size} rows, rows of at most {train.max_length} tokens |\n"
         f"| learning rate | {train.learning_rate:g}, {train.lr_schedule}, warm-up {train.warmup_ratio:g} |\n"
         f"| training type | {train.dtype}, master weights float32 |\n"
         f"| last training loss | {loss} |\n"
-        f"| weights | SHA-256 {facts.weights_digest} (alpaca_jobs.training.weights.weights_digest) |\n\n"
-        + _lineage_section(facts.lineage)
-        + "Data written by a language model may carry its errors and its terms of use; see the data's own source.\n"
     )
 
 

@@ -109,7 +109,7 @@ def run_drill(
     rough = _plan(job, world_sizes)
     interval = job.checkpoints.interval_steps
     aims = plan_aims(
-        kills, seed=seed, total_steps=len(wanted.losses), interval=interval if isinstance(interval, int) else 1
+        kills, seed=seed, total_steps=wanted.num_steps, interval=interval if isinstance(interval, int) else 1
     )
     killer = Killer(LocalBackend(home), rough.run_id, aims, on_kill=lambda kill: on_event("killed", kill))
     killer.start()

@@ -16,6 +16,7 @@ from checkpoints.store import Store
 
 SEED_TASKS = "inputs/seed_tasks.jsonl"
 ROWS_FOLDER = "inputs/rows"
+FILES_FOLDER = "inputs/files"
 
 
 def freeze_inputs(job: JobSpec, store: Store) -> None:
@@ -24,6 +25,8 @@ def freeze_inputs(job: JobSpec, store: Store) -> None:
     Raises:
         DataError: a file that is missing, not what it should be, or empty.
     """
+    for name in job.train.files:
+        store.put(f"{FILES_FOLDER}/{Path(name).name}", read_bytes(name))
     if job.data.from_ is not None:
         store.put(f"{ROWS_FOLDER}/{Path(job.data.from_).name}", read_bytes(job.data.from_))
         return
@@ -48,3 +51,8 @@ def frozen_seed_tasks(store: Store) -> str:
 def frozen_rows(store: Store) -> str:
     """Where the rows lie that a run was given, as a URI."""
     return f"{store.uri}/{store.list(ROWS_FOLDER + '/')[0]}"
+
+
+def frozen_files(store: Store) -> dict[str, str]:
+    """The files that a run's training command was given: name -> key in the run's store."""
+    return {key.rpartition("/")[2]: key for key in store.list(FILES_FOLDER + "/")}

@@ -49,7 +49,8 @@ def run_stages(ctx: AttemptContext) -> None:
     )  # fmt: skip
     watch = GroupWatch([], on_lost=ctx.interruption.lose)
     try:
-        logger.info("Ray is up after %.1f s", runtime.start())
+        ctx.events.emit("ray", seconds=round(started_s := runtime.start(), 3))
+        logger.info("Ray is up after %.1f s", started_s)
         watch = GroupWatch(runtime.member_ports() if ctx.group.size > 1 else [], on_lost=ctx.interruption.lose)
         _run_with_ray(ctx, runtime)
     except Exception:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from alpaca_jobs.spec import DataSpec, JobSpec
 from cluster.errors import PlanError
 from cluster.plan import Placement, Pricing
-from cluster.price.assumptions import Assumptions
+from cluster.price.assumptions import Assumptions, MeasuredSteps
 from cluster.price.hardware import peak_flops
 from cluster.price.simulation import Course
 from cluster.price.teacher_cost import TeacherEstimate
@@ -30,6 +32,8 @@ def training_course(place: Placement, job: JobSpec, work: Workload, assumed: Ass
     """
     if place.gpus is None:
         return _course_without_gpus(place, job, work, assumed)
+    if work.given_s is not None:
+        return _course_with_gpus(place, job, work, assumed, work_s=work.given_s, spread=0.0)
     gpu = place.gpus.partition(":")[0]
     peak = peak_flops(gpu, infra=place.infra, instance_type=place.instance_type)
     if peak is None:
@@ -40,15 +44,23 @@ def training_course(place: Placement, job: JobSpec, work: Workload, assumed: Ass
     speed = assumed.speed_on(gpu)
     throughput = Throughput(num_gpus(place), peak, speed.mfu)
     work_s = throughput.seconds(num_parameters=work.num_parameters, tokens=work.tokens)
+    return _course_with_gpus(place, job, work, assumed, work_s=work_s, spread=speed.spread)
+
+
+def _course_with_gpus(
+    place: Placement, job: JobSpec, work: Workload, assumed: Assumptions, *, work_s: float, spread: float
+) -> Course:
     byte_s = work.num_parameters / place.num_nodes / assumed.transfer_bytes_per_s  # one byte of every parameter
     interval = job.checkpoints.interval_steps
     return Course(
         work_s=work_s,
-        work_spread=speed.spread,
+        work_spread=spread,
         start_s=assumed.boot_s + WEIGHTS_BYTES_PER_PARAMETER * byte_s,
         restart_s=assumed.boot_s + STATE_BYTES_PER_PARAMETER * byte_s,
         away_s=assumed.away_s,
-        save_interval_s=interval * work_s / work.steps if isinstance(interval, int) else assumed.save_interval_s,
+        save_interval_s=interval * work_s / work.steps
+        if isinstance(interval, int) and work.steps
+        else assumed.save_interval_s,
         losses_per_hour=_losses_per_hour(place, assumed),
         finish_s=EXPORT_BYTES_PER_PARAMETER * byte_s * place.num_nodes,  # by one node
     )
@@ -76,6 +88,9 @@ def generation_course(
 
 def _course_without_gpus(place: Placement, job: JobSpec, work: Workload, assumed: Assumptions) -> Course | None:
     measured = assumed.steps_on(place.instance_type)
+    if work.given_s is not None:
+        measured = MeasuredSteps(place.instance_type, work.given_s, 0.0, 0.0, work.source)
+        work = replace(work, steps=1)
     if measured is None:
         return None
     is_local, interval = place.infra == "local", job.checkpoints.interval_steps
@@ -86,7 +101,9 @@ def _course_without_gpus(place: Placement, job: JobSpec, work: Workload, assumed
         start_s=start_s,
         restart_s=start_s,
         away_s=0.0 if is_local else assumed.away_s,
-        save_interval_s=interval * measured.step_s if isinstance(interval, int) else assumed.save_interval_s,
+        save_interval_s=interval * measured.step_s
+        if isinstance(interval, int) and work.given_s is None
+        else assumed.save_interval_s,
         losses_per_hour=_losses_per_hour(place, assumed),
     )
 

@@ -57,8 +57,12 @@ def factors(
     found = []
     if teacher is not None:
         found += list(_of_teacher(teacher, assumed))
-    found += list(_of_work(plan, work))
-    if course is not None:
+    if work.given_s is not None:
+        words = "what the job says of its own command"
+        found.append(Factor("training time", work.given_s / SECONDS_PER_HOUR, "h", words, work.source))
+    else:
+        found += list(_of_work(plan, work))
+    if course is not None and work.given_s is None:
         found += list(_of_speed(first, work, assumed, course))
     if first.infra != "local" and course is not None:
         found += list(_of_losses(assumed, course, is_spot=course.losses_per_hour > 0))

@@ -23,12 +23,15 @@ class Workload:
         steps: optimizer updates in all.
         tokens: real tokens (no padding) over all steps.
         source: where the tokens of a row come from.
+        given_s: seconds of training that the job itself states (train.hours), for a command that nobody can count into;
+            steps and tokens are 0 then.
     """
 
     num_parameters: int
     steps: int
     tokens: float
     source: str = ""
+    given_s: float | None = None
 
 
 def workload_of(
@@ -59,6 +62,13 @@ def workload_of(
                 "Say it: estimate --parameters 7e9"
             )
         num_parameters = known.num_parameters
+    if train.method == "command":
+        if train.hours is None:
+            raise PlanError(
+                "train.method is command, and how long a program of your own trains is not known here, so it cannot be "
+                "priced. Say it in the job, for the machines asked for: train.hours: 3"
+            )
+        return Workload(num_parameters, 0, 0.0, "train.hours", 3600 * train.hours)
     if num_rows is None:
         if job.data.from_ is not None:
             raise PlanError(

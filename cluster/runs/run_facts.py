@@ -30,7 +30,9 @@ class RunFacts:
 
     Attributes:
         weights_digest: SHA-256 over the exported weight files, names and bytes, in the order of their names.
-        losses: training loss of every step as `float.hex` text, in order of steps from 1; bits, not decimals.
+        losses: training loss of every step as `float.hex` text, in order of steps from 1; bits, not decimals. Where a
+            command of the user's own trained: of the steps that it logged.
+        loss_steps: the steps of `losses`.
         losses_by_attempt: the same for every attempt's own commits, counting or not: {attempt: {step: loss}}.
         rows: the rows that were trained on.
     """
@@ -39,6 +41,12 @@ class RunFacts:
     losses: tuple[str, ...]
     losses_by_attempt: Mapping[int, Mapping[int, str]]
     rows: tuple[Row, ...]
+    loss_steps: tuple[int, ...] = ()
+
+    @property
+    def num_steps(self) -> int:
+        """The last step whose loss is known."""
+        return max(self.loss_steps, default=len(self.losses))
 
     @property
     def losses_digest(self) -> str:
@@ -84,6 +92,7 @@ def read_run_facts(store: Store) -> RunFacts:
         losses=tuple(losses[step] for step in sorted(losses)),
         losses_by_attempt=by_attempt,
         rows=tuple(rows),
+        loss_steps=tuple(sorted(losses)),
     )
 
 
@@ -96,7 +105,8 @@ def compare_runs(undisturbed: RunFacts, disturbed: RunFacts, *, tolerance: float
     wanted = Counter(_identity(row) for row in undisturbed.rows)
     found = Counter(_identity(row) for row in disturbed.rows)
     pairs = list(zip(undisturbed.losses, disturbed.losses, strict=False))
-    expected = dict(enumerate(undisturbed.losses, start=1))
+    steps = undisturbed.loss_steps or range(1, len(undisturbed.losses) + 1)
+    expected = dict(zip(steps, undisturbed.losses, strict=True))
     corrupt = sum(
         any(_far(expected.get(step), loss, tolerance) for step, loss in losses.items())
         for losses in disturbed.losses_by_attempt.values()
@@ -123,7 +133,13 @@ def _identity(row: Row) -> tuple[str, str, str]:
 
 
 def _losses(store: Store, ref: CommitRef) -> dict[int, str]:
-    losses = Manifest.from_json(json.loads(store.get(LAYOUT.manifest_key(ref)))).meta["losses"]
+    meta = Manifest.from_json(json.loads(store.get(LAYOUT.manifest_key(ref)))).meta
+    if "trainer_state" in meta:  # a Hugging Face Trainer's, from a command of the user's own
+        logged = meta["trainer_state"].get("log_history") or []
+        return {int(entry["step"]): float(entry["loss"]).hex() for entry in logged if "loss" in entry}
+    if "losses" not in meta:
+        return {}
+    losses = meta["losses"]
     return {int(losses["first_step"]) + place: text for place, text in enumerate(losses["hex"])}
 
 

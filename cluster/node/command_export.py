@@ -1,0 +1,61 @@
+"""The model that a training command wrote, checked and committed as the run's."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import replace
+from pathlib import Path
+
+from alpaca_jobs.errors import CommandError
+from alpaca_jobs.training.model_card import render_model_card
+from alpaca_jobs.training.weights import weights_digest
+from checkpoints.keys import CommitRef
+from checkpoints.writer import CommitWriter
+from cluster.node.attempt_context import AttemptContext
+from cluster.node.review import run_lineage
+from cluster.node.train_worker import card_facts
+
+CARD = "README.md"
+
+
+def export_folder(ctx: AttemptContext, folder: Path, *, num_rows: int, step: int) -> str:
+    """Commit what lies at the top of `folder` as the run's model; returns the weights' digest.
+
+    Folders below it are the command's checkpoints and logs, and stay behind. A card of the command's own is replaced by
+    the run's, which says where base and rows come from.
+
+    Raises:
+        CommandError: no configuration, no weights in safetensors, or adapters alone.
+    """
+    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    _check(files, folder)
+    digest = weights_digest(folder)
+    lineage = run_lineage(ctx.store, ctx.job)
+    facts = replace(
+        card_facts(ctx.job, ctx.run_id, num_rows=num_rows, lineage=lineage), step=step, weights_digest=digest
+    )
+    ctx.fence.check()  # before a byte is stored; the writer asks again before the manifest
+    writer = CommitWriter(ctx.store, ctx.layout, CommitRef("export", 0, ctx.attempt), fence=ctx.fence)
+    for name, path in files.items():
+        if name != CARD:
+            with path.open("rb") as file:
+                is_empty = path.stat().st_size == 0
+                writer.put(name, b"" if is_empty else memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+    writer.put(CARD, render_model_card(ctx.job.train, facts).encode())
+    writer.publish(meta={"weights_digest": digest, "step": step})
+    return digest
+
+
+def _check(files: dict[str, Path], folder: Path) -> None:
+    weights = [name for name in files if name.endswith(".safetensors")]
+    if "config.json" in files and any(not name.startswith("adapter_") for name in weights):
+        return
+    found = ", ".join([*files, *(f"{path.name}/" for path in sorted(folder.iterdir()) if path.is_dir())]) or "nothing"
+    if "adapter_config.json" in files:
+        remedy = "These are adapters: merge them into the base (model.merge_and_unload()) and save that"
+    else:
+        remedy = "End the command with trainer.save_model(os.environ['ALPACA_JOBS_OUTPUT']), the tokenizer as well"
+    raise CommandError(
+        f"The training command wrote no model that transformers loads: $ALPACA_JOBS_OUTPUT has to hold config.json and "
+        f"weights in safetensors at its top, and it holds {found}. {remedy}, then resume the run."
+    )

@@ -1,0 +1,167 @@
+"""The user's own training command as a process group: started, listened to, told to leave, ended."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from alpaca_jobs.errors import CommandError
+from checkpoints.given import PROGRESS_VARIABLE
+
+logger = logging.getLogger(__name__)
+
+_LAST_LINES: Final = 15
+_LONGEST_LINE: Final = 4000
+_NOT_FOUND: Final = (126, 127)
+"""What a shell exits with for a command that is not executable, or not there."""
+
+
+@dataclass(frozen=True)
+class CommandSetup:
+    """What a command is started with.
+
+    Attributes:
+        argv: program and arguments.
+        folder: its working folder.
+        environ: what it finds in its environment beside this process's own.
+        ranks: how often it is started; with more than one, each gets torchrun's variables.
+    """
+
+    argv: tuple[str, ...]
+    folder: Path
+    environ: Mapping[str, str]
+    ranks: int = 1
+
+
+class CommandProcess:
+    """One or several processes of one command, each the leader of a group. What they print is logged, line by line."""
+
+    def __init__(self, setup: CommandSetup) -> None:
+        """Start them.
+
+        Raises:
+            CommandError: there is no such program.
+        """
+        self._setup = setup
+        self.progress = setup.folder / "progress.jsonl"
+        self._read_to = 0
+        self._last: deque[str] = deque(maxlen=_LAST_LINES)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        port = _free_port() if setup.ranks > 1 else 0
+        for rank in range(setup.ranks):
+            try:
+                process = subprocess.Popen(
+                    setup.argv, cwd=setup.folder, env=self._environ(rank, port), stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
+            except OSError as exc:
+                self.kill()
+                raise CommandError(
+                    f"train.command starts with {setup.argv[0]}, which cannot be run here: {exc.strerror}. Name a "
+                    "program that the machine has, or list it under train.files."
+                ) from exc
+            self._processes.append(process)
+            threading.Thread(target=self._listen, args=(process,), name=f"command-{rank}", daemon=True).start()
+
+    def poll(self) -> int | None:
+        """The exit status once all have ended: the first that is not 0, negative for a signal; None while one runs.
+
+        A rank that failed takes the others with it: they would wait for it until a timeout.
+        """
+        codes = [process.poll() for process in self._processes]
+        failed = next((code for code in codes if code), None)
+        if None in codes:
+            if failed:
+                self.kill()
+            return None
+        return failed or 0
+
+    def facts(self) -> list[dict[str, Any]]:
+        """What the command has appended to its progress file since the last call; other lines are skipped."""
+        try:
+            with self.progress.open("rb") as file:
+                file.seek(self._read_to)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read_to += len(whole)
+        found = []
+        for line in whole.splitlines():
+            try:
+                fact = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(fact, dict) and isinstance(fact.get("kind", "step"), str):
+                found.append({"kind": "step", **fact})
+        return found
+
+    def terminate(self) -> None:
+        """SIGTERM to every process of the command: it may save and leave."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the command. Idempotent."""
+        self._signal(signal.SIGKILL)
+        for process in self._processes:
+            process.wait()
+
+    def why(self, code: int) -> CommandError | None:
+        """What is wrong with the command itself, if an exit status says so."""
+        if code in _NOT_FOUND:
+            return CommandError(f"train.command cannot be run: {self.last_words()} (exit status {code}).")
+        return None
+
+    def last_words(self) -> str:
+        """The last line it printed."""
+        return self._last[-1] if self._last else "it printed nothing"
+
+    def _environ(self, rank: int, port: int) -> dict[str, str]:
+        given = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        given["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{given.get('PATH', os.defpath)}"
+        given["PYTHONUNBUFFERED"] = "1"
+        if self._setup.ranks > 1:
+            ranks = str(self._setup.ranks)
+            given |= {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
+                "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            }  # fmt: skip
+        return {**given, **self._setup.environ, PROGRESS_VARIABLE: str(self.progress)}
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        for raw in process.stdout:
+            # A progress bar redraws its line with \r: only its last state is worth a line.
+            line = raw.decode(errors="replace").rstrip().rpartition("\r")[2][:_LONGEST_LINE]
+            if line:
+                self._last.append(line)
+                logger.info("%s", line)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            try:
+                os.killpg(process.pid, number)
+            except ProcessLookupError:
+                continue
+
+
+def command_argv(command: str | Sequence[str]) -> tuple[str, ...]:
+    """A list is run as it is; a text by the shell, which stops at the first command of a pipe or list that fails."""
+    return ("/bin/sh", "-ec", command) if isinstance(command, str) else tuple(command)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
