@@ -8,6 +8,7 @@ from typing import Any
 
 from alpaca_jobs.data.files import NEIGHBOURS
 from alpaca_jobs.data.record_files import Record
+from alpaca_jobs.generation.sharded import Shards, offer_all_sharded
 from alpaca_jobs.generation.similarity import SimilarityIndex
 
 NUM_NEIGHBOURS = 10
@@ -29,6 +30,7 @@ def dedupe_records(
     threshold: float = 0.7,
     against: Iterable[str] = (),
     with_neighbours: bool = False,
+    shards: Shards | None = None,
 ) -> Deduped:
     """Keep the records whose text has no ROUGE-L F above `threshold` with any of `against` or kept before it.
 
@@ -38,6 +40,7 @@ def dedupe_records(
         against: texts that count as kept already, such as the seed tasks.
         with_neighbours: add Alpaca's `most_similar_instructions` (the 10 nearest of `against` and those kept before,
             with their F) and `avg_similarity_score` to every kept record; compares with all, so it takes longer.
+        shards: empty ones to share the work among, made with the same threshold; not for neighbours.
 
     Raises:
         DataError: a record without a text in that field; says which.
@@ -47,11 +50,11 @@ def dedupe_records(
     earlier = list(against)
     index.add_all(earlier)
     if not with_neighbours:
-        kept = [
-            record.fields
-            for record, duplicate in zip(records, index.offer_all(texts), strict=True)
-            if duplicate is None
-        ]  # fmt: skip
+        if shards is None:
+            decisions = index.offer_all(texts)
+        else:
+            decisions = offer_all_sharded(texts, shards, threshold=threshold, against=earlier)
+        kept = [record.fields for record, duplicate in zip(records, decisions, strict=True) if duplicate is None]
         return Deduped(tuple(kept), len(records) - len(kept))
     kept = []
     for record, text in zip(records, texts, strict=True):

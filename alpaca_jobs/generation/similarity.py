@@ -98,6 +98,17 @@ class SimilarityIndex:
         self._confirm_drops(block, [duplicate])
         return duplicate
 
+    def duplicates_of(self, texts: Sequence[str]) -> list[int | None]:
+        """Return what `duplicate_of` would for each of many texts, which are not compared with each other."""
+        if not texts:
+            return []
+        if self._tail:
+            self._flush()
+        found = self._find_duplicates(block := self._encode(texts))
+        duplicates = [found.get(row) for row in range(len(texts))]
+        self._confirm_drops(block, duplicates)
+        return duplicates
+
     def offer(self, text: str) -> int | None:
         """Add a text unless it is a duplicate; return the place of what it duplicates, or None if it was added."""
         block = self._encode([text])

@@ -71,6 +71,16 @@ def test_dedupe_keeps_what_rouge_score_keeps_in_any_format(run_cli: Cli, tmp_pat
     assert 0 < said["dropped"] < 120
 
 
+@pytest.mark.slow
+def test_dedupe_by_two_workers_writes_the_same_file(run_cli: Cli, tmp_path: Path) -> None:
+    write_table(tmp_path / "in.jsonl", _records(400))
+    for number in (1, 2):
+        out = str(tmp_path / f"out-{number}.jsonl")
+        done = run_cli("data", "dedupe", str(tmp_path / "in.jsonl"), out, "--workers", str(number))
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out-2.jsonl").read_bytes() == (tmp_path / "out-1.jsonl").read_bytes()
+
+
 def test_dedupe_names_the_neighbours_under_alpacas_own_names(run_cli: Cli, tmp_path: Path) -> None:
     write_table(tmp_path / "in.json", _records(40))
     done = run_cli("data", "dedupe", str(tmp_path / "in.json"), str(tmp_path / "out.json"), "--neighbours")
@@ -95,6 +105,7 @@ def test_dedupe_refuses_in_words_and_leaves_files_alone(run_cli: Cli, tmp_path: 
         (["missing.json", "out.json"], "does not exist"),
         (["in.json", "out.csv"], "no format"),
         (["in.json", "out.json", "--against", "in.json"], "is the input itself"),
+        (["in.json", "out.json", "--neighbours", "--workers=2"], "leave --workers away"),
     ):
         paths = [word if word.startswith("--") else str(tmp_path / word) for word in args]
         refused = run_cli("data", "dedupe", *paths)
