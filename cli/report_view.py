@@ -19,6 +19,7 @@ def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
         ("attempts", f"{len(report['attempts'])}, in {', '.join(report['regions'])}"),
         ("lost steps", f"{sum(report['lost_steps'])} in all, {report['lost_steps_max']} at most at once"),
     ]
+    rows += [("recovery", _recovery(one)) for one in report.get("recoveries", ())]
     if report["rows"] is not None:
         rows.append(("rows kept", words.number(report["rows"])))
     if report["step"] is not None:
@@ -38,6 +39,12 @@ def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
         )
     )
     return [attempts_grid(report["attempts"]), render.pairs(f"Report of {report['run_id']}", rows)]
+
+
+def _recovery(one: Mapping[str, Any]) -> str:
+    names = {"notice_s": "noticed", "buy_s": "another machine", "set_up_s": "its set-up", "start_s": "our start"}
+    parts = [f"{word} {words.duration(one[name])}" for name, word in names.items() if one[name] is not None]
+    return f"attempt {one['attempt']} at work after {words.duration(one['total_s'])}: {', '.join(parts)}"
 
 
 def attempts_grid(attempts: Sequence[Mapping[str, Any]]) -> render.Grid:

@@ -20,7 +20,6 @@ NOTICE_FILE: Final = "notice.json"
 
 NODE_EXITS: Final[Mapping[StopReason, int]] = MappingProxyType(
     {
-        StopReason.PART_DONE: 0,  # SkyPilot starts the chain's next task; read back, 0 is the line below
         StopReason.DONE: 0,
         StopReason.CRASHED: 1,  # also what an uncaught exception gives
         StopReason.USER_ERROR: 2,
@@ -35,7 +34,10 @@ NODE_EXITS: Final[Mapping[StopReason, int]] = MappingProxyType(
         StopReason.CANCELLED: 130,
     }
 )
-"""Exit code of `python -m cluster.node.main` for each stop reason it can give itself."""
+"""Exit code of `python -m cluster.node.main` for each stop reason it can give itself.
+
+A part of a run that is done (`part_done`, in a chain of SkyPilot's tasks) exits with 0 as well: the next task starts.
+"""
 
 _REASONS: Final = MappingProxyType({code: reason for reason, code in NODE_EXITS.items()})
 # A program that dies of its own fault; any other signal came from outside.

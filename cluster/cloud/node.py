@@ -109,7 +109,7 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
     reason = _attempt(environ)
     # SkyPilot takes the machine down, if it is still there to do so; where it is not, the machine goes by itself.
     power.power_off(in_minutes=0 if reason is StopReason.SUPERSEDED else power.AFTER_END_MIN)
-    return NODE_EXITS[reason]
+    return 0 if reason is StopReason.PART_DONE else NODE_EXITS[reason]
 
 
 def _attempt(environ: Mapping[str, str]) -> StopReason:

@@ -137,6 +137,6 @@ def _job_recovery(has_plugin: bool) -> list[str]:
     if not has_plugin:
         codes = [NODE_EXITS[one] for one in (StopReason.PREEMPTED, StopReason.NODE_FAILURE, StopReason.SUPERSEDED)]
         return ["strategy: EAGER_NEXT_REGION", f"recover_on_exit_codes: {codes}"]
-    curable = {reason for reason, rule in TABLE.items() if rule.action is Action.RELAUNCH} - {StopReason.PART_DONE}
+    curable = {reason for reason, rule in TABLE.items() if rule.action is Action.RELAUNCH}
     codes = sorted(code for reason, code in NODE_EXITS.items() if reason in curable | {StopReason.SUPERSEDED})
     return [f"strategy: {STRATEGY}", f"recover_on_exit_codes: {codes}"]

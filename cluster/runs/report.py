@@ -24,6 +24,7 @@ from cluster.plan import LaunchPlan
 from cluster.recovery import Decision
 from cluster.runs.attempt_summary import AttemptSummary, summarize_attempts
 from cluster.runs.goodput import Goodput, lost_steps, split_time
+from cluster.runs.recoveries import Recovery, recoveries_of
 from cluster.runs.spending import teacher_usd
 
 _KEY: Final = re.compile(r"reports/attempt-(\d{6})\.json")
@@ -40,6 +41,7 @@ class RunReport:
         step: newest committed training step; None if there is none.
         requests, requests_repeated: asked of the teacher; how many of those were asked before (an upper bound).
         compute_usd: for machines; None if any price is unknown. teacher_usd: None if its price is.
+        recoveries: what going on after each lost machine took, split.
         pace: how fast it worked, for the estimates of later runs.
     """
 
@@ -57,6 +59,7 @@ class RunReport:
     requests_repeated: int
     compute_usd: float | None
     teacher_usd: float | None
+    recoveries: tuple[Recovery, ...]
     pace: Pace
 
     @property
@@ -76,7 +79,7 @@ class RunReport:
             "goodput": self.goodput.to_json(), "rows": self.rows, "step": self.step, "requests": self.requests,
             "requests_repeated": self.requests_repeated, "compute_usd": self.compute_usd,
             "teacher_usd": self.teacher_usd, "cost_usd": self.cost_usd,
-            "pace": self.pace.to_json(),
+            "recoveries": [one.to_json() for one in self.recoveries], "pace": self.pace.to_json(),
         }  # fmt: skip
 
 
@@ -110,6 +113,7 @@ def make_report(store: Store, run_id: str, outcome: Decision) -> RunReport:
         run_id,
         outcome,
         attempts=summarize_attempts(records, events := read_events(store)),
+        recoveries=recoveries_of(records, events),
         commits=commits,
         events=events,
         asked=count_asked(store),
@@ -122,6 +126,7 @@ def render_report(
     outcome: Decision,
     *,
     attempts: tuple[AttemptSummary, ...],
+    recoveries: tuple[Recovery, ...] = (),
     commits: list[CommitRef],
     events: list[Event],
     asked: Asked,
@@ -145,6 +150,7 @@ def render_report(
         requests_repeated=asked.repeated,
         compute_usd=sum(known) if len(known) == len(costs) else None,
         teacher_usd=teacher_usd(events),
+        recoveries=recoveries,
         pace=pace_of(events),
     )
 

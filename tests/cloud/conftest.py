@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent / "cloudbox"))
 if TYPE_CHECKING:
     from box import CloudBox, Machine
 
-_SIDE_BY_SIDE = 4
+_SIDE_BY_SIDE = 3
 _RUNNING: pytest.StashKey[dict[str, Future[Any]]] = pytest.StashKey()
 
 JOB = """

@@ -24,7 +24,7 @@ REGIONS = MappingProxyType(
 # Name -> (vCPUs, GiB, price per hour on demand, spot price per hour where the factor is 1).
 INSTANCE_TYPES = MappingProxyType({"m6i.large": (2.0, 8.0, 0.096, 0.01), "m6i.xlarge": (4.0, 16.0, 0.192, 0.02)})
 _AMI = "ami-785db401"  # one that moto knows
-_PROGRAMS = Path(sys.executable).parent
+PROGRAMS = Path(sys.executable).parent
 
 
 def fill_account(client: Callable[..., Any]) -> None:
@@ -58,13 +58,15 @@ def user_environment(home: Path) -> dict[str, str]:
     kept = {"LANG", "LC_ALL", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "ALPACA_JOBS_TEST_SESSION", "HF_HUB_OFFLINE"}
     return {name: value for name, value in os.environ.items() if name in kept} | {
         "HOME": str(home),
-        "PATH": f"{_PROGRAMS}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": f"{PROGRAMS}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "USER": "box",
         "AWS_EC2_METADATA_DISABLED": "true",
         "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
         "PYTHONWARNINGS": "ignore",
         "PIP_NO_BUILD_ISOLATION": "false",  # sic: SkyPilot builds a wheel of itself, and here is nowhere to fetch from
-        "SKYPILOT_POD_MEMORY_GB_LIMIT": "3",  # as on a small server: one job controller process, not one per 2 GB
+        # As on a small server: few job controllers and not a dozen, but workers that stay, since below 4 GB SkyPilot
+        # starts one process for every request.
+        "SKYPILOT_POD_MEMORY_GB_LIMIT": "5",
     }
 
 

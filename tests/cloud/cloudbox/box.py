@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import boto3
-from account import REGIONS, fill_account, user_environment, write_settings
+from account import PROGRAMS, REGIONS, fill_account, user_environment, write_settings
 from image import cloud_image
 from machines import die_with_parent
 from network import GATEWAY, METADATA
@@ -174,6 +174,12 @@ class CloudBox:
         options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
         self._spawn([sys.executable, str(_HERE / "machines.py"), *options], self.folder / "machines.log", self.environ)
         self.start_server()
+        # As a user does once; else every first launch checks for itself, and those that come together fail.
+        checked = subprocess.run(
+            [str(PROGRAMS / "sky"), "check", "aws"], env=self.environ, cwd=self.folder, capture_output=True, text=True
+        )
+        if checked.returncode or "AWS: enabled" not in checked.stdout:
+            raise RuntimeError(f"sky check aws:\n{checked.stdout}{checked.stderr}")
 
     def _spawn(self, command: list[str], log: Path, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with log.open("ab") as file:
