@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cluster.price.hazard import Hazard, spot_hazard
+from cluster.hazard import Hazard, spot_hazard
 from cluster.price.teacher_cost import TeacherAssumptions
 from cluster.price.throughput import MFU_PRIOR, MFU_SPREAD
 
@@ -53,7 +53,7 @@ class Assumptions:
         mfu, mfu_spread: cluster/price/throughput.py; for GPUs that are not in `measured`.
         measured: speeds of earlier runs, by GPU.
         steps: how long such jobs took without GPUs, by machine; `process` is this one.
-        hazard: preemptions of a spot machine; cluster/price/hazard.py.
+        hazard: preemptions of a spot machine; cluster/hazard.py.
         teacher: cluster/price/teacher_cost.py.
         boot_s: from a machine's boot to everything installed on it.
         transfer_bytes_per_s: of one node, from and to the store.

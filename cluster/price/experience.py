@@ -13,11 +13,11 @@ from typing import Any
 
 from alpaca_jobs.known_models import KNOWN_MODELS
 from alpaca_jobs.spec import JobSpec, TeacherSpec
+from cluster.hazard import spot_hazard
 from cluster.node.pace import Pace, TrainingPace
 from cluster.plan import LaunchPlan, Pricing
 from cluster.price.assumptions import Assumptions, MeasuredSpeed, MeasuredSteps
 from cluster.price.hardware import peak_flops
-from cluster.price.hazard import spot_hazard
 from cluster.price.throughput import measured_mfu
 from cluster.recovery import StopReason
 from cluster.runs.spending import SECONDS_PER_HOUR

@@ -13,6 +13,7 @@ from alpaca_jobs.examples import example_text
 from alpaca_jobs.spec import DataSpec, JobSpec, TeacherSpec
 from alpaca_jobs.spec_io import change_job, parse_job
 from cluster.errors import PlanError
+from cluster.hazard import PRIOR_PER_NODE_HOUR, Hazard, losses, spot_hazard
 from cluster.launch.planner import plan_launch
 from cluster.plan import LaunchPlan, Pricing
 from cluster.price.assumptions import Assumptions, MeasuredSpeed, MeasuredSteps
@@ -20,7 +21,6 @@ from cluster.price.courses import training_course
 from cluster.price.estimate import CandidateEstimate, estimate_candidates
 from cluster.price.estimate_factors import factors
 from cluster.price.hardware import GPUS, peak_flops
-from cluster.price.hazard import PRIOR_PER_NODE_HOUR, Hazard, losses, spot_hazard
 from cluster.price.offers import SNAPSHOT, load_offers
 from cluster.price.side_machines import SideMachines, side_machines
 from cluster.price.simulation import Course

@@ -12,11 +12,11 @@ from alpaca_jobs.examples import example_text
 from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.spec_io import change_job, parse_job
 from checkpoints.store import Store
+from cluster.hazard import PRIOR_PER_NODE_HOUR
 from cluster.launch.estimating import Counted, estimate_plan, gather_facts, plan_with
 from cluster.launch.planner import offers_for, plan_launch
 from cluster.price.assumptions import Assumptions
 from cluster.price.experience import PastRun, learn
-from cluster.price.hazard import PRIOR_PER_NODE_HOUR
 from cluster.price.offers import SNAPSHOT, load_offers
 from cluster.price.past_runs import read_past_runs
 from cluster.runs.run_view import index_key
