@@ -23,6 +23,11 @@ def cost_usd(teacher: TeacherSpec, prompt_tokens: int | None, completion_tokens:
     return share * (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6
 
 
+def asked_directly(teacher: TeacherSpec) -> TeacherSpec:
+    """The teacher for requests that are sent at once, whatever the job says about batches: they cost the full price."""
+    return teacher.model_copy(update={"batch_api": False})
+
+
 def worst_try_usd(teacher: TeacherSpec, prompt: str, max_tokens: int) -> float | None:
     """Return the most dollars that one try can cost, None while a price is unknown.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from alpaca_jobs.data.rows import Row
 from alpaca_jobs.errors import BudgetExceeded, TeacherGarbage
 from alpaca_jobs.generation.completer import Completer, TeacherAnswer, TeacherRequest
+from alpaca_jobs.generation.pricing import asked_directly
 from alpaca_jobs.generation.recipe import make_recipe
 from alpaca_jobs.generation.seeds import load_seed_tasks
 from alpaca_jobs.generation.statistics import GenerationStatistics
@@ -54,6 +55,7 @@ def preview_rows(job: JobSpec, count: int) -> Preview:
 
 async def _preview(job: JobSpec, teacher: TeacherSpec, count: int) -> Preview:
     data = job.data.model_copy(update={"num_rows": count})
+    teacher = asked_directly(teacher)
     recipe = make_recipe(data, load_seed_tasks(data.seed_tasks), (), ())
     found = Preview()
     completer = Completer(teacher, api_key=os.environ.get(teacher.api_key_env) if teacher.api_key_env else None)

@@ -27,7 +27,7 @@ from alpaca_jobs.data.translate import Unit
 from alpaca_jobs.errors import BudgetExceeded, DataError, TeacherGarbage
 from alpaca_jobs.generation.completer import Completer, TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.offline_spec import OFFLINE_MODEL
-from alpaca_jobs.generation.pricing import cost_usd
+from alpaca_jobs.generation.pricing import asked_directly, cost_usd
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import TeacherSpec
 from checkpoints.attempts import AttemptLog
@@ -123,7 +123,8 @@ def translate_records(
     log = AttemptLog(store, LAYOUT)
     attempt = log.newest() + 1
     log.claim(attempt, {"started_at": utc_now(), "pid": os.getpid()})
-    with teacher_endpoint(teacher, state) as endpoint:
+    with teacher_endpoint(teacher, state) as given:
+        endpoint = asked_directly(given)
         ledger = Ledger(store, attempt=attempt, fence=Fence(log, attempt), teacher=endpoint, budget_usd=max_usd)
         ledger.load()
         asking = _Asking(units, store, attempt, ledger, endpoint, language, source, concurrency, on_progress)
