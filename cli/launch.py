@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import job_view, options, plan_view, render, starting
+from cli import data_preview, job_view, options, plan_view, render, starting
 
 
 def launch(
@@ -36,6 +36,8 @@ def launch(
     priced = starting.price(job, contact=True) if job_view.costs_money(job) else None
     plan = starting.plan_of(job) if priced is None else priced.plan
     plan, bucket = starting.with_bucket(plan, contact=not dry_run)
+    for words in data_preview.warnings_of(job):
+        render.say(f"warning: {words}")
     grids = plan_view.plan_grids(plan, priced, bucket)
     if dry_run:
         if as_json:

@@ -6,6 +6,7 @@ rich is imported when a table is drawn, not before. Colour never carries meaning
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,11 @@ def ask(question: str) -> bool:
 def can_ask() -> bool:
     """Whether somebody is there to answer and to see the question."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def shows_colour() -> bool:
+    """Whether stdout is a terminal whose user has not asked for plain text (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def progress_is_live() -> bool:

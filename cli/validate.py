@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli import job_view, options, plan_view, render, starting
+from cli import data_preview, job_view, options, plan_view, render, starting
 from cli.exits import Refused
 
 
@@ -35,6 +35,7 @@ def validate(
         render.out(render_job(job).rstrip("\n"))
         return
     priced = starting.price(job, contact=False)
+    warnings = data_preview.warnings_of(job)
     first = priced.plan.candidates[0]
     if as_json:
         estimate = None if priced.estimate is None else priced.estimate.candidates[0].to_json()
@@ -48,10 +49,12 @@ def validate(
                 "first_candidate": first.to_json(),
                 "estimate": estimate,
                 "notes": list(priced.plan.notes),
+                "warnings": warnings,
             }
         )
         return
     others = len(priced.plan.candidates) - 1
     place = ("first place", f"{first}" + (f"; {others} more to go on in" if others else ""))
     rows = [*job_view.job_rows(job), place, *plan_view.estimate_rows(priced)]
-    render.out_grid(render.pairs(f"{job_file}: this job can be run", rows, priced.plan.notes))
+    notes = (*priced.plan.notes, *(f"warning: {words}" for words in warnings))
+    render.out_grid(render.pairs(f"{job_file}: this job can be run", rows, notes))

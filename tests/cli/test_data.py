@@ -162,3 +162,32 @@ def test_clean_writes_chats_that_vicunas_recipe_reads(run_cli: Cli, tmp_path: Pa
     assert (counts["chats"], counts["kept"], counts["drops"], counts["with_html"]) == (2, 1, {"empty": 1}, 1)
     cleaned = load_table(str(tmp_path / "out.json"))[0].fields
     assert cleaned["conversations"][1] == {"from": "gpt", "value": "Hello **you**"}
+
+
+def test_preview_says_what_is_learned_and_warns(run_cli: Cli, tmp_path: Path) -> None:
+    write_table(tmp_path / "in.jsonl", [*_records(20), {"instruction": "x", "output": "### Response:\ny"}])
+    done = run_cli("data", "preview", str(tmp_path / "in.jsonl"), "--row", "3")
+    assert done.returncode == 0, done.stderr
+    assert "learned | o\n" in done.stdout
+    assert "end     | </s> (learned)" in done.stdout
+    assert "\x1b" not in done.stdout  # no colour in a pipe, and nothing is lost with it
+    assert "warning (template_in_rows): 1 rows" in done.stderr
+    told = json.loads(run_cli("data", "preview", str(tmp_path / "in.jsonl"), "--row", "3", "--json").stdout)
+    (shown,) = told["shown"]
+    assert "".join(one["text"] for one in shown["pieces"][0] if one["target"]) == "o</s>"
+    assert [one["name"] for one in told["warnings"]] == ["template_in_rows"]
+
+
+def test_preview_of_a_job_whose_rows_are_to_be_written_shows_its_seeds(run_cli: Cli, tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("name: x\ndata: {teacher: offline}\ntrain: {model: tiny-llama}\ncompute: {workers: 1}\n")
+    done = run_cli("data", "preview", str(job), "--tokens")
+    assert done.returncode == 0, done.stderr
+    assert "seed tasks (builtin)" in done.stdout
+    chats = tmp_path / "chats.json"
+    chats.write_text('[{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]')
+    job.write_text(f"name: x\ndata: {{from: {chats}}}\ntrain: {{model: tiny-llama}}\ncompute: {{workers: 1}}\n")
+    for command in (("data", "preview"), ("validate",)):
+        refused = run_cli(*command, str(job))
+        assert refused.returncode == 2
+        assert "Set recipe: vicuna" in refused.stderr

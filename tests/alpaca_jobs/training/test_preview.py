@@ -1,0 +1,136 @@
+"""What a preview shows is what training sees, and it warns of everything that would waste a training."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from alpaca_jobs.data.record_files import Record
+from alpaca_jobs.errors import DataError
+from alpaca_jobs.spec import JobSpec, TrainSpec
+from alpaca_jobs.training.local_check import local_warnings
+from alpaca_jobs.training.preview import find_problems, preview_tokens
+from alpaca_jobs.training.recipes import build_tokenizer, prepare_rows, read_training_rows
+from alpaca_jobs.training.tokenizer import load_tokenizer
+
+ROWS = [{"instruction": f"Say {number} 世界.", "input": "", "output": f"Hello {number}! 🎉"} for number in range(30)]
+CHAT = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
+
+
+def records(bodies: list[dict[str, Any]]) -> list[Record]:
+    return [Record(f"f item {number}", body) for number, body in enumerate(bodies, start=1)]
+
+
+def train(**changes: Any) -> TrainSpec:
+    return TrainSpec.model_validate({"model": "tiny-llama", **changes})
+
+
+def names(bodies: list[dict[str, Any]], **changes: Any) -> list[str]:
+    return [one.name for one in preview_tokens(records(bodies), train(**changes), places=()).warnings]
+
+
+def test_shown_tokens_are_the_very_ones_of_training_and_make_the_text() -> None:
+    spec = train()
+    rows = read_training_rows(records(ROWS), spec)
+    files = build_tokenizer(spec, rows)
+    ((ids, is_target),) = prepare_rows(rows, load_tokenizer(files), files, spec).of_epoch(0).pieces(7)
+    (shown,) = preview_tokens(records(ROWS), spec, places=[7]).rows
+    (piece,) = shown.pieces
+    assert piece.ids == tuple(ids.tolist())
+    assert piece.is_target == tuple(is_target.tolist())
+    text = "".join(piece.texts)
+    assert text.endswith("### Response:Hello 7! 🎉</s>")
+    assert "Say 7 世界." in text
+    learned = [text for text, target in zip(piece.texts, piece.is_target, strict=True) if target]
+    assert "".join(learned) == "Hello 7! 🎉</s>"
+    assert shown.ends_with_eos
+    assert shown.num_cut == 0
+
+
+def test_what_is_cut_is_counted_and_warned_of() -> None:
+    whole = preview_tokens(records(ROWS), train(), places=[0]).rows[0]
+    count = sum(len(piece.ids) for piece in whole.pieces)
+    cut = preview_tokens(records(ROWS), train(max_length=count - 3), places=[0])
+    assert cut.rows[0].num_cut == 3
+    assert not cut.rows[0].ends_with_eos
+    assert "truncated" in [one.name for one in cut.warnings]
+    assert cut.warnings[-1].num_rows == cut.num_truncated
+    lenient = preview_tokens(records(ROWS), train(max_length=count - 3), places=[0], max_truncated=1.0)
+    assert "truncated" not in [one.name for one in lenient.warnings]
+
+
+def test_good_rows_have_no_warnings() -> None:
+    assert names(ROWS) == []
+    assert names([CHAT], recipe="vicuna") == []
+
+
+@pytest.mark.parametrize(
+    ("bodies", "changes", "name"),
+    [
+        ([*ROWS, {"instruction": "### Instruction:\nx", "output": "y"}], {}, "template_in_rows"),
+        ([*ROWS, {"instruction": "x", "output": "<|im_start|>y"}], {}, "template_in_rows"),
+        ([{"conversations": [{"from": "human", "value": "USER: x"}, CHAT["conversations"][1]]}], {"recipe": "vicuna"},
+         "template_in_rows"),
+        ([*ROWS, {"instruction": "word " * 600, "output": "y"}], {}, "answer_cut_away"),
+    ],
+)  # fmt: skip
+def test_rows_that_would_waste_a_training_are_named(
+    bodies: list[dict[str, Any]], changes: dict[str, Any], name: str
+) -> None:
+    assert name in names(bodies, **changes)
+
+
+def test_a_missing_end_and_a_shared_padding_token_are_named() -> None:
+    spec = train()
+    rows = read_training_rows(records(ROWS), spec)
+    files = build_tokenizer(spec, rows)
+    tokenizer = load_tokenizer(files)
+    data = prepare_rows(rows, tokenizer, files, spec)
+    same = dataclasses.replace(tokenizer, pad_id=tokenizer.eos_id)
+    assert [one.name for one in find_problems(data, same, spec, max_truncated=0.05)] == ["pad_is_eos"]
+    other = dataclasses.replace(tokenizer, eos_id=7)
+    found = find_problems(data, other, spec, max_truncated=0.05)
+    assert [(one.name, one.num_rows) for one in found] == [("no_eos", 30)]
+
+
+@pytest.mark.parametrize(
+    ("body", "changes", "words"),
+    [
+        (CHAT, {}, "train.recipe vicuna trains on, but train.recipe is alpaca"),
+        (ROWS[0], {"recipe": "vicuna"}, "train.recipe alpaca trains on, but train.recipe is vicuna"),
+        ({"messages": []}, {"recipe": "vicuna"}, "Set train.template: chat"),
+        ({"text": "x"}, {}, "train.recipe pretrain trains on"),
+    ],
+)
+def test_a_file_for_another_recipe_is_refused_with_the_one_it_fits(
+    body: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        preview_tokens(records([body]), train(**changes), places=[0])
+
+
+def test_packed_documents_keep_their_borders() -> None:
+    bodies = [{"text": f"Document {number} about cats."} for number in range(6)]
+    found = preview_tokens(
+        records(bodies), train(recipe="pretrain", packing="best_fit", max_length=60), places=[0, 99]
+    )  # fmt: skip
+    (row,) = found.rows
+    assert len(row.pieces) > 1
+    assert all(piece.ids[-1] == found.eos[0] and not piece.is_target[0] for piece in row.pieces)
+    assert found.warnings == ()
+
+
+def test_a_job_with_local_rows_is_looked_at_before_it_is_launched(tmp_path: Any) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('[{"instruction": "### Instruction:\\nx", "output": "y"}]', encoding="utf-8")
+
+    def job(source: str, model: str = "tiny-llama") -> JobSpec:
+        body = {"name": "x", "data": {"from": source}, "train": {"model": model}, "compute": {"workers": 1}}
+        return JobSpec.model_validate(body)
+
+    assert ["prompt template" in words for words in local_warnings(job(str(path)))] == [True]
+    assert local_warnings(job("s3://bucket/rows.json")) == []
+    assert local_warnings(job(str(tmp_path / "none.json"))) == []
+    assert local_warnings(job(str(path), "nobody/has-this-model")) == []  # and nothing is fetched
