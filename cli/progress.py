@@ -154,7 +154,7 @@ def line_of(event: Event) -> str | None:
             what = "step" if fields.get("stage") == "train" else "part of the rows, number"
             return f"attempt {event.attempt} goes on after {what} {fields['position']}"
         case "save" if fields.get("committed", True):
-            return f"step {fields.get('position')} saved in {words.duration(fields.get('seconds'))}"
+            return _saved_words(fields)
         case "decision" if fields.get("action") in ("finish", "give_up"):
             return None  # the end says it again
         case "decision" | "end":
@@ -162,6 +162,20 @@ def line_of(event: Event) -> str | None:
         case "log" if fields.get("level") in ("warning", "error", "critical"):
             return f"{fields['level']}: {fields.get('message', '')}"
     return None
+
+
+def _saved_words(fields: Mapping[str, Any]) -> str:
+    """How a save went, and when the next one comes."""
+    text = f"step {fields.get('position')} saved in {words.duration(fields.get('seconds'))}"
+    if fields.get("stored_bytes") is not None:
+        text += f", {words.size(fields['stored_bytes'])} stored"
+    if fields.get("stall_s") is not None:
+        text += f", training stood still {fields['stall_s']:.2f} s"
+    if fields.get("lag_steps"):
+        text += f" and went on {words.plural(fields['lag_steps'], 'step')} meanwhile"
+    if fields.get("interval_by") not in (None, "fixed"):
+        text += f"; the next in {words.plural(fields['interval_steps'], 'step')} (by {fields['interval_by']})"
+    return text
 
 
 def log_line(event: Event) -> str:

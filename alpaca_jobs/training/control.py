@@ -12,7 +12,8 @@ from alpaca_jobs.training.metrics import StepMetrics
 from checkpoints.keys import CommitRef
 
 if TYPE_CHECKING:
-    from checkpoints.torch_bridge import Checkpointer, SaveResult
+    from alpaca_jobs.training.saving import SaveReport
+    from checkpoints.torch_bridge import Checkpointer
 
 
 class TrainControl(Protocol):
@@ -32,7 +33,7 @@ class TrainControl(Protocol):
     def stepped(self, metrics: StepMetrics) -> None:
         """An optimizer step is done."""
 
-    def saved(self, result: SaveResult) -> None:
+    def saved(self, result: SaveReport) -> None:
         """A checkpoint is committed (or, by the checkpointer's policy, was not)."""
 
     def notice(self) -> float | None:
@@ -53,6 +54,7 @@ class TrainContext:
         candidates: committed train steps that count, newest first; empty means: start at step 0.
         threads: CPU threads of this rank; part of what makes bits repeatable.
         device: "cpu" or "cuda:N".
+        losses_per_hour: how often this job's machines are expected to be taken away; an automatic interval saves by it.
     """
 
     train: TrainSpec
@@ -66,6 +68,7 @@ class TrainContext:
     control: TrainControl
     threads: int = 1
     device: str = "cpu"
+    losses_per_hour: float = 0.0
 
 
 StoppedBy = Literal["done", "notice", "stop"]

@@ -58,7 +58,11 @@ class _Loop:
     def __init__(self, ctx: TrainContext, state: TrainState) -> None:
         self._ctx, self._state = ctx, state
         self._device = torch.device(ctx.device)
-        self._schedule = SaveSchedule(ctx.checkpoints.interval_steps, max_overhead=ctx.checkpoints.max_overhead)
+        self._schedule = SaveSchedule(
+            ctx.checkpoints.interval_steps,
+            max_overhead=ctx.checkpoints.max_overhead,
+            losses_per_hour=ctx.losses_per_hour,
+        )
         self._is_fixed = ctx.checkpoints.interval_steps != "auto"
         self._requested = self._committed = state.step  # newest step a save was begun for, and one was committed for
         self._losses: list[float] = []
@@ -209,9 +213,9 @@ class _Loop:
         for result in results:
             if result.committed:
                 self._committed = max(self._committed, result.position)
-            self._schedule.observe_save(stall_s=result.stall_s, seconds=result.seconds)
+            report = self._schedule.take(result, step=self._state.step)
             if self._ctx.rank == 0:
-                self._ctx.control.saved(result)
+                self._ctx.control.saved(report)
 
     def _tell(self, ready: StepInputs, agreed: Told, *, loss: float, learning_rate: float, begin: float) -> None:
         """Rank 0 reports the step."""

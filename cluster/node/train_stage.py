@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from alpaca_jobs.data.rows import Row
 from alpaca_jobs.spec_io import job_to_dict
 from checkpoints.keys import CommitRef
+from cluster.hazard import losses_per_hour
 from cluster.node.attempt_context import AttemptContext
 from cluster.node.ray_runtime import RayRuntime
 from cluster.node.train_worker import ExportOrder, TrainWorker, WorkerAssignment
@@ -74,6 +75,7 @@ class TrainStage:
             job=job_to_dict(ctx.job), store_uri=ctx.store_uri, run_id=ctx.run_id, attempt=ctx.attempt,
             world_size=len(self._workers), rendezvous=self._rendezvous(), on_gpu=bool(ctx.gpus_per_node),
             candidates=tuple(candidates), base_is_open=base_is_open, scratch=str(ctx.scratch),
+            losses_per_hour=losses_per_hour(ctx.log.records(), ctx.attempt),
         )  # fmt: skip
         calls = [worker.run.remote(assignment, self._dataset) for worker in self._workers]
         result: TrainResult = self._until_done(calls)[0]

@@ -45,6 +45,7 @@ class WorkerAssignment:
         base_is_open: whether the attempt's base record is still to be put, by rank 0, once its state is loaded.
         scratch: the head's scratch folder, for rank 0's phase markers.
         on_gpu: whether each worker has a GPU of its own.
+        losses_per_hour: of this attempt's machines, expected.
     """
 
     job: dict[str, Any]
@@ -57,6 +58,7 @@ class WorkerAssignment:
     base_is_open: bool
     scratch: str
     on_gpu: bool = False
+    losses_per_hour: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ class TrainWorker:
                     control=self._control,
                     threads=job.compute.threads_per_worker,
                     device="cuda:0" if assignment.on_gpu else "cpu",
+                    losses_per_hour=assignment.losses_per_hour,
                 )
             )
         finally:

@@ -101,6 +101,20 @@ def test_an_unknown_kind_of_event_changes_nothing() -> None:
             "step 3 of 40, loss 1.5000, 100 tokens/s",
         ),
         (event("save", position=10, seconds=0.25), "step 10 saved in 0.2 s"),
+        (
+            event(
+                "save",
+                position=10,
+                seconds=42,
+                stall_s=0.3,
+                stored_bytes=2**30,
+                lag_steps=7,
+                interval_steps=120,
+                interval_by="losses",
+            ),
+            "step 10 saved in 42 s, 1.0 GiB stored, training stood still 0.30 s and went on 7 steps meanwhile; the "
+            "next in 120 steps (by losses)",
+        ),
         (event("decision", action="relaunch", words="Lost; going to local/b."), "Lost; going to local/b."),
         (event("log", level="warning", message="slow"), "warning: slow"),
         (event("log", level="info", message="talk"), None),

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from alpaca_jobs.training.saving import FIRST_AUTO_INTERVAL, SaveSchedule, fits_notice, is_due
+from alpaca_jobs.training.saving import (
+    AUTO_LEAST_S,
+    AUTO_MOST_S,
+    FIRST_AUTO_INTERVAL,
+    SaveSchedule,
+    fits_notice,
+    is_due,
+)
+from checkpoints.torch_bridge import SaveResult
 
 
-def _measured(*, step_s: float, stall_s: float, seconds: float, max_overhead: float = 0.01) -> int:
-    schedule = SaveSchedule("auto", max_overhead=max_overhead)
+def _measured(
+    *, step_s: float, stall_s: float, seconds: float, max_overhead: float = 0.01, losses_per_hour: float = 10.0
+) -> int:
+    schedule = SaveSchedule("auto", max_overhead=max_overhead, losses_per_hour=losses_per_hour)
     for _ in range(5):
         schedule.observe_step(step_s)
     schedule.observe_save(stall_s=stall_s, seconds=seconds)
@@ -38,6 +48,31 @@ def test_an_automatic_interval_keeps_the_stall_within_the_overhead() -> None:
 def test_an_automatic_interval_lets_a_save_finish_and_does_not_flood_the_store() -> None:
     assert _measured(step_s=1.0, stall_s=0.0, seconds=500.0) == 500
     assert _measured(step_s=0.5, stall_s=0.0, seconds=0.1) == 120  # 60 s
+
+
+def test_an_automatic_interval_follows_the_hazard_between_its_bounds() -> None:
+    def seconds(losses_per_hour: float, *, stall_s: float = 2.0) -> int:
+        return _measured(
+            step_s=1.0, stall_s=stall_s, seconds=10.0, max_overhead=0.5, losses_per_hour=losses_per_hour
+        )  # fmt: skip
+
+    assert seconds(0.5) == 169  # Daly: a stall of 2 s and a loss every two hours
+    assert seconds(2.0) == 84  # four times as often: half as long, about
+    assert seconds(0.0) == AUTO_MOST_S
+    assert seconds(0.5, stall_s=0.001) == AUTO_LEAST_S
+
+
+def test_what_is_told_of_a_save_names_its_lag_and_what_decides_the_next() -> None:
+    schedule = SaveSchedule("auto", max_overhead=0.01, losses_per_hour=0.0)
+    assert schedule.interval_by == "first"
+    schedule.observe_step(2.0)
+    saved = SaveResult(position=10, stall_s=9.0, seconds=12.0, bytes=100, stored_bytes=40, committed=True)
+    report = schedule.take(saved, step=16)
+    assert (report.position, report.stall_s, report.seconds, report.bytes) == (10, 9.0, 12.0, 100)
+    assert (report.lag_steps, report.interval_steps, report.interval_by) == (6, 300, "most")
+    skipped = SaveResult(position=20, stall_s=0.0, seconds=0.0, bytes=0, stored_bytes=0, committed=False)
+    assert schedule.take(skipped, step=20).interval_steps == 300, "what was skipped has measured nothing"
+    assert SaveSchedule(7, max_overhead=0.01).take(saved, step=10).interval_by == "fixed"
 
 
 def test_a_notice_is_used_if_the_measured_save_fits_with_a_margin() -> None:
