@@ -24,25 +24,34 @@ def convert(
     source: Annotated[str, typer.Argument(metavar="IN", help="JSON, JSON lines or Parquet; a path or a URI.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="A new file: .json, .jsonl or .parquet.")],
     to: Annotated[Shape, typer.Option("--to", help="The shape of each record in OUT.")] = Shape.ALPACA,
+    reversible: Annotated[
+        bool, typer.Option("--reversible", help="Add fields for what a shape has no place for, for the way back.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Write a file's rows in another shape: Alpaca's, Self-Instruct's, ShareGPT's or OpenAI's messages.
 
     Example: alpaca-jobs data convert chats.json messages.jsonl --to openai
 
-    What shape IN has is seen in each record. The kind of file is said by its name. Fields that a shape has no place for
-    are left behind; a conversation of several exchanges is refused where a shape holds one.
+    What shape IN has is seen in each record. The kind of file is said by its name. A chat has one text where a row has
+    an instruction and an input: they are joined by a blank line, and with --reversible also kept beside it, with the
+    row's id. Other fields are left behind; a conversation of several exchanges is refused where a shape holds one.
     """
     require_modules(*(["pyarrow"] if ".parquet" in source + out else []))
     from alpaca_jobs.data.files import check_target, load_table, write_table
-    from alpaca_jobs.data.formats import read_examples, render_examples
+    from alpaca_jobs.data.formats import num_joined, read_examples, render_examples
 
     check_target(out)
     examples = read_examples(load_table(source))
-    records = render_examples(examples, to.value)
+    records = render_examples(examples, to.value, reversible=reversible)
     write_table(out, records)
+    joined = num_joined(examples) if to in (Shape.SHAREGPT, Shape.OPENAI) and not reversible else 0
     if as_json:
-        render.out_json({"in": source, "out": out, "to": to.value, "examples": len(examples), "records": len(records)})
-    else:
-        render.out(out)
-        render.say(f"{words.plural(len(examples), 'example')} in {words.plural(len(records), 'record')}")
+        counts = {"examples": len(examples), "records": len(records), "inputs_joined": joined}
+        render.out_json({"in": source, "out": out, "to": to.value, **counts})
+        return
+    render.out(out)
+    note = (
+        f"; {words.plural(joined, 'input')} joined to the instruction (--reversible keeps them apart)" if joined else ""
+    )
+    render.say(f"{words.plural(len(examples), 'example')} in {words.plural(len(records), 'record')}{note}")

@@ -70,13 +70,36 @@ def read_examples(records: Sequence[Record]) -> list[Example]:
     return [one for record in records for one in _READERS[detect_format(record)](record)]
 
 
-def render_examples(examples: Sequence[Example], shape: str) -> list[dict[str, Any]]:
+def render_examples(examples: Sequence[Example], shape: str, *, reversible: bool = False) -> list[dict[str, Any]]:
     """Return records of a shape; those of one instruction are instances of one record in Self-Instruct's.
+
+    Args:
+        reversible: add what a shape has no place for (a row's id, and its instruction and input apart) as fields of
+            their own, which readers here take up again, and keep the order where instances are put together.
 
     Raises:
         DataError: a conversation of more than one exchange has no place in alpaca or self-instruct.
     """
-    return _WRITERS[shape](examples)
+    if shape == "self-instruct":
+        return _write_self_instruct(examples, only_neighbours=reversible)
+    records = _WRITERS[shape](examples)
+    return (
+        [{**_beside(one, shape), **record} for one, record in zip(examples, records, strict=True)]
+        if reversible
+        else records
+    )
+
+
+def num_joined(examples: Sequence[Example]) -> int:
+    """Count the rows whose input a chat's shape joins to the instruction."""
+    return sum(bool(one.input) for one in examples)
+
+
+def _beside(example: Example, shape: str) -> dict[str, Any]:
+    named = {"id": example.name} if example.name else {}
+    if shape == "alpaca" or example.input is None:
+        return named
+    return {**named, "instruction": example.instruction, "input": example.input}
 
 
 def _read_alpaca(record: Record) -> list[Example]:
@@ -123,7 +146,12 @@ def _conversation(record: Record, field: str, who: str, what: str) -> Example:
                 f"{turn.where}: {who!r} is {turn.fields[who]!r}, which is nobody known here ({', '.join(_FROM)})."
             )
         turns.append(Turn(role, turn.text(what, may_be_empty=True)))
-    return Example(str(record.fields.get("id", "")), tuple(turns))
+    name, instruction, given = (record.fields.get(key, "") for key in ("id", "instruction", "input"))
+    if isinstance(instruction, str) and isinstance(given, str) and instruction:
+        task = _task(record, instruction, given, turns[-1].text)
+        if task.turns == tuple(turns):
+            return task
+    return Example(str(name), tuple(turns))
 
 
 def _write_alpaca(examples: Sequence[Example]) -> list[dict[str, Any]]:
@@ -133,12 +161,17 @@ def _write_alpaca(examples: Sequence[Example]) -> list[dict[str, Any]]:
     ]
 
 
-def _write_self_instruct(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    records: dict[str, dict[str, Any]] = {}
-    for instruction, given, output in map(_as_task, examples):
-        blank = {"id": f"task_{len(records)}", "instruction": instruction, "instances": []}
-        records.setdefault(instruction, blank)["instances"].append({"input": given, "output": output})
-    return list(records.values())
+def _write_self_instruct(examples: Sequence[Example], *, only_neighbours: bool = False) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    places: dict[str, int] = {}
+    for example, (instruction, given, output) in zip(examples, map(_as_task, examples), strict=True):
+        place = places.get(instruction)
+        if place is None or (only_neighbours and place != len(records) - 1):
+            place = places[instruction] = len(records)
+            name = example.name if only_neighbours and example.name else f"task_{place}"
+            records.append({"id": name, "instruction": instruction, "instances": []})
+        records[place]["instances"].append({"input": given, "output": output})
+    return records
 
 
 def _as_task(example: Example) -> tuple[str, str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from alpaca_jobs.data.files import load_table, write_table
 from alpaca_jobs.data.formats import FORMATS, read_examples, render_examples
 from alpaca_jobs.data.record_files import Record
 from alpaca_jobs.errors import DataError
@@ -76,3 +78,47 @@ def test_a_conversation_does_not_fit_into_one_task_and_is_not_cut_to_fit() -> No
 def test_what_cannot_be_read_is_said_with_its_place(body: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError, match=said.replace("(", r"\(")):
         read_examples(records(body))
+
+
+ROWS = [
+    {"id": "r1", "instruction": "Sort.\n\nBy length.", "input": "b a", "output": "a b"},
+    {"id": "r2", "instruction": "Say hällo.", "input": "", "output": "Hällo {you}."},
+    {"id": "r3", "instruction": "Sort.\n\nBy length.", "input": "d c", "output": ""},
+]
+
+
+def through_file(bodies: list[dict[str, Any]], shape: str, path: Path) -> list[dict[str, Any]]:
+    """Convert, write, and read again, as `data convert --reversible` does twice."""
+    write_table(path, render_examples(read_examples(records(*bodies)), shape, reversible=True))
+    return [dict(one.fields) for one in load_table(str(path))]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("second", FORMATS)
+@pytest.mark.parametrize("first", FORMATS)
+def test_every_pair_of_shapes_round_trips_in_every_kind_of_file(
+    tmp_path: Path, first: str, second: str, suffix: str
+) -> None:
+    there = through_file(ROWS, first, tmp_path / f"a{suffix}")
+    over = through_file(there, second, tmp_path / f"b{suffix}")
+    back = through_file(over, first, tmp_path / f"c{suffix}")
+    assert back == there
+    home = through_file(back, "alpaca", tmp_path / f"d{suffix}")
+    assert home == ROWS
+
+
+@pytest.mark.parametrize("suffix", [".json", ".parquet"])
+def test_conversations_round_trip_with_their_ids(tmp_path: Path, suffix: str) -> None:
+    messages = through_file([CHAT, {**CHAT, "id": "c2"}], "openai", tmp_path / f"a{suffix}")
+    assert through_file(messages, "sharegpt", tmp_path / f"b{suffix}") == [CHAT, {**CHAT, "id": "c2"}]
+
+
+def test_without_reversible_a_shape_has_its_own_fields_alone() -> None:
+    assert set(through(ROWS, "openai")[0]) == {"messages"}
+    assert set(through(ROWS, "sharegpt")[0]) == {"id", "conversations"}
+    assert set(through(ROWS, "alpaca")[0]) == {"instruction", "input", "output"}
+
+
+def test_fields_that_do_not_say_what_the_chat_says_are_not_believed() -> None:
+    (example,) = read_examples(records({**CHAT, "instruction": "Something else", "input": ""}))
+    assert example.input is None
