@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,20 +30,36 @@ _LANGUAGE_CHARACTERS = 4000  # of a chat, that its language is told by
 
 @dataclass
 class Cleaned:
-    """Chats that stay, in order; how many were dropped by reason; how many had HTML; how many parts were split off."""
+    """Chats that stay, in order; how many were dropped by reason; how many had HTML; how many parts were split off.
+
+    `num_too_long`: parts of one exchange that is longer than the limit by itself; training cuts them.
+    """
 
     chats: list[Example] = field(default_factory=list)
     drops: Counter[str] = field(default_factory=Counter)
     num_html: int = 0
     num_split: int = 0
+    num_too_long: int = 0
 
 
-def clean_chats(chats: Sequence[Example], *, language: str | None = None, max_words: int | None = None) -> Cleaned:
+def num_words(turns: Sequence[Turn]) -> int:
+    """Words of a chat, by white space."""
+    return sum(len(turn.text.split()) for turn in turns)
+
+
+def clean_chats(
+    chats: Sequence[Example],
+    *,
+    language: str | None = None,
+    max_length: int | None = None,
+    length: Callable[[Sequence[Turn]], int] = num_words,
+) -> Cleaned:
     """Clean chats, in order.
 
     Args:
         language: ISO 639-1 code, such as en; chats told to be in another are dropped. None keeps all.
-        max_words: a longer chat is split between two exchanges; one exchange is never cut. None splits none.
+        max_length: a longer chat is split between two exchanges; one exchange is never cut. None splits none.
+        length: of a chat, in the unit of `max_length`: words, or a model's tokens (training/chat_length.py).
     """
     found, seen = Cleaned(), set()
     for chat in chats:
@@ -60,7 +76,8 @@ def clean_chats(chats: Sequence[Example], *, language: str | None = None, max_wo
             found.drops[reason] += 1
             continue
         seen.add(key)
-        parts = _split(turns, max_words)
+        parts = _split(turns, max_length, length)
+        found.num_too_long += max_length is not None and sum(length(part) > max_length for part in parts)
         found.num_split += len(parts) - 1
         names = [chat.name] if len(parts) == 1 else [f"{chat.name}_{number}" for number in range(len(parts))]
         found.chats += [Example(name, part) for name, part in zip(names, parts, strict=True)]
@@ -114,21 +131,19 @@ def _language_of(turns: Sequence[Turn]) -> str:
     return code
 
 
-def _split(turns: tuple[Turn, ...], max_words: int | None) -> list[tuple[Turn, ...]]:
+def _split(
+    turns: tuple[Turn, ...], max_length: int | None, length: Callable[[Sequence[Turn]], int]
+) -> list[tuple[Turn, ...]]:
     """Return the parts of a chat, each of whole exchanges and with the system text in front."""
-    if max_words is None or _num_words(turns) <= max_words:
+    if max_length is None or length(turns) <= max_length:
         return [turns]
     system = tuple(turn for turn in turns if turn.role == "system")
     spoken = turns[len(system) :]
     parts: list[tuple[Turn, ...]] = []
     for place in range(0, len(spoken), 2):
         exchange = spoken[place : place + 2]
-        if parts and _num_words(parts[-1]) + _num_words(exchange) <= max_words:
+        if parts and length((*parts[-1], *exchange)) <= max_length:
             parts[-1] += exchange
         else:
             parts.append((*system, *exchange))
     return parts
-
-
-def _num_words(turns: Sequence[Turn]) -> int:
-    return sum(len(turn.text.split()) for turn in turns)

@@ -79,10 +79,10 @@ def test_chats_in_another_language_are_dropped_only_when_one_is_named() -> None:
 
 def test_long_chats_are_split_between_exchanges_and_keep_their_system_text() -> None:
     words = [f"w{number} " * 10 for number in range(8)]
-    found = clean_chats([chat("S:sys", *(f"{'UA'[n % 2]}:{text}" for n, text in enumerate(words)))], max_words=45)
+    found = clean_chats([chat("S:sys", *(f"{'UA'[n % 2]}:{text}" for n, text in enumerate(words)))], max_length=45)
     assert [one.name for one in found.chats] == ["c_0", "c_1"]
     assert [[turn.role for turn in one.turns] for one in found.chats] == [["system", *["user", "assistant"] * 2]] * 2
     assert [turn.text for one in found.chats for turn in one.turns[1:]] == words
     assert found.num_split == 1
-    whole = clean_chats([chat("a " * 100, "b " * 100)], max_words=50)
+    whole = clean_chats([chat("a " * 100, "b " * 100)], max_length=50)
     assert len(whole.chats) == 1, "one exchange is never cut"

@@ -100,3 +100,30 @@ def test_tokens_and_masks_are_those_of_the_table(
     ]  # fmt: skip
     found = [(names[int(token)], bool(target)) for token, target in zip(rows.tokens, rows.is_target, strict=True)]
     assert found == expected
+
+
+def test_chats_split_by_tokens_fit_the_limit_exactly_as_training_counts() -> None:
+    from alpaca_jobs.data.cleaning import clean_chats
+    from alpaca_jobs.data.formats import Example, Turn
+    from alpaca_jobs.spec import TrainSpec
+    from alpaca_jobs.training.chat_length import chat_counter
+    from alpaca_jobs.training.recipes import Conversation, build_tokenizer, tokenize_rows
+    from alpaca_jobs.training.tokenizer import load_tokenizer
+
+    turns = tuple(
+        Turn(role, f"{role} says thing number {number} in some words " * (1 + number % 3))
+        for number in range(12)
+        for role in ("user", "assistant")
+    )
+    train, chat = TrainSpec(recipe="vicuna", model="tiny-llama"), Example("c", turns)
+    count = chat_counter(train, [chat])
+    rows = [Conversation(tuple((turns[at].text, turns[at + 1].text) for at in range(0, 24, 2)))]
+    tokenizer = load_tokenizer(build_tokenizer(train, rows))
+    assert count(turns) == tokenize_rows(rows, tokenizer, train).lengths[0]
+    limit = count(turns) // 3
+    found = clean_chats([chat], max_length=limit, length=count)
+    assert all(count(part.turns) <= limit for part in found.chats)
+    assert tuple(turn for part in found.chats for turn in part.turns) == turns
+    assert found.num_split == len(found.chats) - 1 >= 2
+    assert found.num_too_long == 0
+    assert clean_chats([chat], max_length=10, length=count).num_too_long == 12
