@@ -42,7 +42,11 @@ def render_prompt(instruction: str, input: str = "") -> str:
         instruction: what to do.
         input: what to do it with; the empty string picks the template without an input.
     """
-    template = PROMPT_WITH_INPUT if input else PROMPT_WITHOUT_INPUT
+    return fill_template(PROMPT_WITH_INPUT if input else PROMPT_WITHOUT_INPUT, instruction, input)
+
+
+def fill_template(template: str, instruction: str, input: str = "") -> str:
+    """Put an instruction and an input into a template that holds {instruction} and, behind it, perhaps {input}."""
     # Two plain replacements, not str.format: rows contain braces (code, JSON), and the instruction may hold "{input}".
     head, tail = template.split("{instruction}")
     return head + instruction + tail.replace("{input}", input)

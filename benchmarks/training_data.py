@@ -104,7 +104,7 @@ def run_ours(
                     candidates=[],
                     control=control,
                     threads=threads,
-                )  # fmt: skip
+                )
             )
         finally:
             checkpointer.close()

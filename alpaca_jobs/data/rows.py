@@ -94,7 +94,11 @@ def load_rows(source: str) -> tuple[Row, ...]:
     Raises:
         DataError: nothing there, not JSON, no rows, or a row without its fields; says which line or item.
     """
-    records = load_records(source)
+    return rows_from(load_records(source))
+
+
+def rows_from(records: Iterable[Record]) -> tuple[Row, ...]:
+    """Rows of records in Alpaca's shape. Raises DataError: a record without its fields; says which."""
     rows = []
     for place, record in enumerate(records):
         row = _row(record)

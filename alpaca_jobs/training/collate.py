@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alpaca_jobs.training.attention import row_borders, use_rows_attention
-from alpaca_jobs.training.data import TokenizedRows
+from alpaca_jobs.training.data import EpochRows
 from alpaca_jobs.training.loss import LossHead, attach_loss_head
 from alpaca_jobs.training.model import accepts
 
@@ -48,10 +48,12 @@ class MicroBatch:
     Attributes:
         rows: token ids of each row; one token that predicts nothing stands in for an empty micro batch.
         targets: for each row, the places whose next token is a target.
+        owners: for each row, which of the data's rows of this micro batch it is a piece of; empty: one each, in order.
     """
 
     rows: tuple[Tensor, ...]
     targets: tuple[Tensor, ...]
+    owners: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -59,16 +61,17 @@ class MicroBatch:
         return sum(len(row) for row in self.rows)
 
 
-def collate(data: TokenizedRows, rows: Sequence[int]) -> MicroBatch:
+def collate(data: EpochRows, rows: Sequence[int]) -> MicroBatch:
     """Take rows by index. The first token of a row is never a target, so no row is predicted from the one before it."""
     if not rows:
         return MicroBatch((torch.zeros(1, dtype=torch.int64),), (torch.zeros(0, dtype=torch.int64),))
-    ids, targets = [], []
-    for row in rows:
-        begin, end = int(data.offsets[row]), int(data.offsets[row + 1])
-        ids.append(torch.from_numpy(data.tokens[begin:end].astype(np.int64)))
-        targets.append(torch.from_numpy(np.flatnonzero(data.is_target[begin + 1 : end])))
-    return MicroBatch(tuple(ids), tuple(targets))
+    ids, targets, owners = [], [], []
+    for place, row in enumerate(rows):
+        for tokens, is_target in data.pieces(row):
+            ids.append(torch.from_numpy(tokens.astype(np.int64)))
+            targets.append(torch.from_numpy(np.flatnonzero(is_target[1:])))
+            owners.append(place)
+    return MicroBatch(tuple(ids), tuple(targets), tuple(owners))
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,8 @@ def lay_out(
             given["attention_mask"] = _block_mask(ids, dtype=mask_dtype)
     weights = None
     if row_weights is not None:
-        pairs = zip(places, row_weights, strict=False)  # an empty micro batch has a stand-in row, and no weights
-        weights = torch.cat([torch.full((len(mine),), weight) for mine, weight in pairs] or [torch.zeros(0)])
+        pairs = zip(places, batch.owners, strict=False)  # an empty micro batch has a stand-in row, and no weights
+        weights = torch.cat([torch.full((len(mine),), row_weights[row]) for mine, row in pairs] or [torch.zeros(0)])
     return Inputs(
         {**given, "use_cache": False},
         places=torch.cat([mine + start for mine, start in zip(places, starts, strict=True)]),

@@ -1,6 +1,7 @@
 """Rows to tokens: prompts and answers in the recipe's format, EOS after every answer, loss on answers alone.
 
 Shapes: tokens of all rows lie flat one after the other, (num_tokens,); row i is tokens[offsets[i] : offsets[i + 1]].
+A row is what batches count; it may hold several pieces (documents packed together), which never see each other.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +32,51 @@ class Turn:
 
 
 Example = tuple[Turn, ...]
+Piece = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
+"""Token ids, and which of them are targets, of tokens that see each other; the first is never a target."""
+
+
+class EpochRows(Protocol):
+    """The rows as one epoch sees them."""
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of every row, (num_rows,) int64."""
+
+    @property
+    def target_counts(self) -> npt.NDArray[np.int64]:
+        """Target tokens of every row, (num_rows,) int64."""
+
+    @property
+    def squared_lengths(self) -> npt.NDArray[np.int64]:
+        """Sum over its pieces of the squared number of tokens, (num_rows,) int64: what attention costs."""
+
+    def pieces(self, row: int) -> list[Piece]:
+        """The tokens of a row."""
+
+
+class TrainingData(Protocol):
+    """Rows to train on, whether they are in memory or in a file. The same on every rank, in every attempt.
+
+    Attributes:
+        num_truncated: rows cut at max_length.
+        num_without_target: rows whose answer was cut away whole; they stay in their batches and teach nothing.
+    """
+
+    @property
+    def num_truncated(self) -> int: ...
+
+    @property
+    def num_without_target(self) -> int: ...
+
+    @property
+    def digest(self) -> str:
+        """Equal digests: the same tokens in the same rows with the same targets."""
+
+    def __len__(self) -> int: ...
+
+    def of_epoch(self, epoch: int) -> EpochRows:
+        """The rows of an epoch, from 0."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +97,32 @@ class TokenizedRows:
     is_target: npt.NDArray[np.bool_]
     num_truncated: int
     num_without_target: int
+    piece_starts: npt.NDArray[np.int64] | None = None
+    """Where pieces begin in `tokens`, ascending, row beginnings included; None: every row is one piece."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def of_epoch(self, epoch: int) -> TokenizedRows:
+        """The same rows in every epoch."""
+        return self
+
+    def pieces(self, row: int) -> list[Piece]:
+        """The tokens of a row, piece by piece."""
+        begin, end = int(self.offsets[row]), int(self.offsets[row + 1])
+        starts = [begin]
+        if self.piece_starts is not None:
+            first, last = np.searchsorted(self.piece_starts, [begin, end])
+            starts = self.piece_starts[first:last].tolist()
+        return [(self.tokens[a:b], self.is_target[a:b]) for a, b in pairwise([*starts, end])]
+
+    @cached_property
+    def squared_lengths(self) -> npt.NDArray[np.int64]:
+        """Sum over its pieces of the squared number of tokens, (num_rows,) int64."""
+        if self.piece_starts is None:
+            return self.lengths**2
+        squares = np.diff(np.append(self.piece_starts, self.offsets[-1])) ** 2
+        return np.asarray(np.add.reduceat(squares, np.searchsorted(self.piece_starts, self.offsets[:-1])), np.int64)
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -70,6 +141,8 @@ class TokenizedRows:
         digest = hashlib.sha256()
         for array in (self.tokens.astype("<i4"), self.offsets.astype("<i8"), self.is_target):
             digest.update(array.tobytes())
+        if self.piece_starts is not None:
+            digest.update(self.piece_starts.astype("<i8").tobytes())
         return digest.hexdigest()
 
 
@@ -102,16 +175,17 @@ def tokenize_examples(examples: Iterable[Example], tokenizer: RowTokenizer, *, m
             num_truncated += len(ids) > max_length
             tokens.append(np.asarray(ids[:max_length], dtype=np.int32))
             targets.append(np.asarray(is_target[:max_length], dtype=np.bool_))
-    return _finish(tokens, targets, num_truncated=num_truncated, max_length=max_length)
+    return finish_rows(tokens, targets, num_truncated=num_truncated, max_length=max_length)
 
 
-def _finish(
+def finish_rows(
     tokens: Sequence[npt.NDArray[np.int32]],
     targets: Sequence[npt.NDArray[np.bool_]],
     *,
     num_truncated: int,
     max_length: int,
 ) -> TokenizedRows:
+    """Rows of one piece each, from their tokens and targets. Raises DataError: no rows, or not one target in them."""
     if not tokens:
         raise DataError("There are no rows to train on. Generate some first, or set data.from to a file that has rows.")
     num_without = sum(not mask.any() for mask in targets)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.batching import total_steps
-from alpaca_jobs.training.data import TokenizedRows
-from alpaca_jobs.training.recipes import TrainingRow, build_tokenizer, load_training_rows, tokenize_rows
+from alpaca_jobs.training.data import TrainingData
+from alpaca_jobs.training.recipes import TrainingRow, build_tokenizer, load_training_rows, prepare_rows
 from alpaca_jobs.training.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class Dataset:
         num_steps: optimizer updates of the whole training.
     """
 
-    rows: TokenizedRows
+    rows: TrainingData
     tokenizer_files: dict[str, bytes]
     num_steps: int
 
@@ -38,7 +38,7 @@ def prepare_dataset(train: TrainSpec, rows: Sequence[TrainingRow] | str) -> Data
     """
     made = load_training_rows(rows, train) if isinstance(rows, str) else rows
     files = build_tokenizer(train, made)
-    tokenized = tokenize_rows(made, load_tokenizer(files), train)
+    tokenized = prepare_rows(made, load_tokenizer(files), files, train)
     if tokenized.num_truncated:
         logger.warning(
             "%d of %d rows are longer than train.max_length %d and were cut; %d of them lost their whole answer",

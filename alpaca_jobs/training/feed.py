@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from alpaca_jobs.spec import TrainSpec
-from alpaca_jobs.training.batching import StepPlan, plan_step
+from alpaca_jobs.training.batching import StepPlan, plan_step, steps_per_epoch
 from alpaca_jobs.training.collate import Inputs, Layout, collate, lay_out
-from alpaca_jobs.training.data import TokenizedRows
+from alpaca_jobs.training.data import EpochRows, TrainingData
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def make_step(
     step: int,
     *,
     train: TrainSpec,
-    data: TokenizedRows,
+    data: TrainingData,
     rank: int,
     world_size: int,
     layout: Layout,
@@ -48,20 +48,21 @@ def make_step(
     mask_dtype: torch.dtype = torch.float32,
 ) -> StepInputs:
     """Plan a step (from 1) and lay out this rank's micro batches."""
+    seen = data.of_epoch((step - 1) // steps_per_epoch(len(data), train.global_batch_size))
     plan = plan_step(
         step,
         seed=train.seed,
-        lengths=data.lengths,
+        lengths=seen.lengths,
         global_batch_size=train.global_batch_size,
         micro_batch_size=train.micro_batch_size,
         world_size=world_size,
     )
     rows = list(plan.rows)
-    num_targets = int(data.target_counts[rows].sum())
-    weights = None if train.loss_average == "token" else micro_batch_weights(plan.rows, data, train.micro_batch_size)
+    num_targets = int(seen.target_counts[rows].sum())
+    weights = None if train.loss_average == "token" else micro_batch_weights(plan.rows, seen, train.micro_batch_size)
     micros = tuple(
         lay_out(
-            collate(data, micro),
+            collate(seen, micro),
             layout=layout,
             pad_id=pad_id,
             mask_dtype=mask_dtype,
@@ -73,14 +74,14 @@ def make_step(
         plan=plan,
         micros=micros,
         first_rows=tuple(micro[0] if micro else -1 for micro in plan.ranks[rank]),
-        tokens=int(data.lengths[rows].sum()),
-        squared_lengths=int((data.lengths[rows] ** 2).sum()),
+        tokens=int(seen.lengths[rows].sum()),
+        squared_lengths=int(seen.squared_lengths[rows].sum()),
         num_targets=num_targets,
         divisor=float(max(1, num_targets)) if weights is None else 1.0,
     )
 
 
-def micro_batch_weights(rows: tuple[int, ...], data: TokenizedRows, micro_batch_size: int) -> dict[int, float]:
+def micro_batch_weights(rows: tuple[int, ...], data: EpochRows, micro_batch_size: int) -> dict[int, float]:
     """What each target token of a row counts when losses are averaged per micro batch first, then over micro batches.
 
     The arithmetic of the published recipe of 2023: a micro batch is `micro_batch_size` rows in the order of the epoch,

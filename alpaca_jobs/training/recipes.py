@@ -1,18 +1,26 @@
-"""What a recipe makes of rows: Alpaca's single turns, Vicuna's conversations; the one place that knows both formats."""
+"""What a recipe makes of rows: Alpaca's turns, Vicuna's conversations, documents; the one place that knows them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from alpaca_jobs import prompts
-from alpaca_jobs.data.record_files import Record, load_records
-from alpaca_jobs.data.rows import Row, load_rows
+from alpaca_jobs.data.files import load_table
+from alpaca_jobs.data.formats import Turn as ChatTurn
+from alpaca_jobs.data.formats import read_examples
+from alpaca_jobs.data.record_files import Record, read_bytes
+from alpaca_jobs.data.rows import Row, rows_from
 from alpaca_jobs.errors import DataError
 from alpaca_jobs.spec import TrainSpec
+from alpaca_jobs.spec_recipe import TemplateSpec
 from alpaca_jobs.training import tokenizer as tokenizers_of_models
-from alpaca_jobs.training.data import Example, TokenizedRows, Turn, tokenize_examples
+from alpaca_jobs.training.chat_template import tokenize_chats
+from alpaca_jobs.training.data import Example, TokenizedRows, TrainingData, Turn, tokenize_examples
+from alpaca_jobs.training.mixing import MixedRows
+from alpaca_jobs.training.packing import pack_documents
 from alpaca_jobs.training.tokenizer import RowTokenizer
+from alpaca_jobs.training.vocabulary import extend_tokenizer
 
 _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 
@@ -24,24 +32,51 @@ class Conversation:
     exchanges: tuple[tuple[str, str], ...]
 
 
-TrainingRow = Row | Conversation
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation for a tokenizer's own template: turns of system, user and assistant."""
+
+    turns: tuple[ChatTurn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text to go on pre-training with."""
+
+    text: str
+
+
+TrainingRow = Row | Conversation | Chat | Document
 
 
 def load_training_rows(source: str, train: TrainSpec) -> tuple[TrainingRow, ...]:
-    """Read the rows of `data.from` in the recipe's format, from a path or an fsspec URI.
+    """Read the rows of `data.from` in the recipe's format: JSON, JSON lines or Parquet, from a path or an fsspec URI;
+    a .txt file holds one document a line.
 
     Raises:
-        DataError: nothing there, not JSON, no rows, or a row without its fields; says which.
+        DataError: nothing there, not what its name says, no rows, or a row without its fields; says which.
     """
-    if train.recipe == "alpaca":
-        return load_rows(source)
-    return tuple(_conversation(record) for record in load_records(source))
+    if train.recipe == "pretrain" and source.endswith(".txt"):
+        return tuple(map(Document, read_bytes(source).decode("utf-8-sig").split("\n")))
+    return read_training_rows(load_table(source), train)
 
 
-def to_example(row: TrainingRow) -> Example:
+def read_training_rows(records: Sequence[Record], train: TrainSpec) -> tuple[TrainingRow, ...]:
+    """The rows that records of a file are in this recipe. Raises DataError: a record without its fields; says which."""
+    if train.recipe == "pretrain":
+        return tuple(Document(record.text("text", may_be_empty=True)) for record in records)
+    if train.template == "chat":
+        return tuple(Chat(example.turns) for example in read_examples(records))
+    return rows_from(records) if train.recipe == "alpaca" else tuple(map(_conversation, records))
+
+
+def to_example(row: Row | Conversation, template: TemplateSpec | None = None) -> Example:
     """Prompts and answers of a row, as the text that is trained on; EOS is added when it becomes tokens."""
     if isinstance(row, Row):
-        return (Turn(prompts.render_prompt(row.instruction, row.input), row.output),)
+        if template is None:
+            return (Turn(prompts.render_prompt(row.instruction, row.input), row.output),)
+        text = template.prompt_input if row.input else template.prompt_no_input
+        return (Turn(prompts.fill_template(text, row.instruction, row.input), row.output),)
     turns, opening = [], prompts.VICUNA_SYSTEM + prompts.VICUNA_AFTER_USER
     for question, answer in row.exchanges:
         prompt = f"{prompts.VICUNA_USER}: {question}{prompts.VICUNA_AFTER_USER}{prompts.VICUNA_ASSISTANT}:"
@@ -51,25 +86,78 @@ def to_example(row: TrainingRow) -> Example:
 
 
 def build_tokenizer(train: TrainSpec, rows: Iterable[TrainingRow]) -> dict[str, bytes]:
-    """Files of the tokenizer folder for this training; `tiny-llama`'s is trained on the rows. Raises: ModelError."""
-    texts = (turn.prompt + turn.answer for row in rows for turn in to_example(row))
-    return tokenizers_of_models.build_tokenizer(train.model, texts)
+    """Files of the tokenizer folder for this training; `tiny-llama`'s is trained on the rows, and another one's words
+    are added where the job says so. Raises: ModelError.
+    """
+    files = tokenizers_of_models.build_tokenizer(train.base, (text for row in rows for text in _texts(row)))
+    return files if train.tokenizer is None else extend_tokenizer(files, train.tokenizer.extend)
 
 
-def tokenize_rows(rows: Sequence[TrainingRow], tokenizer: RowTokenizer, train: TrainSpec) -> TokenizedRows:
-    """Encode rows in the recipe's format; row i of the result is rows[i].
+def _texts(row: TrainingRow) -> Iterable[str]:
+    if isinstance(row, Document):
+        return (row.text,)
+    if isinstance(row, Chat):
+        return (turn.text for turn in row.turns)
+    return (turn.prompt + turn.answer for turn in to_example(row))
+
+
+def tokenize_rows(
+    rows: Sequence[TrainingRow], tokenizer: RowTokenizer, train: TrainSpec, *, templates: bool = True
+) -> TokenizedRows:
+    """Encode rows in the recipe's own template, or the job's first one; row i of the result is rows[i], except that
+    documents are packed.
 
     Raises:
         DataError: no rows, rows of another recipe, or nothing left to learn from at this `max_length`.
     """
-    wanted = Row if train.recipe == "alpaca" else Conversation
+    return _tokenize(rows, tokenizer, train, train.templates[0] if templates and train.templates else None)
+
+
+def prepare_rows(
+    rows: Sequence[TrainingRow], tokenizer: RowTokenizer, files: Mapping[str, bytes], train: TrainSpec
+) -> TrainingData:
+    """Encode rows as the job asks: by the recipe's template, by several of the job's, or by the tokenizer's own.
+
+    Raises:
+        DataError: as `tokenize_rows`; or conversations that do not fit the tokenizer's chat template.
+        ModelError: the tokenizer has no chat template.
+    """
+    if train.template == "chat":
+        return tokenize_chats(map(_chat, rows), files, max_length=train.max_length)
+    if len(train.templates) > 1:
+        variants = tuple(_tokenize(rows, tokenizer, train, template) for template in train.templates)
+        return MixedRows(variants, seed=train.seed)
+    return tokenize_rows(rows, tokenizer, train)
+
+
+def _tokenize(
+    rows: Sequence[TrainingRow], tokenizer: RowTokenizer, train: TrainSpec, template: TemplateSpec | None
+) -> TokenizedRows:
+    wanted = {"alpaca": Row, "vicuna": Conversation, "pretrain": Document}[train.recipe]
     for place, row in enumerate(rows):
         if not isinstance(row, wanted):
             raise DataError(
                 f"Row {place} is a {type(row).__name__}, but train.recipe is {train.recipe}, which trains on rows of "
                 f"the form {wanted.__name__}. Set train.recipe to match the data."
             )
-    return tokenize_examples((to_example(row) for row in rows), tokenizer, max_length=train.max_length)
+    if train.recipe == "pretrain":
+        texts = (row.text for row in rows if isinstance(row, Document))
+        return pack_documents(texts, tokenizer, block_size=train.max_length, packing=train.packing)
+    examples = (to_example(row, template) for row in rows if isinstance(row, Row | Conversation))
+    return tokenize_examples(examples, tokenizer, max_length=train.max_length)
+
+
+def _chat(row: TrainingRow) -> tuple[ChatTurn, ...]:
+    if isinstance(row, Chat):
+        return row.turns
+    if isinstance(row, Row):
+        asked = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
+        return (ChatTurn("user", asked), ChatTurn("assistant", row.output))
+    if isinstance(row, Conversation):
+        return tuple(
+            turn for asked, said in row.exchanges for turn in (ChatTurn("user", asked), ChatTurn("assistant", said))
+        )
+    raise DataError("Documents have no turns, so train.template: chat does not fit them. Leave template out.")
 
 
 def _conversation(record: Record) -> Conversation:

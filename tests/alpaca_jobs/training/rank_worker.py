@@ -111,6 +111,43 @@ def train_once(run: dict[str, Any], *, rank: int, world_size: int) -> dict[str, 
     return {**_describe(result), **_heard(control)}
 
 
+def trained_model(train: TrainSpec, dataset: Any, folder: Path) -> Any:
+    """Train on a dataset, alone, and load what was committed into a model."""
+    from alpaca_jobs.training.engines.protocol import kept_tensors
+    from alpaca_jobs.training.model import build_model
+
+    losses_of(train, dataset, folder)
+    store = Store.open(f"file://{folder}")
+    checkpointer = Checkpointer(store, LAYOUT, stage="train", attempt=2, fence=None, keep=None)
+    model = build_model(train, load_tokenizer(dataset.tokenizer_files), device=torch.device("cpu"))
+    checkpointer.load(list_commits(store, LAYOUT, "train")[0], {"model": kept_tensors(model, adapters_only=False)})
+    checkpointer.close()
+    return model
+
+
+def losses_of(train: TrainSpec, dataset: Any, folder: Path) -> list[float]:
+    """Train on a dataset, alone; returns the loss of every step."""
+    control = Control({}, 0)
+    checkpointer = Checkpointer(Store.open(f"file://{folder}"), LAYOUT, stage="train", attempt=1, fence=None, keep=None)
+    try:
+        run_training(
+            TrainContext(
+                train=train,
+                checkpoints=CheckpointSpec(interval_steps=1000),
+                rank=0,
+                world_size=1,
+                rows=dataset.rows,
+                tokenizer_files=dataset.tokenizer_files,
+                checkpointer=checkpointer,
+                candidates=[],
+                control=control,
+            )
+        )
+    finally:
+        checkpointer.close()
+    return [metrics.loss for metrics in control.metrics]
+
+
 def _describe(result: TrainResult) -> dict[str, Any]:
     return {
         "final_step": result.final_step,

@@ -1,0 +1,128 @@
+"""Conversations in the tokenizer's own chat template, with loss on what the assistant says.
+
+The text is rendered turn by turn: what the template adds for an assistant turn is that turn's target, up to and with
+the special token that ends it. So it needs no `{% generation %}` marks, which few templates have. The whole
+conversation becomes tokens at once, as it will when the model is used, and targets follow from characters.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alpaca_jobs.data.formats import Turn
+from alpaca_jobs.errors import DataError, ModelError
+from alpaca_jobs.training.data import TokenizedRows, finish_rows
+from alpaca_jobs.training.hub import foreign_model_errors
+from alpaca_jobs.training.tokenizer import write_folder
+
+Span = tuple[int, int]
+
+
+def tokenize_chats(chats: Iterable[tuple[Turn, ...]], files: Mapping[str, bytes], *, max_length: int) -> TokenizedRows:
+    """Encode conversations by the chat template among a tokenizer's files.
+
+    Raises:
+        ModelError: the tokenizer has no chat template, or is not a fast one.
+        DataError: no conversations; a template that rewrites earlier turns; a text that holds a special token; nothing
+            left to learn from at this `max_length`.
+    """
+    tokenizer = _load(files)
+    tokens, targets, num_truncated = [], [], 0
+    for number, chat in enumerate(chats):
+        _refuse_special(chat, tokenizer, number)
+        text, spans = render_chat(chat, tokenizer, number)
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        is_target = [any(begin < stop and end > start for start, stop in spans) for begin, end in offsets]
+        is_target[:1] = [False]
+        num_truncated += len(ids) > max_length
+        tokens.append(np.asarray(ids[:max_length], dtype=np.int32))
+        targets.append(np.asarray(is_target[:max_length], dtype=np.bool_))
+    return finish_rows(tokens, targets, num_truncated=num_truncated, max_length=max_length)
+
+
+def render_chat(chat: Sequence[Turn], tokenizer: Any, number: int = 0) -> tuple[str, list[Span]]:
+    """The text of a conversation, and from where to where the assistant speaks in it, in characters.
+
+    Args:
+        number: of the conversation, from 0, for error texts.
+
+    Raises:
+        DataError: the template does not add turn after turn, or refuses the conversation.
+    """
+    messages = [{"role": turn.role, "content": turn.text} for turn in chat]
+    spans: list[Span] = []
+    try:
+        whole: str = tokenizer.apply_chat_template(messages, tokenize=False)
+        for place, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = tokenizer.apply_chat_template(messages[:place], tokenize=False, add_generation_prompt=True)
+            after = tokenizer.apply_chat_template(messages[: place + 1], tokenize=False)
+            if not (after.startswith(before) and whole.startswith(after)):
+                raise DataError(
+                    f"Conversation {number}, turn {place + 1}: the tokenizer's chat template writes it otherwise once "
+                    "more turns follow, so what the model learns would not be what it meets. Use a recipe's template "
+                    "(train.template: recipe), or conversations of one exchange."
+                )
+            spans.append((len(before), _end_of_turn(after, len(before), message["content"], tokenizer)))
+    except (ValueError, TypeError) as exc:
+        raise DataError(f"Conversation {number} does not fit the tokenizer's chat template: {exc}") from exc
+    except _template_error() as exc:  # a template refuses what it was not made for, such as a system turn
+        raise DataError(f"Conversation {number} does not fit the tokenizer's chat template: {exc}") from exc
+    return whole, spans
+
+
+def _template_error() -> type[Exception]:
+    from jinja2.exceptions import TemplateError
+
+    error: type[Exception] = TemplateError
+    return error
+
+
+def _end_of_turn(text: str, begin: int, content: str, tokenizer: Any) -> int:
+    """Behind the first special token after the answer, which is what the model has to say to stop."""
+    after = begin + len(content.strip())
+    ends = [
+        place + len(token) for token in tokenizer.all_special_tokens if (place := text.find(token, after - 1)) >= 0
+    ]  # fmt: skip
+    if not ends:
+        raise DataError(
+            "The tokenizer's chat template ends an assistant's turn with no special token, so a model trained with it "
+            "would never stop. Use a recipe's template (train.template: recipe)."
+        )
+    return min(ends)
+
+
+def _refuse_special(chat: Sequence[Turn], tokenizer: Any, number: int) -> None:
+    for place, turn in enumerate(chat, start=1):
+        for token in tokenizer.all_special_tokens:
+            if token in turn.text:
+                raise DataError(
+                    f"Conversation {number}, turn {place} holds the text {token}, which the tokenizer reads as a "
+                    "special token: it would end or begin a turn inside of one. Take it out of the data."
+                )
+
+
+def _load(files: Mapping[str, bytes]) -> Any:
+    with tempfile.TemporaryDirectory() as scratch, foreign_model_errors("the saved tokenizer", "tokenizer"):
+        from transformers import AutoTokenizer
+
+        write_folder(files, Path(scratch))
+        tokenizer: Any = AutoTokenizer.from_pretrained(scratch)
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError(
+            "train.template is chat, but the base model's tokenizer has no chat template. Take the model's chat or "
+            "instruct version, or a recipe's own template (train.template: recipe)."
+        )
+    if not tokenizer.is_fast:
+        raise ModelError(
+            "train.template is chat, but the base model's tokenizer is a slow one, which does not tell which "
+            "characters a token covers. Save it as a fast tokenizer (tokenizer.json) first."
+        )
+    return tokenizer

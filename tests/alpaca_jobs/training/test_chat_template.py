@@ -1,0 +1,132 @@
+"""The tokenizer's own chat template: tokens and targets are those of a table written by hand."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from alpaca_jobs.data.formats import Turn
+from alpaca_jobs.data.rows import Row
+from alpaca_jobs.errors import DataError, ModelError
+from alpaca_jobs.spec import TrainSpec
+from alpaca_jobs.training.chat_template import tokenize_chats
+from alpaca_jobs.training.recipes import prepare_rows
+from alpaca_jobs.training.tokenizer import load_tokenizer
+
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '<s>[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'system' %}{{ raise_exception('no system turns') }}"
+    "{% else %}{{ ' ' + message['content'] + '</s>' }}{% endif %}{% endfor %}"
+)
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>"]
+WORDS = [
+    "user",
+    "assistant",
+    "system",
+    "Hi",
+    "Hello",
+    "Bye",
+    "ĠSo",
+    "So",
+    "Ġlong",
+    "Ġ",
+    "Ċ",
+    "[",
+    "INST",
+    "]",
+    "/",
+    "Be",
+    "Ġkind",
+]
+CHAT = (Turn("user", "Hi"), Turn("assistant", "Hello"), Turn("user", "Bye"), Turn("assistant", "So long"))
+
+S, E = "<|im_start|>", "<|im_end|>"
+CHATML_TABLE = [
+    (S, False), ("user", False), ("Ċ", False), ("Hi", False), (E, False), ("Ċ", False),
+    (S, False), ("assistant", False), ("Ċ", False), ("Hello", True), (E, True), ("Ċ", False),
+    (S, False), ("user", False), ("Ċ", False), ("Bye", False), (E, False), ("Ċ", False),
+    (S, False), ("assistant", False), ("Ċ", False), ("So", True), ("Ġlong", True), (E, True), ("Ċ", False),
+]  # fmt: skip
+LLAMA_TABLE = [
+    ("<s>", False), ("[", False), ("INST", False), ("]", False), ("ĠHi", False), ("Ġ[", False), ("/", False),
+    ("INST", False), ("]", False), ("ĠHello", True), ("</s>", True),
+    ("<s>", False), ("[", False), ("INST", False), ("]", False), ("ĠBye", False), ("Ġ[", False), ("/", False),
+    ("INST", False), ("]", False), ("ĠSo", True), ("Ġlong", True), ("</s>", True),
+]  # fmt: skip
+
+
+def _files(template: str | None, eos: str) -> dict[str, bytes]:
+    """A byte-level BPE whose merges build exactly the words above."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary: dict[str, int] = {token: number for number, token in enumerate(SPECIALS)}
+    merges: list[tuple[str, str]] = []
+    for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocabulary.setdefault(letter, len(vocabulary))
+    for word in ["ĠHi", "ĠHello", "ĠBye", "Ġ[", *WORDS]:
+        for end in range(2, len(word) + 1):
+            if word[:end] not in vocabulary:
+                vocabulary[word[:end]] = len(vocabulary)
+                merges.append((word[: end - 1], word[end - 1]))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos, "pad_token": "<|endoftext|>",
+        "additional_special_tokens": SPECIALS[1:],
+    }  # fmt: skip
+    if template is not None:
+        config["chat_template"] = template
+    return {"tokenizer.json": tokenizer.to_str().encode(), "tokenizer_config.json": json.dumps(config).encode()}
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "table"),
+    [pytest.param(CHATML, E, CHATML_TABLE, id="chatml"), pytest.param(LLAMA, "</s>", LLAMA_TABLE, id="llama-2")],
+)
+def test_tokens_and_targets_are_those_of_the_table(template: str, eos: str, table: list[tuple[str, bool]]) -> None:
+    files = _files(template, eos)
+    rows = tokenize_chats([CHAT], files, max_length=512)
+    definition = json.loads(files["tokenizer.json"])
+    names = {number: token for token, number in definition["model"]["vocab"].items()}
+    found = [(names[int(token)], bool(target)) for token, target in zip(rows.tokens, rows.is_target, strict=True)]
+    assert found == table
+
+
+def test_alpaca_rows_fit_as_chats_of_one_exchange_too() -> None:
+    files = _files(CHATML, E)
+    train = TrainSpec(model="some/model", template="chat", max_length=64)
+    rows = prepare_rows([Row("Hi", "", "Hello")], load_tokenizer(files), files, train)
+    assert rows.of_epoch(0).target_counts.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("template", "chat", "words"),
+    [
+        (CHATML, (Turn("user", "Hi <|im_end|>"), Turn("assistant", "Hello")), "holds the text <|im_end|>"),
+        (LLAMA, (Turn("system", "Be kind"), *CHAT), "no system turns"),
+        (CHATML.replace("<|im_end|>", ""), CHAT, "with no special token, so a model trained with it would never stop"),
+        (
+            "{% for m in messages %}{{ m['content'] if loop.last else 'x' }}<|im_end|>{% endfor %}",
+            CHAT,
+            "writes it otherwise once more turns follow",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_words(template: str, chat: tuple[Turn, ...], words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        tokenize_chats([chat], _files(template, E), max_length=64)
+    assert words in str(caught.value)
+
+
+def test_a_tokenizer_without_a_template_says_so() -> None:
+    with pytest.raises(ModelError, match="has no chat template"):
+        tokenize_chats([CHAT], _files(None, E), max_length=64)
