@@ -12,11 +12,14 @@ from pathlib import Path
 from alpaca_jobs.data.record_files import read_bytes
 from alpaca_jobs.generation.seeds import load_seed_tasks
 from alpaca_jobs.spec import JobSpec
+from alpaca_jobs.spec_recipe import TokenizerSpec
+from alpaca_jobs.training.vocabulary import read_tokenizer
 from checkpoints.store import Store
 
 SEED_TASKS = "inputs/seed_tasks.jsonl"
 ROWS_FOLDER = "inputs/rows"
 FILES_FOLDER = "inputs/files"
+TOKENIZER = "inputs/tokenizer.json"
 
 
 def freeze_inputs(job: JobSpec, store: Store) -> None:
@@ -27,6 +30,8 @@ def freeze_inputs(job: JobSpec, store: Store) -> None:
     """
     for name in job.train.files:
         store.put(f"{FILES_FOLDER}/{Path(name).name}", read_bytes(name))
+    if job.train.tokenizer is not None:
+        store.put(TOKENIZER, read_tokenizer(job.train.tokenizer.extend))
     if job.data.from_ is not None:
         store.put(f"{ROWS_FOLDER}/{Path(job.data.from_).name}", read_bytes(job.data.from_))
         return
@@ -51,6 +56,14 @@ def frozen_seed_tasks(store: Store) -> str:
 def frozen_rows(store: Store) -> str:
     """Where the rows lie that a run was given, as a URI."""
     return f"{store.uri}/{store.list(ROWS_FOLDER + '/')[0]}"
+
+
+def with_frozen_tokenizer(job: JobSpec, store: Store) -> JobSpec:
+    """The job with its second tokenizer where nodes find it: in the run's folder."""
+    if job.train.tokenizer is None:
+        return job
+    tokenizer = TokenizerSpec(extend=f"{store.uri}/{TOKENIZER}")
+    return job.model_copy(update={"train": job.train.model_copy(update={"tokenizer": tokenizer})})
 
 
 def frozen_files(store: Store) -> dict[str, str]:

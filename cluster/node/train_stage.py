@@ -12,6 +12,7 @@ from alpaca_jobs.spec_io import job_to_dict
 from checkpoints.keys import CommitRef
 from cluster.hazard import losses_per_hour
 from cluster.node.attempt_context import AttemptContext
+from cluster.node.inputs import with_frozen_tokenizer
 from cluster.node.ray_runtime import RayRuntime
 from cluster.node.train_worker import ExportOrder, TrainWorker, WorkerAssignment
 
@@ -57,7 +58,8 @@ class TrainStage:
     def load(self, rows: Sequence[Row] | str) -> None:
         """Turn rows (or the file of rows at a URI) into what the workers train on; once, before anything else."""
         self._runtime.results(self._prepared)
-        self._dataset = self._workers[0].tokenize.remote(job_to_dict(self._ctx.job), self._runtime.share(rows))
+        job = job_to_dict(with_frozen_tokenizer(self._ctx.job, self._ctx.store))
+        self._dataset = self._workers[0].tokenize.remote(job, self._runtime.share(rows))
         self._runtime.results([self._dataset])
 
     def run(self, candidates: Sequence[CommitRef], *, base_is_open: bool) -> TrainEnd:

@@ -1,4 +1,4 @@
-"""Templates of the user's own: as files like alpaca-lora's, several mixed, each draw a function of seed, epoch and row."""
+"""Templates of the user's own: files like alpaca-lora's, mixed; each draw a function of seed, epoch and row."""
 
 from __future__ import annotations
 

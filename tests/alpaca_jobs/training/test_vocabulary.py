@@ -1,4 +1,4 @@
-"""A merged vocabulary: old text is cut as before, new text takes fewer tokens, new rows begin as the mean of the old."""
+"""A merged vocabulary: old text is cut as before, new text is shorter, new rows begin as the mean of the old."""
 
 from __future__ import annotations
 
@@ -145,5 +145,5 @@ def test_pre_training_then_instruction_tuning_from_the_other_run_s_export(
 
 def test_a_run_without_a_model_is_refused_in_words(tmp_path: Path) -> None:
     train = TrainSpec(model=f"file://{tmp_path}/nothing-abcde", max_length=128)
-    with pytest.raises(ModelError, match="no exported model is there. Name a run that is done"):
+    with pytest.raises(ModelError, match=r"no exported model is there\. Name a run that is done"):
         prepare_dataset(train, [Row("a", "", "b")])
