@@ -77,6 +77,8 @@ class TrainSpec(SpecPart):
     """Of recipe pretrain: blocks of max_length tokens cut from the running text, or documents packed whole."""
     model: str = Field(min_length=1)
     """Base model: a Hugging Face name, a folder, or tiny-llama (about 1 M parameters, made from scratch)."""
+    revision: str | None = Field(default=None, pattern=r"^[\w][\w./-]*$")
+    """Branch, tag or commit of a Hugging Face model. Launch replaces it by the commit: every attempt loads the same."""
     method: Literal["full", "lora", "command"] = "full"
     """What is trained: full means every parameter; lora: small adapters beside a frozen base model; command: what your
     own program trains (docs/COMMAND.md)."""
@@ -146,6 +148,11 @@ class TrainSpec(SpecPart):
     gradient_checkpointing: bool | Literal["selective"] = False
     """Recompute activations in the backward pass. true: all of them, a third more work; selective: keep the results of
     matrix products and attention, recompute the cheap rest."""
+
+    @property
+    def base(self) -> str:
+        """The base model with its revision, as alpaca_jobs/training/hub.py takes it: owner/name@commit."""
+        return self.model if self.revision is None else f"{self.model}@{self.revision}"
 
     @model_validator(mode="before")
     @classmethod

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from alpaca_jobs.spec import CheckpointSpec, TrainSpec
-from alpaca_jobs.training.data import TokenizedRows
+from alpaca_jobs.training.data import TrainingData
 from alpaca_jobs.training.metrics import StepMetrics
 from checkpoints.keys import CommitRef
 
@@ -53,6 +53,7 @@ class TrainContext:
     Attributes:
         candidates: committed train steps that count, newest first; empty means: start at step 0.
         threads: CPU threads of this rank; part of what makes bits repeatable.
+        ranks_per_node: ranks that share a machine; None: all of them.
         device: "cpu" or "cuda:N".
         losses_per_hour: how often this job's machines are expected to be taken away; an automatic interval saves by it.
     """
@@ -61,12 +62,13 @@ class TrainContext:
     checkpoints: CheckpointSpec
     rank: int
     world_size: int
-    rows: TokenizedRows
+    rows: TrainingData
     tokenizer_files: Mapping[str, bytes]
     checkpointer: Checkpointer
     candidates: Sequence[CommitRef]
     control: TrainControl
     threads: int = 1
+    ranks_per_node: int | None = None
     device: str = "cpu"
     losses_per_hour: float = 0.0
 

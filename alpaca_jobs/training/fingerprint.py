@@ -10,9 +10,12 @@ from alpaca_jobs.spec import TrainSpec
 
 _NOT_MATHEMATICS = {
     "engine", "exactness", "micro_batch_size", "gradient_checkpointing", "cross_entropy", "prefetch_steps",
-    "attention", "compile", "tf32",
+    "attention", "compile", "tf32", "sharding", "cpu_offload", "tokenizer",
 }  # fmt: skip
 """Keys that change speed, memory or the order of sums, but not which function of which rows is computed."""
+
+_LATER = ("loss_average", "revision", "template", "templates", "rope_scaling", "packing", "lora")
+"""Keys of version 0.2: at their defaults they change nothing, and runs begun before they existed go on."""
 
 
 def train_fingerprint(train: TrainSpec, *, data_digest: str, tokenizer_files: Mapping[str, bytes]) -> str:
@@ -24,9 +27,10 @@ def train_fingerprint(train: TrainSpec, *, data_digest: str, tokenizer_files: Ma
     settings = train.model_dump(mode="json", exclude=_NOT_MATHEMATICS)
     for key in ("command", "command_per", "files", "watch", "hours"):  # of a program of the user's own, not of ours
         del settings[key]
-    if train.loss_average == "token":
-        del settings["loss_average"]
-    else:
+    for name in _LATER:
+        if settings[name] == TrainSpec.model_fields[name].default or not settings[name]:
+            del settings[name]
+    if train.loss_average == "micro_batch":
         settings["micro_batch_size"] = train.micro_batch_size  # the mean over each micro batch is the mathematics
     body = {
         "version": 1,

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from alpaca_jobs.errors import ModelError
 from alpaca_jobs.known_models import KNOWN_MODELS
+from alpaca_jobs.training.revision import fetch_revision
+from alpaca_jobs.training.run_models import is_run, run_model_folder
 
 TINY_LLAMA = "tiny-llama"
 """The preset that needs no download: about 1 M parameters, tokenizer trained on the run's own rows."""
@@ -17,15 +19,21 @@ HUB_TIMEOUT_S = 15.0
 """Longest wait for the hub's answer to whether a model exists."""
 
 
-def resolve_model(model: str, *, timeout_s: float = HUB_TIMEOUT_S) -> str:
+def resolve_model(model: str, *, weights: bool = False, timeout_s: float = HUB_TIMEOUT_S) -> str:
     """What from_pretrained should be given for a base model: a folder that exists, or a hub name that answers.
 
     The hub is asked one question first: the library itself retries each file for minutes when the network is closed,
     and then names a file the user never heard of.
 
+    Args:
+        model: a folder, a run's URI, owner/name, or owner/name@revision: the last is fetched and given as a folder.
+        weights: of a model with a revision, whether the weights are needed as well.
+
     Raises:
         ModelError: no such folder and no such model, or the hub cannot be reached and the model is not cached.
     """
+    if is_run(model):
+        return str(run_model_folder(model))
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -39,8 +47,11 @@ def resolve_model(model: str, *, timeout_s: float = HUB_TIMEOUT_S) -> str:
             f"train.model is {model}, but there is no such folder here. Give a folder with config.json in it, a name "
             f"on the Hugging Face hub (owner/name), or {TINY_LLAMA}."
         )
+    name, _, revision = model.partition("@")
+    if revision:
+        return str(fetch_revision(name, revision, weights=weights))
     if not _is_cached(model):
-        _ask_hub(model, timeout_s=timeout_s)
+        ask_hub(model, timeout_s=timeout_s)
     return model
 
 
@@ -54,25 +65,45 @@ def _is_cached(model: str) -> bool:
         return False  # the hub has the better words for a name that cannot be
 
 
-def _ask_hub(model: str, *, timeout_s: float) -> None:
+class HubSilent(ModelError):
+    """The hub cannot be reached, or fails: nothing is known about the model."""
+
+
+def ask_hub(model: str, *, revision: str | None = None, timeout_s: float = HUB_TIMEOUT_S) -> str | None:
+    """The commit that the hub has for a model's revision (None: its main branch).
+
+    Raises:
+        HubSilent: it cannot be reached, or fails.
+        ModelError: it knows no such model or revision.
+    """
     import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
-        HfApi().model_info(model, timeout=timeout_s)
+        return HfApi().model_info(model, revision=revision, timeout=timeout_s).sha
+    except RevisionNotFoundError as exc:
+        raise ModelError(
+            f"train.revision is {revision}, and {model} has no such branch, tag or commit on the Hugging Face hub. "
+            "Look it up on the model's page, or leave train.revision out."
+        ) from exc
     except (RepositoryNotFoundError, HFValidationError) as exc:
         raise ModelError(
             f"train.model is {model}, but there is no such folder here and no such model on the Hugging Face hub"
             f"{_nearest(model)}. A private model needs HF_TOKEN under secrets."
         ) from exc
     except HfHubHTTPError as exc:
-        raise ModelError(
+        raise HubSilent(
             f"train.model is {model}, and the Hugging Face hub answered with an error: {_first_line(exc)}. Try again "
             "later, or give a folder."
         ) from exc
     except (httpx.HTTPError, ConnectionError) as exc:  # OfflineModeIsEnabled is a ConnectionError
-        raise ModelError(
+        raise HubSilent(
             f"train.model is {model}; it is neither a folder here nor in this machine's Hugging Face cache, and the "
             f"hub cannot be reached{_nearest(model)}. Check the name and the network, or give a folder. "
             f"({_first_line(exc)})"
@@ -96,6 +127,11 @@ def foreign_model_errors(model: str, part: str) -> Iterator[None]:
 
     try:
         yield
+    except RecursionError as exc:  # transformers 5.17 and a special token that is the empty text
+        raise ModelError(
+            f"The {part} of {model} cannot be loaded: a special token in it is the empty text. Look at eos_token, "
+            "bos_token and unk_token in tokenizer_config.json and special_tokens_map.json."
+        ) from exc
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as exc:
         if isinstance(exc, GatedRepoError) or isinstance(exc.__cause__, GatedRepoError):
             raise ModelError(

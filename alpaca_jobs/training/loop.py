@@ -49,7 +49,10 @@ def run_training(ctx: TrainContext) -> TrainResult:
             logger.warning("%s", text)
         if ctx.rank == 0:
             ctx.control.loaded(base, fallbacks)
-        return _Loop(ctx, state).run()
+        try:
+            return _Loop(ctx, state).run()
+        finally:
+            state.engine.close()
 
 
 class _Loop:
@@ -67,11 +70,11 @@ class _Loop:
         self._requested = self._committed = state.step  # newest step a save was begun for, and one was committed for
         self._losses: list[float] = []
         self._peak_flops = peak_bf16_flops(torch.cuda.get_device_name(self._device)) if self._on_gpu else None
-        self._num_parameters = matrix_parameters(state.model)
+        self._num_parameters = matrix_parameters(state.engine.model)
         self._feed = StepFeed(
             partial(
                 make_step, train=ctx.train, data=ctx.rows, rank=ctx.rank, world_size=ctx.world_size,
-                layout=state.layout, pad_id=state.pad_id, mask_dtype=next(state.model.parameters()).dtype,
+                layout=state.layout, pad_id=state.pad_id, mask_dtype=state.engine.mask_dtype,
             ),
             last_step=state.num_steps, ahead=ctx.train.prefetch_steps, pin=self._on_gpu,
         )  # fmt: skip
@@ -111,7 +114,7 @@ class _Loop:
         agreed = agree(
             Told(
                 loss_sum=loss_sum,
-                squared_norm=state.optimizer.take_gradients(),
+                squared_norm=state.engine.squared_norm(),
                 stop=ctx.control.stop_requested(),
                 notice_s=ctx.control.notice(),
                 interval=self._schedule.interval,
@@ -125,7 +128,7 @@ class _Loop:
         loss = agreed.loss_sum / ready.divisor
         self._refuse_not_finite(agreed, step=step, loss=loss)
         learning_rate = self._learning_rate(step)
-        state.optimizer.step(
+        state.engine.step(
             learning_rate=learning_rate, scale=clip_scale(agreed.squared_norm, train.max_grad_norm)
         )  # fmt: skip
         state.step = step
@@ -138,13 +141,13 @@ class _Loop:
     def _forward_backward(self, ready: StepInputs) -> float:
         """Gradients of the batch's loss into the model; returns this rank's sum of (weighted) cross entropies."""
         ctx, state = self._ctx, self._state
-        scale = ctx.world_size / ready.divisor  # FSDP averages gradients over ranks
+        scale = ctx.world_size / ready.divisor  # engines average gradients over ranks
         sums: list[torch.Tensor] = []
         for first_row, inputs in zip(ready.first_rows, ready.micros, strict=True):
             seed_forward(ctx.train.seed, ready.plan.step, first_row)
-            loss = target_loss(state.model, inputs.to(self._device), head=state.loss_head)
-            (loss * scale).backward()  # type: ignore[no-untyped-call]
+            loss = target_loss(state.engine.model, inputs.to(self._device), head=state.loss_head)
             sums.append(loss.detach())
+            state.engine.backward(loss * scale, is_last=len(sums) == len(ready.micros))
         return float(torch.stack(sums).double().sum())
 
     def _learning_rate(self, step: int) -> float:
@@ -207,7 +210,7 @@ class _Loop:
             global_batch_size=train.global_batch_size,
         )
         self._requested = state.step
-        self._ctx.checkpointer.save(state.step, state.tensors(), meta=meta, fingerprint=state.fingerprint)
+        self._ctx.checkpointer.save(state.step, state.engine.state(), meta=meta, fingerprint=state.fingerprint)
 
     def _take(self, results: list[SaveResult]) -> None:
         for result in results:
@@ -224,7 +227,7 @@ class _Loop:
         if self._ctx.rank:
             return
         tokens, world_size = ready.tokens, self._ctx.world_size
-        config = self._state.model.config
+        config = self._state.engine.model.config
         flops = model_flops(
             num_parameters=self._num_parameters,
             num_layers=int(getattr(config, "num_hidden_layers", 0)),

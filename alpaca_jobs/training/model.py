@@ -1,11 +1,8 @@
-"""The model: tiny-llama made from scratch or any decoder-only model of transformers, and its sharding by FSDP2.
-
-Parameters are float32 in memory whatever `train.dtype` says; FSDP casts them for the forward and backward pass and
-reduces gradients in float32.
-"""
+"""The model: tiny-llama made from scratch or any decoder-only model of transformers, float32; engines/ spreads it."""
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 from typing import Any
@@ -13,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from alpaca_jobs.errors import ModelError
 from alpaca_jobs.spec import TrainSpec
+from alpaca_jobs.training.base_weights import parameters_without_memory
 from alpaca_jobs.training.hub import TINY_LLAMA, foreign_model_errors, resolve_model
+from alpaca_jobs.training.rope import stretch_context
 from alpaca_jobs.training.tokenizer import RowTokenizer
 
 _TINY_HIDDEN, _TINY_LAYERS, _TINY_HEADS, _TINY_FEED_FORWARD = 128, 4, 4, 352
@@ -40,31 +38,63 @@ def build_model(
             model = _tiny_llama(train, tokenizer)
         else:
             model = _pretrained(train, tokenizer, device=device, with_weights=with_weights)
-    if train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.config.use_cache = False
-    moved: nn.Module = model.to(device).train()
+    moved: nn.Module = _for_training(model, train).to(device)
     return moved
 
 
-def shard_model(model: nn.Module, train: TrainSpec, *, device: torch.device) -> nn.Module:
-    """Shard every decoder layer and the rest over the default process group, in place; needs the group initialised.
+def build_without_memory(train: TrainSpec, tokenizer: RowTokenizer) -> tuple[nn.Module, nn.Module]:
+    """A pretrained model whose parameters have no memory yet, and a small one of the same architecture to try things
+    out on: as few layers as show all of its kinds, random weights.
 
-    One rank goes the same way: its numbers then come from the same code as on many.
+    Raises:
+        ModelError: as for `build_model`.
     """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    folder = resolve_model(train.base)
+    with foreign_model_errors(train.model, "model"), torch.random.fork_rng(devices=[]):
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    policy = MixedPrecisionPolicy()
-    if train.dtype == "bfloat16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    layers = set(getattr(model, "_no_split_modules", None) or ())
-    for module in reversed(list(model.modules())):  # FSDP wants inner modules first
-        if type(module).__name__ in layers:
-            fully_shard(module, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    return model
+        config = AutoConfig.from_pretrained(folder)
+        stretch_context(config, train)
+        small = copy.deepcopy(config)
+        kinds = list(getattr(config, "layer_types", None) or ())
+        small.num_hidden_layers = min(config.num_hidden_layers, max([2, *(1 + kinds.index(kind) for kind in kinds)]))
+        if kinds:
+            small.layer_types = kinds[: small.num_hidden_layers]
+        trial = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
+        with parameters_without_memory():
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            if tokenizer.vocab_size > model.get_input_embeddings().weight.shape[0]:
+                model.resize_token_embeddings(tokenizer.vocab_size, mean_resizing=False)
+    model.config.pad_token_id = tokenizer.pad_id
+    return _for_training(model, train), trial
+
+
+def _for_training(model: Any, train: TrainSpec) -> Any:
+    if train.gradient_checkpointing:
+        how: dict[str, Any] = {"use_reentrant": False}
+        if train.gradient_checkpointing == "selective":
+            how["context_fn"] = keep_products
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+    model.config.use_cache = False
+    return model.train()
+
+
+def keep_products() -> Any:
+    """What selective checkpointing keeps: results of matrix products and attention, which cost the most to repeat.
+
+    Source: torch.utils.checkpoint, create_selective_checkpoint_contexts.
+    """
+    from torch.utils.checkpoint import create_selective_checkpoint_contexts
+
+    aten = torch.ops.aten
+    return create_selective_checkpoint_contexts(  # type: ignore[no-untyped-call]
+        [
+            aten.mm.default, aten.addmm.default, aten.bmm.default,
+            aten._scaled_dot_product_flash_attention.default,
+            aten._scaled_dot_product_efficient_attention.default,
+            aten._scaled_dot_product_flash_attention_for_cpu.default,
+        ]
+    )  # fmt: skip
 
 
 def preload(train: TrainSpec) -> None:
@@ -77,11 +107,16 @@ def preload(train: TrainSpec) -> None:
 
 
 def matrix_parameters(model: Any) -> int:
-    """Parameters that take part in matrix products: all but an input embedding that is not the output's as well."""
-    total = sum(param.numel() for param in model.parameters())
+    """Parameters that take part in matrix products: all but an input embedding that is not the output's as well.
+
+    A frozen one counts two thirds: of the three products of a step (forward, and in the backward pass one for the input
+    and one for the weight) it takes part in two.
+    """
     given, out = model.get_input_embeddings(), model.get_output_embeddings()
     is_tied = out is not None and out.weight is given.weight
-    return int(total if is_tied else total - given.weight.numel())
+    params = [param for param in model.parameters() if is_tied or param is not given.weight]
+    sizes = [(getattr(param, "ds_numel", param.numel()), param.requires_grad) for param in params]
+    return int(sum(size if is_trained else size * 2 / 3 for size, is_trained in sizes))
 
 
 def accepts(model: nn.Module, argument: str) -> bool:
@@ -114,21 +149,18 @@ def _tiny_llama(train: TrainSpec, tokenizer: RowTokenizer) -> Any:
 
 
 def _pretrained(train: TrainSpec, tokenizer: RowTokenizer, *, device: torch.device, with_weights: bool) -> Any:
-    folder = resolve_model(train.model)
+    folder = resolve_model(train.base, weights=with_weights)
     with foreign_model_errors(train.model, "model"):
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        config = AutoConfig.from_pretrained(folder)
+    stretch_context(config, train)
+    with foreign_model_errors(train.model, "model"):
         if with_weights:
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
         else:
             with device:  # random numbers for billions of parameters take a minute on a CPU
-                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
-    context = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(context, int) and train.max_length > context:
-        raise ModelError(
-            f"train.max_length is {train.max_length}, but {train.model} was trained for {context} tokens. Set "
-            f"train.max_length to {context} or less, or take a base model with a longer context."
-        )
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     _fit_embeddings(model, tokenizer.vocab_size)
     model.config.pad_token_id = tokenizer.pad_id
     return model

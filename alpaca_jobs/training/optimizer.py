@@ -1,40 +1,42 @@
 """AdamW over this rank's shards of the parameters, and gradient clipping over all ranks.
 
-The optimizer works on plain local tensors that share memory with FSDP's sharded parameters: on small models the
+The optimizer works on plain local tensors that share memory with an engine's parameters: on small models the
 dispatch of sharded tensors costs more than the arithmetic, and on large ones the fused kernel is used either way.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from alpaca_jobs.spec import TrainSpec
 
 
 class ShardedAdamW:
-    """AdamW on the local shards of a sharded model's trainable parameters.
+    """AdamW on the local parts of parameters: shards of an engine, or whole tensors.
 
     State exists from the start, so a checkpoint can be loaded into it before the first step.
+
+    Args:
+        params: float32, by name; what they hold is updated in place.
     """
 
-    def __init__(self, model: nn.Module, train: TrainSpec) -> None:
-        self._params = {name: param for name, param in model.named_parameters() if param.requires_grad}
-        self._locals = {name: local_of(param) for name, param in self._params.items()}
-        self.exp_avg = {name: torch.zeros_like(param) for name, param in self._params.items()}
-        self.exp_avg_sq = {name: torch.zeros_like(param) for name, param in self._params.items()}
+    def __init__(self, params: Mapping[str, Tensor], train: TrainSpec) -> None:
+        self._locals = {name: local_of(param) for name, param in params.items()}
+        self.exp_avg = {name: torch.zeros_like(param) for name, param in params.items()}
+        self.exp_avg_sq = {name: torch.zeros_like(param) for name, param in params.items()}
         device = next(iter(self._locals.values())).device
-        self.steps = torch.zeros(len(self._params), dtype=torch.float32, device=device)
-        # As in the published recipe (transformers' Trainer): biases and norms, which have one dimension, do not decay.
-        decayed = [local for name, local in self._locals.items() if self._params[name].ndim > 1]
-        others = [local for name, local in self._locals.items() if self._params[name].ndim <= 1]
+        self.steps = torch.zeros(len(params), dtype=torch.float32, device=device)
+        decayed, others = split_by_decay(params)
         self._adamw = torch.optim.AdamW(
             [
-                {"params": decayed, "weight_decay": train.weight_decay},
-                {"params": others, "weight_decay": 0.0},
+                {"params": [self._locals[name] for name in decayed], "weight_decay": train.weight_decay},
+                {"params": [self._locals[name] for name in others], "weight_decay": 0.0},
             ],
             lr=train.learning_rate,
             betas=(train.adam_beta1, train.adam_beta2),
@@ -48,10 +50,15 @@ class ShardedAdamW:
                 "exp_avg_sq": local_of(self.exp_avg_sq[name]),
             }
 
-    def take_gradients(self) -> float:
-        """Hand the sharded gradients to the local tensors; returns this rank's part of the squared norm."""
-        for name, param in self._params.items():
-            self._locals[name].grad = None if param.grad is None else local_of(param.grad)
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: the moments by name, and the steps of each parameter in their order."""
+        return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "steps": self.steps}
+
+    def take_gradients(self, gradients: Mapping[str, Tensor | None]) -> float:
+        """Hand gradients to the local tensors; returns the squared norm of their local parts."""
+        for name, local in self._locals.items():
+            given = gradients.get(name)
+            local.grad = None if given is None else local_of(given)
         norms = torch._foreach_norm(self._gradients())
         return float(torch.stack(norms).double().square().sum()) if norms else 0.0
 
@@ -63,11 +70,20 @@ class ShardedAdamW:
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         self._adamw.step()
-        for name, param in self._params.items():
-            self._locals[name].grad = param.grad = None
+        for local in self._locals.values():
+            local.grad = None
 
     def _gradients(self) -> list[Tensor]:
         return [local.grad for local in self._locals.values() if local.grad is not None and local.numel()]
+
+
+def split_by_decay(params: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Names of parameters that decay and of those that do not.
+
+    As in the published recipe (transformers' Trainer): biases and norms, which have one dimension, do not.
+    """
+    decayed = [name for name, param in params.items() if param.ndim > 1]
+    return decayed, [name for name, param in params.items() if param.ndim <= 1]
 
 
 def local_of(tensor: Tensor) -> Tensor:

@@ -7,18 +7,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from alpaca_jobs.errors import TrainingError
 from alpaca_jobs.training.batching import rows_seen
-from alpaca_jobs.training.collate import Layout, choose_layout, choose_loss_head
+from alpaca_jobs.training.collate import Layout
 from alpaca_jobs.training.control import TrainContext
 from alpaca_jobs.training.dataset import count_steps
+from alpaca_jobs.training.engines import Engine, make_engine
 from alpaca_jobs.training.fingerprint import train_fingerprint
 from alpaca_jobs.training.kernels import use_fast_kernels
 from alpaca_jobs.training.loss import LossHead
-from alpaca_jobs.training.model import build_model, shard_model
-from alpaca_jobs.training.optimizer import ShardedAdamW
+from alpaca_jobs.training.making import make_model, name_base
 from alpaca_jobs.training.tokenizer import load_tokenizer
 from checkpoints.keys import CommitRef
 
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
 class TrainState:
     """What changes while training, and what follows from the job once and for all (num_steps, layout, fingerprint)."""
 
-    model: nn.Module
-    optimizer: ShardedAdamW
+    engine: Engine
     layout: Layout
     loss_head: LossHead | None
     pad_id: int
@@ -39,19 +37,10 @@ class TrainState:
     fingerprint: str
     step: int = 0
     tokens_seen: int = 0
+    base: Mapping[str, str] | None = None
+    """Method lora: which base model the adapters belong to."""
     losses: list[float] = field(default_factory=list)
     """Of every step since step 1, whichever attempt made it: older checkpoints are deleted, the curve stays whole."""
-
-    def tensors(self) -> dict[str, Any]:
-        """Everything a checkpoint holds as tensors, nested by name; loading writes into these very tensors."""
-        return {
-            "model": model_tensors(self.model),
-            "optimizer": {
-                "exp_avg": self.optimizer.exp_avg,
-                "exp_avg_sq": self.optimizer.exp_avg_sq,
-                "steps": self.optimizer.steps,
-            },
-        }
 
     def meta(self, *, learning_rate: float, num_rows: int, global_batch_size: int) -> dict[str, Any]:
         """What a checkpoint says without tensors. Losses are written in hex: every bit, on any machine."""
@@ -62,47 +51,39 @@ class TrainState:
             "tokens_seen": self.tokens_seen,
             "lr": learning_rate,
             "losses": {"first_step": 1, "hex": [loss.hex() for loss in self.losses]},
+            **({"base": dict(self.base)} if self.base else {}),
         }
 
 
 def build_state(ctx: TrainContext) -> TrainState:
-    """Model, optimizer and counters at step 0, sharded over the ranks.
+    """Model, optimizer and counters at step 0, spread over the ranks.
 
-    With a checkpoint to continue from, a base model's weights are not read: a fresh machine need not download them.
+    With a checkpoint to continue from, a base model's weights are not read (but those that adapters stand beside).
 
     Raises:
         ModelError: the base model cannot be loaded.
     """
-    tokenizer = load_tokenizer(ctx.tokenizer_files)
-    device = torch.device(ctx.device)
+    train, tokenizer, device = ctx.train, load_tokenizer(ctx.tokenizer_files), torch.device(ctx.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    model = build_model(ctx.train, tokenizer, device=device, with_weights=not ctx.candidates)
-    # Flash attention's backward pass on a GPU adds up in an order of its own, so bits are not promised with it.
-    may_cut = ctx.train.attention == "auto" and not (device.type == "cuda" and ctx.train.exactness == "bits")
-    layout = choose_layout(model, pad_id=tokenizer.pad_id, device=device, may_cut=may_cut)
-    head = None
-    if ctx.train.cross_entropy == "chunked":
-        head = choose_loss_head(model, layout=layout, pad_id=tokenizer.pad_id, device=device)
-    use_fast_kernels(model, ctx.train, device=device)
-    shard_model(model, ctx.train, device=device)
+    made = make_model(
+        train, tokenizer, device=device, world_size=ctx.world_size,
+        with_weights=not ctx.candidates or train.method == "lora",
+    )  # fmt: skip
+    use_fast_kernels(made.model, train, device=device)
+    engine = make_engine(
+        made.model, train, device=device, world_size=ctx.world_size,
+        ranks_per_node=ctx.ranks_per_node or ctx.world_size, fill=made.fill,
+    )  # fmt: skip
     return TrainState(
-        model=model,
-        optimizer=ShardedAdamW(model, ctx.train),
-        layout=layout,
-        loss_head=head,
+        engine=engine,
+        layout=made.layout,
+        loss_head=made.loss_head,
         pad_id=tokenizer.pad_id,
-        num_steps=count_steps(len(ctx.rows), ctx.train),
-        fingerprint=train_fingerprint(ctx.train, data_digest=ctx.rows.digest, tokenizer_files=ctx.tokenizer_files),
+        num_steps=count_steps(len(ctx.rows), train),
+        fingerprint=train_fingerprint(train, data_digest=ctx.rows.digest, tokenizer_files=ctx.tokenizer_files),
+        base=name_base(train) if train.method == "lora" else None,
     )
-
-
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and the buffers that count as state, by name; a tied parameter once."""
-    persistent = set(model.state_dict())
-    tensors: dict[str, Tensor] = {name: param.detach() for name, param in model.named_parameters()}
-    tensors.update({name: buffer for name, buffer in model.named_buffers() if name in persistent})
-    return tensors
 
 
 def restore(state: TrainState, ctx: TrainContext) -> tuple[CommitRef | None, tuple[str, ...]]:
@@ -115,9 +96,11 @@ def restore(state: TrainState, ctx: TrainContext) -> tuple[CommitRef | None, tup
         NoGoodCommit: there are candidates, and none is whole.
         TrainingError: the newest whole one belongs to another training.
     """
-    loaded = ctx.checkpointer.load_newest(ctx.candidates, state.tensors())
+    tensors = state.engine.state()
+    loaded = ctx.checkpointer.load_newest(ctx.candidates, tensors)
     if loaded is None:
         return None, ()
+    state.engine.after_load(tensors)
     _continue_from(state, loaded.ref, loaded.manifest)
     return loaded.ref, loaded.fallbacks
 
@@ -130,6 +113,11 @@ def _continue_from(state: TrainState, ref: CommitRef, manifest: Manifest) -> Non
             f"{manifest.fingerprint[:12] or 'empty'}, this job's is {state.fingerprint[:12]}. Something that changes "
             "the result differs: train settings, rows or tokenizer. Undo the change to resume, or launch it as a new "
             "run."
+        )
+    if state.base is not None and meta.get("base", {}).get("weights") != state.base["weights"]:
+        raise TrainingError(
+            f"The adapters of {ref} were trained beside {meta.get('base')}, but {state.base} is here: the base model "
+            "has changed. Put the old one back, or launch this as a new run."
         )
     state.step = int(meta["step"])
     state.tokens_seen = int(meta["tokens_seen"])

@@ -205,6 +205,7 @@ class TrainWorker:
                     candidates=assignment.candidates,
                     control=self._control,
                     threads=job.compute.threads_per_worker,
+                    ranks_per_node=assignment.world_size // job.compute.num_nodes,
                     device="cuda:0" if assignment.on_gpu else "cpu",
                     losses_per_hour=assignment.losses_per_hour,
                 )
