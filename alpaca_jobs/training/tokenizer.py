@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from alpaca_jobs.errors import ModelError
 from alpaca_jobs.training.hub import TINY_LLAMA, foreign_model_errors, resolve_model
+from alpaca_jobs.training.known_faults import check_tokenizer, check_tokenizer_files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -68,10 +69,14 @@ def build_tokenizer(model: str, texts: Iterable[str]) -> dict[str, bytes]:
     if model == TINY_LLAMA:
         return _train_tiny(texts)
     folder = resolve_model(model)
+    here = Path(folder) if Path(folder).is_dir() else None
+    if here is not None:
+        check_tokenizer_files(here, model)
     with foreign_model_errors(model, "tokenizer"):
         from transformers import AutoTokenizer
 
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    check_tokenizer(tokenizer, here, model)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"The tokenizer of {model} has no end-of-sequence token, so a model trained with it would never stop. "

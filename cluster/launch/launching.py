@@ -85,6 +85,7 @@ def start_run(
         LaunchFailed: the supervisor did not start.
     """
     _check_launchable(plan.job, plan, environ)
+    plan = _pinned(plan)
     root = Store.open(plan.store_uri)
     plan = replace(plan, store_uri=root.uri)  # absolute: nodes may stand elsewhere
     store = root.child(plan.run_id)
@@ -277,6 +278,20 @@ def policy_for(job: JobSpec, timing: Timing, *, launched_at_s: float) -> Recover
         restart_s=timing.restart_s if job.compute.is_local else max(timing.restart_s, _CLOUD_RESTART_S),
         first_backoff_s=timing.first_backoff_s,
     )
+
+
+def _pinned(plan: LaunchPlan) -> LaunchPlan:
+    """The plan with the base model's commit in its job, as far as it can be found out here."""
+    from alpaca_jobs.training.pinning import pin_revision
+
+    train = plan.job.train
+    if train.method == "command" and "/" not in train.model:
+        return plan  # a word that its own program understands
+    found = pin_revision(train.model, train.revision)
+    if found.words:
+        logger.warning("%s", found.words)
+    job = plan.job.model_copy(update={"train": train.model_copy(update={"revision": found.revision})})
+    return replace(plan, job=job)
 
 
 def _check_launchable(job: JobSpec, plan: LaunchPlan, environ: Mapping[str, str]) -> None:

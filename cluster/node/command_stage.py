@@ -145,6 +145,7 @@ class CommandStage:
             "ALPACA_JOBS_DATA": str(self._data),
             "ALPACA_JOBS_OUTPUT": str(self._output),
             "ALPACA_JOBS_MODEL": self._train.model,
+            "ALPACA_JOBS_REVISION": self._train.revision or "",
             "ALPACA_JOBS_SEED": str(self._train.seed),
             "ALPACA_JOBS_WORLD_SIZE": str(self._world_size),
             "ALPACA_JOBS_SAVE_EVERY": "" if every is None else str(every),

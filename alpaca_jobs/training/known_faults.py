@@ -1,0 +1,92 @@
+"""Faults that circulate in base models' files, recognised before training is paid for.
+
+Early conversions of LLaMA (spring 2023) name the tokenizer's class as a development version of transformers did, and
+leave the special tokens empty or map the end to another token: a model trained with them never stops.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, Final
+
+from alpaca_jobs.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+_CONFIG: Final = "tokenizer_config.json"
+_SPECIALS: Final = "special_tokens_map.json"
+
+
+def check_tokenizer_files(folder: Path, model: str) -> None:
+    """Look at a model's tokenizer files before the library does, whose own words lead nowhere (a RecursionError).
+
+    Raises:
+        ModelError: a class that no released transformers has, or an end token that is the empty text.
+    """
+    config = _read(folder / _CONFIG)
+    name = str(config.get("tokenizer_class", ""))
+    if name.startswith("LLaMATokenizer"):
+        raise ModelError(
+            f"{model}: {_CONFIG} names the class {name}, which only a development version of transformers had (March "
+            f"2023); since 4.28 it is {name.replace('LLaMA', 'Llama')}. Its special tokens are often wrong as well. "
+            f"Correct the class there, and compare eos_token with the original ('</s>'); or take a newer conversion, "
+            "such as huggyllama/llama-7b."
+        )
+    for file, body in ((_CONFIG, config), (_SPECIALS, _read(folder / _SPECIALS))):
+        if "eos_token" in body and _text(body["eos_token"]) == "":
+            raise ModelError(
+                f"{model}: eos_token in {file} is the empty text, so no answer would ever end and the model "
+                "would never stop. Set it to the base model's own end token (LLaMA: '</s>', id 2), or take a newer "
+                "conversion."
+            )
+
+
+def check_tokenizer(tokenizer: Any, folder: Path | None, model: str) -> None:
+    """Look at a loaded tokenizer's end token.
+
+    Raises:
+        ModelError: the end token is what every unknown text becomes, or the beginning token of LLaMA.
+    """
+    end, unknown = tokenizer.eos_token, tokenizer.unk_token
+    if end is None:
+        return
+    if unknown is not None and end != unknown and tokenizer.eos_token_id == tokenizer.unk_token_id:
+        raise ModelError(
+            f"{model}: its tokenizer's eos_token is {end!r}, which its vocabulary lacks: it becomes {unknown!r} (id "
+            f"{tokenizer.unk_token_id}), as all unknown text does. Set eos_token in {_CONFIG} to a token that is there."
+        )
+    vocabulary = tokenizer.get_vocab()
+    if end == "<s>" and "</s>" in vocabulary:
+        raise ModelError(
+            f"{model}: its tokenizer's eos_token is '<s>' (id {tokenizer.eos_token_id}), the token that begins texts; "
+            f"'</s>' (id {vocabulary['</s>']}) ends them. A model trained with it would never stop. Correct eos_token "
+            f"in {_CONFIG} and {_SPECIALS}."
+        )
+    if folder is not None:
+        _compare(folder, tokenizer.eos_token_id, model)
+
+
+def _compare(folder: Path, end: int, model: str) -> None:
+    """Say where the model's own configuration stops at another token; the export corrects it."""
+    for file in ("config.json", "generation_config.json"):
+        said = _read(folder / file).get("eos_token_id")
+        ends = said if isinstance(said, list) else [said]
+        if said is not None and end not in ends:
+            logger.warning(
+                "%s: %s says that id %s ends an answer, its tokenizer says %d. Training goes by the tokenizer, and the "
+                "exported model stops there.", model, file, said, end,
+            )  # fmt: skip
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # what is missing or broken is the library's to name
+    return body if isinstance(body, dict) else {}
+
+
+def _text(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
