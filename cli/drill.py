@@ -19,11 +19,22 @@ if TYPE_CHECKING:
 
 def drill(
     job_file: options.JobFile,
-    kills: Annotated[int, typer.Option("--kills", min=0, help="How often the node is killed.")] = 2,
+    kills: Annotated[
+        int | None, typer.Option("--kills", min=0, help="How often the node is killed.", show_default="2; 1 on a cloud")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Chooses the moments.")] = 0,
     world_size: Annotated[
         str | None, typer.Option("--world-size", metavar="A,B", help="Training ranks of the attempts, in turn.")
     ] = None,
+    infra: Annotated[
+        list[str] | None,
+        typer.Option("--infra", metavar="aws", help="On this cloud instead of here: costs money, and asks before."),
+    ] = None,
+    gpus: Annotated[
+        str | None, typer.Option("--gpus", metavar="NAME:COUNT", help="With --infra: on these GPUs, such as L4:1.")
+    ] = None,
+    max_usd: Annotated[float, typer.Option("--max-usd", min=0.01, help="With --infra: the most it may cost.")] = 1.0,
+    yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> None:
     """Preempt a run of this job without warning and see whether it comes out the same.
@@ -31,7 +42,17 @@ def drill(
     Example: alpaca-jobs drill job.yaml --kills 2
 
     Two runs really run here: one is left alone, the other's node is killed with SIGKILL. Exit code 1: not the same.
+    With --infra aws one run is launched there, and its own machine terminated: does this account get it back?
     """
+    if infra and infra != ["local"]:
+        from cli.drill_cloud import drill_on_cloud
+
+        num_kills = 1 if kills is None else kills
+        drill_on_cloud(
+            job_file, infra=infra, gpus=gpus, max_usd=max_usd, kills=num_kills, yes=yes, as_json=as_json
+        )  # fmt: skip
+        return
+    kills = 2 if kills is None else kills
     from alpaca_jobs.spec_io import load_job
     from cluster.launch.drill import run_drill
     from cluster.runs.home import Home

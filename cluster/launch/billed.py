@@ -102,7 +102,8 @@ def _of_cloud(
     """(the run's machines, controllers with their prices, why they are missing)."""
     if plan.is_local:
         return [], [], ""
-    regions = [place.region for place in plan.candidates if place.infra == "aws"]
+    places = [place for part in plan.parts for place in part.candidates]
+    regions = [place.region for place in places if place.infra == "aws"]
     kept = {one.instance_id: one for one in _kept(store)}
     if not regions:
         return list(kept.values()), [], f"{plan.candidates[0].infra}'s records cannot be read here"

@@ -144,16 +144,23 @@ def _by_cloud(plan: LaunchPlan, what: str, machines: Sequence[CloudMachine], now
 
 
 def _by_run(plan: LaunchPlan, attempt: AttemptSummary) -> ReceiptLine:
-    place = next((one for one in plan.candidates if one.name == attempt.place), None)
+    place = next((one for one in _places(plan) if one.name == attempt.place), None)
     what, price = f"attempt {attempt.number}", None if place is None else place.price_per_hour_usd
     machine = f"{place.instance_type} ({attempt.pricing})" if place else "an unknown machine"
     detail = f"{machine} in {attempt.place or 'an unknown place'}"
-    return ReceiptLine(what, detail, attempt.billed_s * plan.num_nodes, price, attempt.cost_usd, _BY_RUN)
+    return ReceiptLine(
+        what, detail, attempt.billed_s * (place.num_nodes if place else 1), price, attempt.cost_usd, _BY_RUN
+    )
 
 
 def _price(plan: LaunchPlan, machine: CloudMachine) -> float | None:
-    fits = (one for one in plan.candidates if _is_of(one, machine))
+    fits = (one for one in _places(plan) if _is_of(one, machine))
     return next((one.price_per_hour_usd for one in fits), None)
+
+
+def _places(plan: LaunchPlan) -> list[Placement]:
+    """Where any part of the run may go."""
+    return [place for part in plan.parts for place in part.candidates]
 
 
 def _is_of(place: Placement, machine: CloudMachine) -> bool:
