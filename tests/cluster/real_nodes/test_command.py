@@ -103,6 +103,7 @@ def test_the_command_sees_ranks_rows_and_its_files(bench: Any, tmp_path: Path) -
         f"echo $RANK $WORLD_SIZE $MASTER_ADDR $ALPACA_JOBS_RUN $ALPACA_JOBS_ATTEMPT >> {seen}.$RANK\n"
         f"wc -l < $ALPACA_JOBS_DATA >> {seen}.$RANK\n"
         'echo \'{"step": 7, "loss": 1.5, "total_steps": 9}\' >> $ALPACA_JOBS_PROGRESS\n'
+        f"until [ -s {seen}.0 ] && [ -s {seen}.1 ]; do sleep 0.05; done; sleep 0.5\n"  # the first to fail ends both
         "exit 4\n"
     )
     train = {"method": "command", "command": ["sh", "look.sh"], "files": [str(script)], "command_per": "rank"}
