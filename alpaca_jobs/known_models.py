@@ -15,10 +15,12 @@ class KnownModel:
     Attributes:
         num_parameters: all parameters, embeddings included.
         context_length: tokens it was trained for, or None where the job's own max_length decides.
+        has_rope: whether positions are rotary embeddings, which can be stretched over a longer context.
     """
 
     num_parameters: int
     context_length: int | None
+    has_rope: bool = True
 
 
 # Source: parameter totals and `max_position_embeddings` as published in each model's repository on Hugging Face
@@ -33,9 +35,9 @@ KNOWN_MODELS: dict[str, KnownModel] = {
     "meta-llama/Llama-2-13b-hf": KnownModel(13_015_864_320, 4096),
     "meta-llama/Meta-Llama-3-8B": KnownModel(8_030_261_248, 8192),
     "mistralai/Mistral-7B-v0.1": KnownModel(7_241_732_096, 32_768),
-    "facebook/opt-125m": KnownModel(125_239_296, 2048),
-    "facebook/opt-1.3b": KnownModel(1_315_758_080, 2048),
-    "facebook/opt-6.7b": KnownModel(6_658_473_984, 2048),
+    "facebook/opt-125m": KnownModel(125_239_296, 2048, has_rope=False),
+    "facebook/opt-1.3b": KnownModel(1_315_758_080, 2048, has_rope=False),
+    "facebook/opt-6.7b": KnownModel(6_658_473_984, 2048, has_rope=False),
     "Qwen/Qwen2.5-0.5B": KnownModel(494_032_768, 32_768),
-    "openai-community/gpt2": KnownModel(124_439_808, 1024),
+    "openai-community/gpt2": KnownModel(124_439_808, 1024, has_rope=False),
 }

@@ -48,7 +48,10 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
-        want(f"{path} cannot be read as JSON ({exc}); a file like alpaca-lora's templates/alpaca.json is wanted")
+        why = exc.strerror if isinstance(exc, OSError) else exc
+        want(
+            f"{path.name:.60} cannot be read as JSON ({why}); a file like alpaca-lora's templates/alpaca.json is wanted"
+        )
 
 
 def _templates(value: Any, info: ValidationInfo) -> Any:

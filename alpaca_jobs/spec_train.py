@@ -192,11 +192,16 @@ class TrainSpec(SpecPart):
         self._check_recipe()
         known = KNOWN_MODELS.get(self.model)
         if known and known.context_length and self.max_length > known.context_length and self.rope_scaling is None:
+            beyond = f"is {self.max_length}, but {self.model} was trained for {known.context_length}"
+            if not known.has_rope:
+                refuse(
+                    "max_length",
+                    f"{beyond} tokens. Set it to {known.context_length} or less, or take a model with a longer context",
+                )
             refuse(
                 "max_length",
-                f"is {self.max_length}, but {self.model} was trained for {known.context_length} and no rope_scaling "
-                f"is given. Set train.rope_scaling (linear, factor {-(-self.max_length // known.context_length)}), or "
-                f"max_length to {known.context_length} or less",
+                f"{beyond} and no rope_scaling is given. Set train.rope_scaling (linear, factor "
+                f"{-(-self.max_length // known.context_length)}), or max_length to {known.context_length} or less",
             )
         return self
 

@@ -19,17 +19,21 @@ def stretch_context(config: Any, train: TrainSpec) -> None:
         ModelError: `max_length` is beyond the context, scaled or not; or the model has no rotary embeddings.
     """
     context = getattr(config, "max_position_embeddings", None)
-    scaling = train.rope_scaling
+    scaling, given = train.rope_scaling, getattr(config, "rope_parameters", None) or {}
+    has_rope = "rope_theta" in given
     if scaling is None:
         if isinstance(context, int) and train.max_length > context:
+            beyond = f"train.max_length is {train.max_length}, but {train.model} was trained for {context}"
+            if not has_rope:
+                raise ModelError(
+                    f"{beyond} tokens. Set it to {context} or less, or take a model with a longer context."
+                )
             raise ModelError(
-                f"train.max_length is {train.max_length}, but {train.model} was trained for {context} and no "
-                f"rope_scaling is given. Set train.rope_scaling (linear, factor {-(-train.max_length // context)}), "
-                f"or max_length to {context} or less."
+                f"{beyond} and no rope_scaling is given. Set train.rope_scaling (linear, factor "
+                f"{-(-train.max_length // context)}), or max_length to {context} or less."
             )
         return
-    given = getattr(config, "rope_parameters", None)
-    if not isinstance(given, dict) or "rope_theta" not in given or not isinstance(context, int):
+    if not has_rope or not isinstance(context, int):
         raise ModelError(
             f"train.rope_scaling is given, but {train.model} ({config.model_type}) has no rotary position embeddings "
             "of one kind to scale. Leave rope_scaling out, and max_length within the model's context."
