@@ -70,7 +70,7 @@ class ComputeSpec(SpecPart):
     ] = Field(default=("local",), min_length=1)
     """Where to look for machines: local (this machine), clouds, or one of k8s, slurm and ssh (machines of your own)."""
     regions: Annotated[tuple[Region, ...], BeforeValidator(one_or_more), Field(min_length=1)] | None = None
-    """Only these regions, in the cloud's own spelling; null means all (on local: a, b, c; on k8s, slurm, ssh: clusters)."""
+    """Only these regions, in the cloud's own spelling; null: all (on local: a, b, c; on k8s, slurm, ssh: clusters)."""
     spot: Annotated[
         Annotated[bool, Tag("as-word")] | Annotated[SpotSpec, Tag("as-keys")],
         Discriminator(lambda value: "as-keys" if isinstance(value, dict | SpotSpec) else "as-word"),

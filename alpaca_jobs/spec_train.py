@@ -181,7 +181,7 @@ class TrainSpec(SpecPart):
             )
         self._check_command()
         if self.lora is not None and self.method != "lora":
-            refuse("lora", f"is given, but method is {self.method}, which has no adapters. Set method: lora, or remove it")
+            refuse("lora", f"is given, but method is {self.method}, without adapters. Set method: lora, or remove it")
         if self.sharding == "hybrid" and self.engine not in ("auto", "fsdp"):
             refuse("sharding", f"is hybrid, but engine is {self.engine}; only fsdp shards like that. Set engine: fsdp")
         if self.cpu_offload and self.engine in ("ddp", "single"):
