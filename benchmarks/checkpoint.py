@@ -1,7 +1,9 @@
 """What a checkpoint costs: `python benchmarks/checkpoint.py [--megabytes 400] [--repeats 5] [--stores file,s3]`.
 
 One run on one state: two gloo ranks, each with `--megabytes` of sharded tensors (weights and two moments, as FSDP2 and
-AdamW keep them). Median of the repeats, after one save to warm up, for
+AdamW keep them). Median of the repeats, after one save to warm up (of one tensor, where nothing is kept from save to
+save), for
+  copy     the same tensors copied into memory that is there already: no stall on the CPU can be shorter
   stall    how long training stands still: ours, DCP sync, DCP async, and the Hugging Face Trainer's way (the full state
            gathered and saved by rank 0)
   save     from the call to the commit, and restore, against raw put and get of the same bytes by the same client with
@@ -34,7 +36,7 @@ from typing import Any
 WORLD = 2
 TENSORS = 48
 MIB = 2**20
-WAYS = ("ours", "dcp sync", "dcp async", "hf trainer")
+WAYS = ("ours", "dcp sync", "dcp async", "hf trainer", "raw", "copy")
 
 
 # --- the ranks ------------------------------------------------------------------------------------------------------
@@ -174,12 +176,13 @@ class Bench:
             self.train()
             path = f"{root}/{name}/{number}"
             writer = FsspecWriter(path, sync_files=self.is_file, thread_count=self.threads[0], **self.options)
+            state = self.state if number else dict(list(self.state.items())[:1])
 
-            def save(writer: Any = writer) -> Any:
+            def save(writer: Any = writer, state: dict[str, Any] = state) -> Any:
                 if background:
                     # To keep its staging buffers between saves it wants pinned memory, which needs a GPU.
-                    return dcp.async_save(self.state, storage_writer=writer, process_group=self.group)
-                return dcp.save(self.state, storage_writer=writer)
+                    return dcp.async_save(state, storage_writer=writer, process_group=self.group)
+                return dcp.save(state, storage_writer=writer)
 
             stall, handle = self.timed(save)
             rest, _ = self.timed(handle.result) if background else (0.0, None)
@@ -187,7 +190,7 @@ class Bench:
             found["save"].append(stall + rest)
             if number < repeats:
                 self.clean(f"{name}/{number}")
-        for _ in range(repeats if not background else 0):
+        for _ in range(repeats if self.is_file and not background else 0):  # on S3 it takes minutes, and no aim asks
             self.cool(name)
             reader = FsspecReader(path, **self.options)
             seconds, _ = self.timed(lambda reader=reader: dcp.load(self.state, storage_reader=reader))
@@ -203,10 +206,11 @@ class Bench:
         stalls = []
         for number in range(repeats + 1):
             self.train()
+            state = self.state if number else dict(list(self.state.items())[:1])
 
-            def save(number: int = number) -> None:
+            def save(number: int = number, state: dict[str, Any] = state) -> None:
                 full = {}
-                for name, tensor in self.state.items():
+                for name, tensor in state.items():
                     whole = tensor.full_tensor()
                     if self.rank == 0:
                         full[name] = whole
@@ -219,6 +223,20 @@ class Bench:
             stalls.append(self.timed(save)[0])
             self.clean("hf")
         return {"stall": stalls[1:], "save": stalls[1:]}
+
+    def copy(self, repeats: int) -> dict[str, list[float]]:
+        """What a stall is made of: reading and writing every byte once, on all ranks together."""
+        kept = [tensor.to_local().clone() for tensor in self.state.values()]
+
+        def copy_all() -> None:
+            for target, tensor in zip(kept, self.state.values(), strict=True):
+                target.copy_(tensor.to_local())
+
+        seconds = []
+        for _ in range(repeats):
+            self.train()
+            seconds.append(self.timed(copy_all)[0])
+        return {"stall": seconds}
 
     def cool(self, below: str) -> None:
         """Drop the page cache of what is to be read."""
@@ -267,11 +285,14 @@ def run_rank(rank: int, job: dict[str, Any]) -> None:
     ways: dict[str, Callable[[], Any]] = {
         "ours": lambda: bench.ours(repeats),
         "raw": lambda: bench.raw(repeats),
+        "copy": lambda: bench.copy(repeats),
         "dcp sync": lambda: bench.dcp(repeats, background=False),
         "dcp async": lambda: bench.dcp(repeats, background=True),
         "hf trainer": lambda: bench.hf_trainer(repeats),
     }
     for name, measure_it in ways.items():
+        if name not in job["ways"]:
+            continue
         started = time.monotonic()
         found[name] = measure_it()
         if rank == 0:
@@ -291,7 +312,10 @@ def moto_server() -> Iterator[dict[str, str]]:
 
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said) as server,
+    ):
         try:
             options = {"endpoint_url": f"http://127.0.0.1:{port}", "key": "test", "secret": "test"}
             client = boto3.client(
@@ -304,6 +328,11 @@ def moto_server() -> Iterator[dict[str, str]]:
             wait_for_port(port)
             client.create_bucket(Bucket="bucket")
             yield options
+        except SystemExit:
+            said.seek(0)
+            errors = [line for line in said if " - - [" not in line]  # without its log of requests
+            print("".join(errors[-20:]), file=sys.stderr)
+            raise
         finally:
             server.terminate()
 
@@ -332,6 +361,7 @@ def measure(uri: str, options: dict[str, str], arguments: argparse.Namespace) ->
             "port": free_port(),
             "megabytes": arguments.megabytes,
             "repeats": arguments.repeats,
+            "ways": arguments.ways,
         }
     )
     command = [sys.executable, __file__, "--job", job, "--rank"]
@@ -343,7 +373,7 @@ def measure(uri: str, options: dict[str, str], arguments: argparse.Namespace) ->
             rank.kill()  # of a rank that has ended this does nothing
     if any(rank.returncode for rank in ranks):
         raise SystemExit(f"a rank failed: {[rank.returncode for rank in ranks]}")
-    found: dict[str, Any] = json.loads(outputs[0])
+    found: dict[str, Any] = {**json.loads(outputs[0]), "ways": arguments.ways}
     return found
 
 
@@ -361,10 +391,12 @@ def report(kind: str, found: dict[str, Any]) -> list[tuple[str, bool]]:
 
     print(f"\n{kind}: {found['bytes_per_rank'] / 1e6:.0f} MB on each of {WORLD} ranks")
     print(f"  {'':12}{'stall s':>9}{'save s':>9}{'save':>14}{'restore':>14}")
-    for way in (*WAYS, "raw"):
+    for way in found["ways"]:
         stall, save = seconds(way, "stall"), seconds(way, "save")
         cells = [f"{value:9.3f}" if value is not None else f"{'-':>9}" for value in (stall, save)]
         print(f"  {way:12}{''.join(cells)}{speed(way, 'save'):>14}{speed(way, 'restore'):>14}")
+    if set(found["ways"]) != set(WAYS):
+        return []
     copies = found["ours"]["memory"][0]
     print(f"  ours: {copies:.2f} copies of the state in extra memory at the peak")
 
@@ -390,6 +422,7 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, default=400, help="state per rank, MiB")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--stores", default="file,s3")
+    parser.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS), help="without all, no aims")
     parser.add_argument("--folder", help="where the local store goes; default: a temporary folder")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
