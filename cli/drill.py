@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli import options, progress, render, starting, words
+from cli.ending import end_runs
 from cli.exits import ExitCode, Refused
 
 if TYPE_CHECKING:
@@ -95,27 +95,6 @@ class Talk:
             line = f"KILLED attempt {what.attempt} in {what.region}, in phase {what.phase}" + _at(what.reached)
         if line:
             render.say(f"{run:>11} | {line}")
-
-
-def end_runs(run_ids: Sequence[str]) -> None:
-    """Stop the runs of a drill that was interrupted; nobody would come back to them."""
-    from cli.finding import find_run
-    from cli.follow import how_to_come_back
-    from cluster.launch.launching import cancel_run
-
-    for run_id in run_ids:
-        found = find_run(run_id, None)
-        if not found.is_alive_here:
-            continue
-        render.say(f"Interrupted. Stopping {run_id}, which may save for up to half a minute ...")
-        try:
-            cancel_run(found.root, run_id, found.home)
-            while found.home.run(run_id).supervisor_pid() is not None:
-                time.sleep(0.2)
-        except KeyboardInterrupt:
-            render.say(f"It was asked to stop and is left to it.\n{how_to_come_back(found)}")
-            return
-        render.say(f"{run_id} has stopped. alpaca-jobs rm {run_id} deletes what it left in its store.")
 
 
 def drill_grid(result: Mapping[str, Any]) -> render.Grid:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cli import plan_view, progress, render, starting, words
+from cli.ending import end_runs
 from cli.exits import ExitCode
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ def drill_on_cloud(
     job_file: Path, *, infra: Sequence[str], gpus: str | None, max_usd: float, kills: int, yes: bool, as_json: bool
 ) -> None:
     """Show the plan with its price, ask, launch, terminate its machine, and show what came of it."""
-    from cli.drill import end_runs
     from cluster.cloud.aws_account import AwsAccount
     from cluster.launch.cloud_drill import check_drillable, run_cloud_drill
     from cluster.runs.home import Home

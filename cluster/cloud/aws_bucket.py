@@ -107,7 +107,8 @@ def remove_bucket(account: AwsAccount, store_uri: str) -> bool:
     name = store_uri.removeprefix("s3://").partition("/")[0]
     s3 = account.client("s3", _region_of(account, name))
     read = partial(s3.get_bucket_tagging, Bucket=name)
-    tags = account.call(f"reading the tags of bucket {name}", read, absent=("NoSuchTagSet",), default={"TagSet": []})
+    untagged: dict[str, Any] = {"TagSet": []}
+    tags = account.call(f"reading the tags of bucket {name}", read, absent=("NoSuchTagSet",), default=untagged)
     if not store_uri.startswith(f"s3://{PREFIX}") or _TAG not in tags["TagSet"]:
         raise WrongInput(
             f"{name} was not made by `store: auto`, so it is not removed. Do it yourself: aws s3 rb s3://{name}"
