@@ -58,7 +58,7 @@ def build_without_memory(train: TrainSpec, tokenizer: RowTokenizer) -> tuple[nn.
         small = copy.deepcopy(config)
         kinds = list(getattr(config, "layer_types", None) or ())
         small.num_hidden_layers = min(config.num_hidden_layers, max([2, *(1 + kinds.index(kind) for kind in kinds)]))
-        if kinds:
+        if len(getattr(small, "layer_types", None) or ()) > small.num_hidden_layers:  # some count them themselves
             small.layer_types = kinds[: small.num_hidden_layers]
         trial = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
         with parameters_without_memory():

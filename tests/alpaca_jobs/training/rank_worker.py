@@ -99,6 +99,7 @@ def train_once(run: dict[str, Any], *, rank: int, world_size: int) -> dict[str, 
         checkpointer=checkpointer,
         candidates=commits,
         control=control,
+        ranks_per_node=run.get("ranks_per_node"),
     )
     dist.barrier()  # nobody lists while another rank's attempt already commits
 

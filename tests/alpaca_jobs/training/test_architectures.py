@@ -51,11 +51,11 @@ def files(worker: Any) -> dict[str, bytes]:
     return build_tokenizer(TrainSpec(model="tiny-llama"), worker.rows(8))
 
 
-def _random_model(family: str, tokenizer: RowTokenizer) -> Any:
+def _random_model(family: str, tokenizer: RowTokenizer, *, vocab_size: int | None = None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, vocab_size=tokenizer.vocab_size, **FAMILIES[family][1])
+    config = AutoConfig.for_model(family, vocab_size=vocab_size or tokenizer.vocab_size, **FAMILIES[family][1])
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
@@ -115,3 +115,29 @@ def test_two_steps_train_and_are_committed(
     )
     assert said["saved"] == [2]
     assert all(norm > 0 for norm in said["grad_norms"])
+
+
+ADAPTED = {
+    "llama": ["q_proj", "v_proj"], "qwen2": ["q_proj", "v_proj"], "mixtral": ["q_proj", "o_proj"], "gpt2": ["c_attn"],
+    "gpt_neox": ["query_key_value"], "opt": ["q_proj", "fc1"],
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")
+@pytest.mark.parametrize("engine", ["single", "fsdp"])
+@pytest.mark.parametrize("family", ADAPTED)
+def test_adapters_train_beside_a_frozen_base(
+    family: str, engine: str, files: dict[str, bytes], worker: Any, one_rank: None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    _random_model(family, load_tokenizer(files)).save_pretrained(folder)
+    write_folder(files, folder)
+    train = {
+        "model": str(folder), "engine": engine, "method": "lora", "lora": {"target_modules": ADAPTED[family]},
+        "global_batch_size": 4, "learning_rate": 1e-1, "max_steps": 3, "max_length": 128,
+    }  # fmt: skip
+    said = worker.train_once(
+        {"store": f"file://{tmp_path / 'store'}", "attempt": 1, "train": train, "num_rows": 4}, rank=0, world_size=1
+    )
+    first, *_, last = (float.fromhex(loss) for loss in said["losses"])
+    assert last < first

@@ -49,7 +49,7 @@ class NodeBench:
 
         With `num_rows` that many rows exist already, and nothing is generated.
         """
-        body: dict[str, dict[str, Any]] = {
+        body: dict[str, Any] = {
             "data": {"teacher": "offline", "num_rows": 64, "num_actors": 1, "concurrency": 2, "part_requests": 1},
             "train": {
                 "model": "tiny-llama", "exactness": "bits", "global_batch_size": 8, "micro_batch_size": 4,
@@ -59,7 +59,7 @@ class NodeBench:
             "checkpoints": {"interval_steps": 3},
         }  # fmt: skip
         for section, values in changes.items():
-            body[section] = {**body[section], **values}
+            body[section] = {**body[section], **values} if isinstance(values, dict) else values
         if num_rows is not None:
             rows = [
                 {"instruction": f"Add {n} and {n}.", "input": "", "output": f"It is {2 * n}."} for n in range(num_rows)

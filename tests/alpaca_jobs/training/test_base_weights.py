@@ -1,0 +1,64 @@
+"""A base model read in parts has the bits of one loaded whole: every family, a grown vocabulary, tied embeddings."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alpaca_jobs.spec import TrainSpec
+from alpaca_jobs.training.engines import make_engine
+from alpaca_jobs.training.making import make_model
+from alpaca_jobs.training.model import build_model
+from alpaca_jobs.training.recipes import build_tokenizer
+from alpaca_jobs.training.tokenizer import load_tokenizer, write_folder
+
+CPU = torch.device("cpu")
+CONVERTED = {"mixtral", "gpt_neox"}
+"""Families whose tensors are stored under other names or shapes than the model's: they are loaded whole."""
+
+spec = importlib.util.spec_from_file_location("families", Path(__file__).with_name("test_architectures.py"))
+assert spec is not None
+assert spec.loader is not None
+families = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(families)
+
+
+@pytest.fixture(scope="module")
+def files(worker: Any) -> dict[str, bytes]:
+    """The tokenizer of all families."""
+    return build_tokenizer(TrainSpec(model="tiny-llama"), worker.rows(8))
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")
+@pytest.mark.parametrize("less", [0, 3], ids=["as stored", "grown"])
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_a_model_read_in_parts_has_the_bits_of_one_loaded_whole(
+    family: str, less: int, files: dict[str, bytes], one_rank: None, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(files)
+    stored = families._random_model(family, tokenizer, vocab_size=tokenizer.vocab_size - less)
+    stored.to(torch.bfloat16).save_pretrained(tmp_path)
+    write_folder(files, tmp_path)
+    train = TrainSpec(model=str(tmp_path), engine="fsdp", max_length=128, dtype="float32")
+    whole = build_model(train, tokenizer, device=CPU)
+    made = make_model(train, tokenizer, device=CPU, world_size=1)
+    engine = make_engine(made.model, train, device=CPU, world_size=1, ranks_per_node=1, fill=made.fill)
+    parts = engine.state()["model"]
+    params = dict(whole.named_parameters())
+    assert params.keys() <= parts.keys()
+    for name, param in params.items():
+        found = parts[name]
+        assert torch.equal(found.full_tensor() if hasattr(found, "full_tensor") else found, param), name
+    for (name, one), (_, other) in zip(whole.named_buffers(), made.model.named_buffers(), strict=True):
+        assert torch.equal(one, other), name
+    given, out = (part.weight for part in _embeddings(made.model))
+    assert (given is out) is (len({id(part.weight) for part in _embeddings(whole)}) == 1)
+    assert (made.fill is None) is (family in CONVERTED)
+
+
+def _embeddings(model: Any) -> tuple[Any, Any]:
+    return model.get_input_embeddings(), model.get_output_embeddings()
