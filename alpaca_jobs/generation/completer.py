@@ -24,6 +24,7 @@ from alpaca_jobs.generation.teacher_reply import (
     Unusable,
     Usage,
     read_complaint,
+    read_has_room,
     read_rate_limits,
     read_reply,
     read_retry_after,
@@ -123,7 +124,7 @@ class Completer:
         except openai.APIStatusError as exc:
             await self._gate.tell(
                 RateNews(
-                    exc.status_code == 429,
+                    exc.status_code == 429 and not read_has_room(exc.response.headers),
                     read_rate_limits(exc.response.headers),
                     retry_after_s=read_retry_after(exc.response.headers, now_s=time.time()),
                 )

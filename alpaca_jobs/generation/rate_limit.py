@@ -46,7 +46,7 @@ class RateNews:
     """What one try told.
 
     Attributes:
-        is_refusal: the server said 429.
+        is_refusal: the server said 429, and did not say that most of its limits is left.
         limits: what its headers state.
         tokens: prompt and completion together, if it was answered and says so.
         retry_after_s: the pause that the server asked for.

@@ -185,6 +185,21 @@ def read_rate_limits(headers: Mapping[str, str]) -> RateLimits:
     return RateLimits(found[0], found[1])
 
 
+def read_has_room(headers: Mapping[str, str]) -> bool:
+    """Say whether the headers state limits of which half or more is left: what is refused then is not refused for them.
+
+    A server that is overloaded answers 429 too, however slowly it is asked.
+    Source: OpenAI, "Error codes" (429: "The engine is currently overloaded").
+    """
+    stated = [
+        (limit, remaining)
+        for kind in ("requests", "tokens")
+        if (limit := _number(headers.get(f"x-ratelimit-limit-{kind}")))
+        and (remaining := _number(headers.get(f"x-ratelimit-remaining-{kind}"))) is not None
+    ]
+    return bool(stated) and all(remaining >= limit / 2 for limit, remaining in stated)
+
+
 def _duration(value: str | None) -> float | None:
     """Return the seconds of `6m0s`, `8.64s`, `120ms` or a plain number."""
     parts = _PARTS.findall(value or "")

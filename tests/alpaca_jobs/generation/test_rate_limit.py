@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from alpaca_jobs.generation.rate_limit import Pace, RateGate, RateLimits, RateNews
-from alpaca_jobs.generation.teacher_reply import read_rate_limits
+from alpaca_jobs.generation.teacher_reply import read_has_room, read_rate_limits
 
 
 @dataclass
@@ -169,3 +169,23 @@ NAMES = ("limit", "remaining", "reset")
 )  # fmt: skip
 def test_limits_are_read_as_openai_states_them_daily_ones_too(headers: dict[str, str], limits: RateLimits) -> None:
     assert read_rate_limits(headers) == limits
+
+
+@pytest.mark.parametrize(
+    ("headers", "has_room"),
+    [
+        ({}, False),
+        ({"x-ratelimit-limit-requests": "500"}, False),
+        (stated("500", "0", "120ms"), False),
+        (stated("500", "249", "30s"), False),
+        (stated("500", "499", "120ms"), True),
+        (
+            {**stated("500", "499", "120ms"), "x-ratelimit-limit-tokens": "9", "x-ratelimit-remaining-tokens": "1"},
+            False,
+        ),
+    ],
+)
+def test_a_refusal_with_most_of_the_limits_left_is_not_a_refusal_for_them(
+    headers: dict[str, str], has_room: bool
+) -> None:
+    assert read_has_room(headers) is has_room
