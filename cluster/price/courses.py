@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from alpaca_jobs.spec import DataSpec, JobSpec
+from cluster.course import Course
 from cluster.errors import PlanError
 from cluster.plan import Placement, Pricing
 from cluster.price.assumptions import Assumptions, MeasuredSteps
 from cluster.price.hardware import peak_flops
-from cluster.price.simulation import Course
 from cluster.price.teacher_cost import TeacherEstimate
 from cluster.price.throughput import Throughput
 from cluster.price.workload import Workload

@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.course import Course
 from cluster.plan import LaunchPlan, Placement
 from cluster.price.assumptions import Assumptions
 from cluster.price.courses import STATE_BYTES_PER_PARAMETER, generation_course, training_course
 from cluster.price.side_machines import SideMachines
-from cluster.price.simulation import Course, Played, Quantiles, play, quantiles
+from cluster.price.simulation import Played, Quantiles, play, quantiles
 from cluster.price.teacher_cost import TeacherEstimate
 from cluster.price.workload import Workload
 from cluster.runs.spending import SECONDS_PER_HOUR, compute_usd

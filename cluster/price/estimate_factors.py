@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cluster.course import Course, expected
 from cluster.plan import LaunchPlan, Placement
 from cluster.price.assumptions import PRIOR, Assumptions
 from cluster.price.courses import num_gpus, training_course
 from cluster.price.estimate import kept_gb, state_gb
 from cluster.price.hardware import peak_flops
 from cluster.price.side_machines import SideMachines
-from cluster.price.simulation import Course, expected
 from cluster.price.teacher_cost import TeacherEstimate
 from cluster.price.throughput import FLOPS_PER_PARAMETER_AND_TOKEN
 from cluster.price.workload import Workload

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from alpaca_jobs.spec import JobSpec
+from cluster.course import expected
 from cluster.errors import PlanError
 from cluster.price.assumptions import Assumptions
 from cluster.price.courses import training_course
 from cluster.price.offers import Offer
 from cluster.price.side_machines import placement_of_offer
-from cluster.price.simulation import expected
 from cluster.price.workload import Workload
 from cluster.runs.spending import SECONDS_PER_HOUR, compute_usd
 

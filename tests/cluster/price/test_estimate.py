@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from alpaca_jobs.examples import example_text
 from alpaca_jobs.spec import DataSpec, JobSpec, TeacherSpec
 from alpaca_jobs.spec_io import change_job, parse_job
+from cluster.course import Course
 from cluster.errors import PlanError
 from cluster.hazard import PRIOR_PER_NODE_HOUR, Hazard, losses, spot_hazard
 from cluster.launch.planner import plan_launch
@@ -23,7 +24,6 @@ from cluster.price.estimate_factors import factors
 from cluster.price.hardware import GPUS, peak_flops
 from cluster.price.offers import SNAPSHOT, load_offers
 from cluster.price.side_machines import SideMachines, side_machines
-from cluster.price.simulation import Course
 from cluster.price.teacher_cost import TeacherAssumptions, estimate_teacher
 from cluster.price.throughput import Throughput, measured_mfu
 from cluster.price.workload import Workload, workload_of

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.price.simulation import Course, Expected, Quantiles, expected, play, quantiles
+from cluster.course import Course, Expected, expected
+from cluster.price.simulation import Quantiles, play, quantiles
 
 CALM = Course(
     work_s=7200, work_spread=0.0, start_s=600, restart_s=900, away_s=300, save_interval_s=600, losses_per_hour=0.0
