@@ -157,11 +157,13 @@ class CloudBox:
             (self.folder / name).mkdir(parents=True)
         self.refuse_capacity("")
         replace_json(self.folder / "notices.json", self._notices)
+        (changed := self.folder / "changed").touch()
         metadata = [sys.executable, str(_HERE / "metadata.py"), "--host", METADATA]
         self._spawn([*metadata, "--notices", str(self.folder / "notices.json")], self.folder / "aws.log", self.environ)
         log = self.folder / "aws.log"
         program = [sys.executable, str(_HERE / "pretend_aws.py"), "--host", GATEWAY, "--port", str(self._aws_port)]
-        moto = self._spawn([*program, "--refuse", str(self.folder / "refuse.json")], log, self.environ)
+        program += ["--refuse", str(self.folder / "refuse.json"), "--changed", str(changed)]
+        moto = self._spawn(program, log, self.environ)
         wait_for(lambda: self._answers(moto, f"{self.endpoint}/moto-api/", log), "moto", timeout_s=240)
         fill_account(self.client)
         write_settings(self.home, self.endpoint)
@@ -169,7 +171,7 @@ class CloudBox:
         self.set_plugin(installed=True)
         arguments = {
             "endpoint": self.endpoint, "regions": ",".join(REGIONS), "image": image,
-            "keys": self.home / ".sky" / "clients", "logs": self.folder / "logs",
+            "keys": self.home / ".sky" / "clients", "logs": self.folder / "logs", "changed": changed,
         }  # fmt: skip
         options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
         self._spawn([sys.executable, str(_HERE / "machines.py"), *options], self.folder / "machines.log", self.environ)

@@ -1,9 +1,10 @@
 """Turns the pretend AWS's instances into processes: one sshd in namespaces of its own for each running instance.
 
-    python machines.py --endpoint URL --regions us-east-1,us-east-2 --image DIR --keys DIR --logs DIR
+    python machines.py --endpoint URL --regions us-east-1,us-east-2 --image DIR --keys DIR --logs DIR --changed FILE
 
-Looks once a second. An instance that leaves the running state dies at once, with every process on it: its process 1 is
-killed. So do all of them when this program ends, however it ends, or when the one that started it does.
+Looks when the pretend AWS has touched FILE, and every ten seconds. An instance that leaves the running state dies at
+once, with every process on it: its process 1 is killed. So do all of them when this program ends, however it ends, or
+when the one that started it does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import boto3
 from network import BRIDGE
 
 _PR_SET_PDEATHSIG = 1
+_LOOK_EVERY_S = 10.0
 _MACHINE = Path(__file__).with_name("machine.sh")
 
 
@@ -96,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Instances of the pretend AWS as processes.")
     for name in ("endpoint", "regions"):
         parser.add_argument(f"--{name}", required=True)
-    for name in ("image", "keys", "logs"):
+    for name in ("image", "keys", "logs", "changed"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     given = parser.parse_args()
     die_with_parent()
@@ -104,8 +106,11 @@ def main() -> None:
     machines = Machines(given.endpoint, given.regions.split(","), given.image, given.keys, given.logs)
     try:
         while True:
+            seen = given.changed.stat().st_mtime_ns
             machines.look()
-            time.sleep(1.0)
+            look_at = time.monotonic() + _LOOK_EVERY_S
+            while time.monotonic() < look_at and given.changed.stat().st_mtime_ns == seen:
+                time.sleep(0.1)
     finally:
         machines.end_all()
 

@@ -1,9 +1,10 @@
 """A pretend AWS: moto's server, which can also be told to have no capacity in some regions.
 
-    python pretend_aws.py --host ADDRESS --port PORT --refuse FILE
+    python pretend_aws.py --host ADDRESS --port PORT --refuse FILE --changed FILE
 
-FILE is a JSON map, region -> beginnings of cluster names; RunInstances for one of those there is answered as AWS does
-it, InsufficientInstanceCapacity. It is read at every request, so a test gives and takes capacity while everything runs.
+The first FILE is a JSON map, region -> beginnings of cluster names; RunInstances for one of those there is answered as
+AWS does it, InsufficientInstanceCapacity. It is read at every request, so a test gives and takes capacity while
+everything runs. The second is touched after every request that may have changed which instances run.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, run_simple
 
 _SCOPE = re.compile(r"Credential=[^/]+/\d+/([a-z0-9-]+)/ec2/")
+_CHANGES = re.compile(rb"Action=(Run|Terminate|Stop|Start)Instances|Action=RequestSpotInstances")
 _REFUSAL = b"""<?xml version="1.0" encoding="UTF-8"?>
 <Response><Errors><Error><Code>InsufficientInstanceCapacity</Code><Message>We currently do not have sufficient capacity
 in the Availability Zone you requested.</Message></Error></Errors><RequestID>box</RequestID></Response>"""
@@ -27,11 +29,11 @@ in the Availability Zone you requested.</Message></Error></Errors><RequestID>box
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-class Capacity:
-    """Stands before moto and answers RunInstances in regions that are sold out."""
+class Door:
+    """Stands before moto: answers RunInstances in regions that are sold out, and notes when machines come and go."""
 
-    def __init__(self, application: Application, refuse: Path) -> None:
-        self._application, self._refuse = application, refuse
+    def __init__(self, application: Application, refuse: Path, changed: Path) -> None:
+        self._application, self._refuse, self._changed = application, refuse, changed
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         scope = _SCOPE.search(environ.get("HTTP_AUTHORIZATION", ""))
@@ -41,6 +43,10 @@ class Capacity:
             if b"Action=RunInstances" in body and self._is_refused(scope[1], body.decode()):
                 start_response("500 Internal Server Error", [("Content-Type", "text/xml")])
                 return [_REFUSAL]
+            if _CHANGES.search(body):
+                answer = list(self._application(environ, start_response))
+                self._changed.touch()
+                return answer
         return self._application(environ, start_response)
 
     def _is_refused(self, region: str, body: str) -> bool:
@@ -63,8 +69,9 @@ def main() -> None:
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--refuse", type=Path, required=True)
+    parser.add_argument("--changed", type=Path, required=True)
     given = parser.parse_args()
-    application = Capacity(DomainDispatcherApplication(create_backend_app), given.refuse)
+    application = Door(DomainDispatcherApplication(create_backend_app), given.refuse, given.changed)
     run_simple(given.host, given.port, application, threaded=True, request_handler=QuietHandler)
 
 
