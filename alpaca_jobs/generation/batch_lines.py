@@ -17,6 +17,9 @@ from alpaca_jobs.generation.teacher_request import TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.tries import ContextExceeded, Fault, Tries
 from alpaca_jobs.spec import TeacherSpec
 
+BATCHES_AT_ONCE = 4
+"""Batches under way at a time, so that the next ones are made while the first are answered."""
+
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:

@@ -30,7 +30,6 @@ from alpaca_jobs.spec import DataSpec
 ROWS_PER_LIST, ROWS_PER_INSTRUCTION = 4.0, 1.0
 """What a list of instructions and one instruction are expected to come to, low on purpose: too few are asked for
 again. The original got 82 K instances from 52 K instructions."""
-INSTRUCTION_TOKENS, VERDICT_TOKENS, INSTANCE_TOKENS = 1024, 16, 1024
 
 Kind = Literal["instructions", "classification", "instances"]
 
@@ -125,7 +124,7 @@ class SelfInstruct:
             self._made.append(text)
             self._open_instructions += 1
             prompt = forms.classification_prompt(text, self._seeds, as_json=self._maker.wants_json)
-            self._add("classification", prompt, VERDICT_TOKENS, instruction=text, stop=())
+            self._add("classification", prompt, forms.VERDICT_TOKENS, instruction=text, stop=())
         return Consumed((), drops, is_useful=len(found) > sum(drops.values()))
 
     def _consume_verdict(self, answer: TeacherAnswer, instruction: str) -> Consumed:
@@ -136,7 +135,7 @@ class SelfInstruct:
         )  # fmt: skip
         stop = (f"Example {self._data.max_instances + 1}", "Task:")
         self._add(
-            "instances", prompt, INSTANCE_TOKENS, instruction=instruction, stop=stop,
+            "instances", prompt, forms.INSTANCE_TOKENS, instruction=instruction, stop=stop,
             is_classification=is_classification,
         )  # fmt: skip
         return Consumed((), is_useful=True)
@@ -170,7 +169,7 @@ class SelfInstruct:
             heat = self._maker.teacher.temperature
             # A chat model may leave a line blank between two items; one that continues a text ends with a blank line.
             stop = (f"\n{limit + 1}.", *(["\n\n"] if self._maker.teacher.api == "completions" else []))
-            self._add("instructions", prompt, INSTRUCTION_TOKENS, stop=stop, temperature=heat)
+            self._add("instructions", prompt, forms.INSTRUCTION_TOKENS, stop=stop, temperature=heat)
             self._open_lists += 1
 
     @property

@@ -19,6 +19,8 @@ from alpaca_jobs.generation.seeds import SeedTask
 NUM_YES_EXAMPLES, NUM_NO_EXAMPLES = 12, 19
 """Worked examples of the classification test. Source: Self-Instruct, appendix A.2."""
 NUM_INSTANCE_EXAMPLES = 8
+INSTRUCTION_TOKENS, VERDICT_TOKENS, INSTANCE_TOKENS = 1024, 16, 1024
+"""Most tokens of an answer by its kind, where the teacher continues a text."""
 CONTRADICTORY, SAME_AS_INPUT, ENDS_WITH_COLON, REPEATED = (
     "contradictory", "output_is_input", "ends_with_colon", "repeated_instance",
 )  # fmt: skip

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from alpaca_jobs.errors import AlpacaError
+from alpaca_jobs.generation.seeds import SeedTask, load_seed_tasks
 from alpaca_jobs.spec import JobSpec
 from cluster.errors import PlanError
 from cluster.launch.planner import plan_launch, side_offers_for
@@ -85,7 +88,7 @@ def gather_facts(job: JobSpec, *, past: Sequence[PastRun] = (), counted: Counted
     """Count a job's work, as far as the job, its files and the user say what it is."""
     given = counted or Counted()
     assumed = learn(job, past)
-    teacher = estimate_teacher(job.data, assumed.teacher) if "generate" in job.stages else None
+    teacher = estimate_teacher(job.data, assumed.teacher, _seeds(job)) if "generate" in job.stages else None
     try:
         return Facts(_work(job, given, teacher), "", teacher, assumed)
     except PlanError as exc:
@@ -139,6 +142,19 @@ def estimate_plan(
         draws=draws,
         seed=seed,
     )
+
+
+def _seeds(job: JobSpec) -> tuple[SeedTask, ...]:
+    """The seed tasks that self-instruct's prompts are sized by; none where they are not a file here that can be read.
+
+    Whether they are right is not judged here: `launch` does that.
+    """
+    if job.data.recipe != "self-instruct" or not Path(job.data.seed_tasks).is_file():
+        return ()
+    try:
+        return load_seed_tasks(job.data.seed_tasks)
+    except AlpacaError:
+        return ()
 
 
 def _work(job: JobSpec, given: Counted, teacher: TeacherEstimate | None) -> Workload:

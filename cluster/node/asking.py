@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from alpaca_jobs.generation.batch_lines import BATCHES_AT_ONCE
 from alpaca_jobs.generation.rate_limit import RateGate
 from alpaca_jobs.generation.teacher_request import TeacherAnswer, TeacherRequest
 from alpaca_jobs.spec import DataSpec, TeacherSpec
@@ -20,7 +21,6 @@ from cluster.node.batch_records import BatchRecord, BatchRecords, reserve_batch
 from cluster.node.ledger import Ledger
 from cluster.node.teacher_actor import TeacherActor
 
-BATCHES_AT_ONCE = 4
 _MOST_CALLS = 64  # a batch may be as small as one request
 _CANCEL_LIMIT_S = 15.0
 _EXPECTED_ACCEPT_RATE = 0.5

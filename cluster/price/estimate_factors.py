@@ -13,7 +13,7 @@ from cluster.price.courses import num_gpus, training_course
 from cluster.price.estimate import kept_gb, state_gb
 from cluster.price.hardware import peak_flops
 from cluster.price.side_machines import SideMachines
-from cluster.price.teacher_cost import TeacherEstimate
+from cluster.price.teacher_cost import BATCH_SOURCE, SIZES_SOURCE, TeacherEstimate
 from cluster.price.throughput import FLOPS_PER_PARAMETER_AND_TOKEN
 from cluster.price.workload import Workload
 from cluster.runs.spending import SECONDS_PER_HOUR
@@ -73,11 +73,24 @@ def factors(
 
 def _of_teacher(teacher: TeacherEstimate, assumed: Assumptions) -> Iterator[Factor]:
     source = assumed.teacher.source
-    words = f"for {teacher.rows:,} rows, {assumed.teacher.accept_rate:.0%} of the tasks kept"
+    words = f"for {teacher.rows:,} rows"
+    for one in teacher.stages:
+        size = f"{one.prompt_tokens:,.0f} prompt + {one.answer_tokens:,.0f} answer tokens each"
+        if len(teacher.stages) > 1:
+            yield Factor(f"  {one.name}", one.requests, "requests", f"{one.words}; {size}", f"{source}; {SIZES_SOURCE}")
+        else:
+            words += f": {one.words}; {size}"
     yield Factor("teacher requests", teacher.requests, "requests", words, source)
     tokens = teacher.prompt_tokens + teacher.completion_tokens
     words = f"{teacher.prompt_tokens / 1e6:.2f} M prompt + {teacher.completion_tokens / 1e6:.2f} M completion tokens"
     yield Factor("teacher tokens", tokens, "tokens", words, source)
+    if teacher.rounds is not None:
+        each_h = assumed.teacher.batch_round_s / SECONDS_PER_HOUR
+        words = f"{teacher.rounds:,} rounds of batches, {each_h:g} h each at most"
+        if len(teacher.stages) > 1:
+            words += "; a larger data.plan_ahead makes them fewer"
+        yield Factor("teacher time", teacher.seconds / SECONDS_PER_HOUR, "h", words, BATCH_SOURCE)
+        return
     yield Factor("teacher time", teacher.seconds / SECONDS_PER_HOUR, "h", "all requests in flight", source)
 
 

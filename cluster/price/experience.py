@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from alpaca_jobs.known_models import KNOWN_MODELS
-from alpaca_jobs.spec import JobSpec, TeacherSpec
+from alpaca_jobs.spec import DataSpec, JobSpec, TeacherSpec
 from cluster.hazard import spot_hazard
 from cluster.node.pace import Pace, TrainingPace
 from cluster.plan import LaunchPlan, Pricing
 from cluster.price.assumptions import Assumptions, MeasuredSpeed, MeasuredSteps
 from cluster.price.hardware import peak_flops
+from cluster.price.self_instruct_cost import rows_per_instruction_seen
+from cluster.price.teacher_cost import TeacherAssumptions
 from cluster.price.throughput import measured_mfu
 from cluster.recovery import StopReason
 from cluster.runs.spending import SECONDS_PER_HOUR
@@ -126,16 +128,25 @@ def _teacher(job: JobSpec, past: Sequence[PastRun]) -> dict[str, Any]:
         pace, other = run.pace.generation, run.plan.job
         if pace is None or job.data.from_ is not None or not _asks_alike(job, other):
             continue
-        new_tasks = job.data.max_tasks_per_request - job.data.num_prompt_seeds
         rows, usd = run.report.get("rows"), run.report.get("teacher_usd")
         return {
-            "accept_rate": pace.rows / (pace.requests * new_tasks),
+            **_yield(job.data, pace.rows / pace.requests),
             "rows_per_second": pace.rows / pace.seconds,
             "usd_per_row": usd / rows if rows and usd is not None else None,
             "spread": _SPREAD_MEASURED,
             "source": _measured_by([run.run_id]),
         }
     return {}
+
+
+def _yield(data: DataSpec, rows_per_request: float) -> dict[str, float]:
+    """What the rows of a request, all kinds of requests counted, say about a recipe's own number."""
+    if data.recipe == "self-instruct":
+        rate = TeacherAssumptions().accept_rate
+        return {
+            "rows_per_instruction": rows_per_instruction_seen(data, rows_per_request=rows_per_request, accept_rate=rate)
+        }
+    return {"accept_rate": rows_per_request / (data.max_tasks_per_request - data.num_prompt_seeds)}
 
 
 def _trains_alike(job: JobSpec, other: JobSpec) -> bool:
@@ -148,9 +159,12 @@ def _trains_alike(job: JobSpec, other: JobSpec) -> bool:
 def _asks_alike(job: JobSpec, other: JobSpec) -> bool:
     def asked(one: JobSpec) -> tuple[Any, ...]:
         data = one.data
-        teacher = (data.teacher.model, data.teacher.base_url) if isinstance(data.teacher, TeacherSpec) else data.teacher
+        teacher: Any = data.teacher
+        if isinstance(teacher, TeacherSpec):
+            teacher = (teacher.model, teacher.base_url, teacher.api, teacher.answer_format, teacher.batch_api)
         return (
-            teacher, data.seed_tasks, data.num_prompt_seeds, data.max_tasks_per_request, data.similarity_threshold,
+            teacher, data.recipe, data.max_instances, data.plan_ahead,
+            data.seed_tasks, data.num_prompt_seeds, data.max_tasks_per_request, data.similarity_threshold,
             data.num_actors * data.concurrency, one.compute.is_local,
         )  # fmt: skip
 

@@ -100,9 +100,40 @@ def test_teacher_of_an_earlier_run_is_asked_at_its_price_and_speed() -> None:
     assert facts.teacher.seconds == pytest.approx(52_000 / 17.0)
 
 
-@pytest.mark.parametrize("other", [{"data__teacher__model": "gpt-9"}, {"data__concurrency": 1}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"data__teacher__model": "gpt-9"},
+        {"data__concurrency": 1},
+        {"data__recipe": "self-instruct"},
+        {"data__teacher__batch_api": True},
+    ],
+)
 def test_another_teacher_says_nothing(other: dict[str, Any]) -> None:
     assert learn(job(), [past(job(**other))]).teacher == Assumptions().teacher
+
+
+def test_self_instruct_learns_rows_of_an_instruction_from_rows_of_a_request() -> None:
+    spec = job(data__recipe="self-instruct", data__num_prompt_seeds=6, data__max_tasks_per_request=16)
+    pace = {"training": None, "generation": {"requests": 1000, "rows": 400, "seconds": 50.0}}
+    facts = gather_facts(spec, past=[past(spec, pace=pace)])
+    assert facts.teacher is not None
+    assert facts.teacher.requests == pytest.approx(52_000 / 0.4, rel=0.001)
+    assert facts.teacher.seconds == pytest.approx(52_000 / 8.0)
+    offers = offers_for(spec)
+    found = {one.name.strip(): one for one in estimate_plan(plan_with(spec, facts, offers), facts, offers).factors}
+    kinds = [found[name].value for name in ("instruction lists", "classification tests", "instances")]
+    assert sum(kinds) == found["teacher requests"].value
+    assert found["instances"].source.startswith("measured: past-bcdfg; kinds: Self-Instruct, table 1")
+
+
+def test_the_wait_for_batches_is_a_factor_with_its_source() -> None:
+    spec = job(data__teacher={"model": "gpt-4o-mini", "batch_api": True})
+    facts, offers = gather_facts(spec), offers_for(spec)
+    (waited,) = (one for one in estimate_plan(plan_with(spec, facts, offers), facts, offers).factors
+                 if one.name == "teacher time")  # fmt: skip
+    assert (waited.value, waited.words) == (48.0, "2 rounds of batches, 24 h each at most")
+    assert waited.source.startswith("prior, an upper bound: OpenAI's Batch API guide")
 
 
 def test_steps_without_gpus_are_learned_from_runs_with_as_many_ranks_on_such_a_machine() -> None:
