@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from checkpoints.attempts import AttemptLog
-from checkpoints.errors import RunActive
+from checkpoints.best import Metric, best_of
+from checkpoints.errors import Damaged, NotCommitted, RunActive
 from checkpoints.fence import Fence
 from checkpoints.keys import MANIFEST, CommitRef, Layout
 from checkpoints.lineage import AttemptRecord, counting_commits
@@ -80,6 +81,7 @@ class Retention:
     Args:
         fence: of this attempt; asked before anything is deleted.
         pinned: commits that stay whatever the numbers say; may be replaced between calls.
+        best_by: the best commit by this number stays.
     """
 
     def __init__(
@@ -92,9 +94,10 @@ class Retention:
         keep: int,
         keep_every: int | None = None,
         pinned: Collection[CommitRef] = (),
+        best_by: Metric | None = None,
     ) -> None:
         self._store, self._layout, self._stage, self._fence = store, layout, stage, fence
-        self._keep, self._keep_every = keep, keep_every
+        self._keep, self._keep_every, self._best_by = keep, keep_every, best_by
         self.pinned = pinned
         self._marked: set[CommitRef] = set()
         self._manifests: dict[CommitRef, Manifest] = {}
@@ -129,16 +132,36 @@ class Retention:
         return doomed
 
     def _plan(self, contents: _Contents) -> set[CommitRef]:
+        records = self._fence.log.records()
+        best = self._best(contents, records)
         return plan_retention(
             contents.committed,
-            self._fence.log.records(),
+            records,
             self._layout,
             stage=self._stage,
             attempt=self._fence.number,
             keep=self._keep,
             keep_every=self._keep_every,
-            pinned=self.pinned,
+            pinned=[*self.pinned, *([best] if best else [])],
         )
+
+    def _best(self, contents: _Contents, records: Sequence[AttemptRecord]) -> CommitRef | None:
+        if self._best_by is None:
+            return None
+        manifests = []
+        for ref in counting_commits(records, contents.committed, self._layout):
+            if ref.stage != self._stage:
+                continue
+            try:
+                manifests.append(self._manifest(ref))
+            except (Damaged, NotCommitted):  # nobody's best; whether it may go is for the others to decide
+                continue
+        return best_of(manifests, self._best_by)
+
+    def _manifest(self, ref: CommitRef) -> Manifest:
+        if ref not in self._manifests:
+            self._manifests[ref] = CommitReader.open(self._store, self._layout, ref).manifest
+        return self._manifests[ref]
 
     def _delete(self, contents: _Contents, now: set[CommitRef], *, newest: CommitRef | None) -> None:
         used = self._used_keys(contents.committed - now)
@@ -178,10 +201,8 @@ class Retention:
     def _used_keys(self, staying: Iterable[CommitRef]) -> set[str]:
         used = set()
         for ref in staying:
-            if ref not in self._manifests:
-                self._manifests[ref] = CommitReader.open(self._store, self._layout, ref).manifest
             prefix = self._layout.commit_prefix(ref)
-            for entry in self._manifests[ref].objects:
+            for entry in self._manifest(ref).objects:
                 used |= {source.prefix + source.name for _, _, source in entry.located(prefix)}
         return used
 
@@ -213,6 +234,7 @@ def prune(
     stage: str,
     keep: int,
     keep_every: int | None = None,
+    best_by: Metric | None = None,
     dry_run: bool = False,
 ) -> set[CommitRef]:
     """Delete old commits of a run that has ended, at once; returns them (with `dry_run`: those that would go).
@@ -224,5 +246,5 @@ def prune(
     log = AttemptLog(store, layout)
     fence = _EndedFence(log, log.newest())
     fence.check()
-    retention = Retention(store, layout, stage=stage, fence=fence, keep=keep, keep_every=keep_every)
+    retention = Retention(store, layout, stage=stage, fence=fence, keep=keep, keep_every=keep_every, best_by=best_by)
     return retention.delete_now(dry_run=dry_run)

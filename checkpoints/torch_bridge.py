@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 
+from checkpoints.best import Metric
 from checkpoints.errors import CheckpointError, Damaged, NoGoodCommit, NotCommitted, StateMismatch
 from checkpoints.fence import Fence
 from checkpoints.keys import CommitRef, Layout
@@ -85,6 +86,7 @@ class Checkpointer:
         process_group: a gloo group for this object alone; default: it makes one (collective).
         keep, keep_every: the newest `keep` commits stay (never fewer than two), and every position divisible by
             `keep_every`; None for `keep` deletes nothing.
+        best_by: the best commit by this number of `meta["metrics"]` stays as well (best.py).
         when_busy: what `save` does while the save before is under way: "wait" for it, or "skip" this one.
         timeout_s: how long ranks wait for each other.
     """
@@ -100,6 +102,7 @@ class Checkpointer:
         process_group: dist.ProcessGroup | None = None,
         keep: int | None = 2,
         keep_every: int | None = None,
+        best_by: Metric | None = None,
         when_busy: Literal["wait", "skip"] = "wait",
         timeout_s: float = 600.0,
     ) -> None:
@@ -111,7 +114,7 @@ class Checkpointer:
         self._own_groups = [group for group in (own, front) if group is not None]
         self._when_busy = when_busy
         self._retention = (
-            Retention(store, layout, stage=stage, fence=fence, keep=keep, keep_every=keep_every)
+            Retention(store, layout, stage=stage, fence=fence, keep=keep, keep_every=keep_every, best_by=best_by)
             if keep is not None and fence is not None and self._exchange.rank == 0
             else None
         )
@@ -240,7 +243,7 @@ class Checkpointer:
         )
 
     def pin(self, refs: Collection[CommitRef]) -> None:
-        """Keep these commits (the best by some metric, say) whatever `keep` says; replaces those pinned before."""
+        """Keep these commits whatever `keep` says; replaces those pinned before."""
         if self._retention is not None:
             self._retention.pinned = tuple(refs)
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch.distributed as dist
 
 from checkpoints.attempts import AttemptLog, claim_next
+from checkpoints.best import Metric
 from checkpoints.errors import CheckpointError
 from checkpoints.fence import Fence, LeaseKeeper
 from checkpoints.keys import TRAIN_ONLY, CommitRef
@@ -40,7 +41,7 @@ class RunCheckpointer:
     Args:
         store: where the run lives: a URI (file://, memory://, s3://, gs://, az://, or a path), or a Store.
         storage_options: for the store's library (endpoint_url, key, ...); default: the environment.
-        keep, keep_every, when_busy: as for Checkpointer.
+        keep, keep_every, best_by, when_busy: as for Checkpointer.
         lease_s: an attempt that has not shown for so long that it lives is taken for dead by the next.
 
     Raises:
@@ -55,6 +56,7 @@ class RunCheckpointer:
         storage_options: Mapping[str, Any] | None = None,
         keep: int | None = 2,
         keep_every: int | None = None,
+        best_by: Metric | None = None,
         when_busy: Literal["wait", "skip"] = "wait",
         lease_s: float = 20.0,
         timeout_s: float = 600.0,
@@ -82,6 +84,7 @@ class RunCheckpointer:
             process_group=group,
             keep=keep,
             keep_every=keep_every,
+            best_by=best_by,
             when_busy=when_busy,
             timeout_s=timeout_s,
         )

@@ -21,8 +21,9 @@ def ls(run: options.RunName = None, store: options.Store = None, as_json: option
 
     Example: alpaca-jobs checkpoints ls
     """
-    from alpaca_jobs.run_layout import LAYOUT
+    from alpaca_jobs.run_layout import EVAL_LOSS, LAYOUT
     from checkpoints.attempts import AttemptLog
+    from checkpoints.best import metric_of
     from checkpoints.lineage import counting_commits
     from checkpoints.reader import CommitReader, list_commits
     from cli.finding import find_run
@@ -41,6 +42,7 @@ def ls(run: options.RunName = None, store: options.Store = None, as_json: option
                 "bytes": manifest.size_bytes,
                 "stored_bytes": manifest.stored_bytes,
                 "world_size": manifest.world_size,
+                "eval_loss": metric_of(manifest, EVAL_LOSS),
             }
         )
     if as_json:
@@ -81,18 +83,21 @@ def prune(
 ) -> None:
     """Delete a finished run's older checkpoints, and what broken saves left behind.
 
+    The best by evaluation loss stays.
+
     Example: alpaca-jobs checkpoints prune demo-x3fkd --keep 2
     """
-    from alpaca_jobs.run_layout import LAYOUT
+    from alpaca_jobs.run_layout import EVAL_LOSS, LAYOUT
     from checkpoints.retention import prune as prune_commits
     from cli.finding import find_run
 
     found = find_run(run, store)
     folder = found.root.child(found.run_id)
-    doomed = prune_commits(folder, LAYOUT, stage="train", keep=keep, keep_every=keep_every, dry_run=True)
+    rules: dict[str, Any] = {"stage": "train", "keep": keep, "keep_every": keep_every, "best_by": EVAL_LOSS}
+    doomed = prune_commits(folder, LAYOUT, **rules, dry_run=True)
     names = ", ".join(f"step {ref.position}" for ref in sorted(doomed, key=LAYOUT.sort_key)) or "no checkpoint"
     starting.agree(f"Delete {names} of {found.run_id} for good?", yes=yes, grids=[])
-    gone = prune_commits(folder, LAYOUT, stage="train", keep=keep, keep_every=keep_every)
+    gone = prune_commits(folder, LAYOUT, **rules)
     body = [ref.to_json() for ref in sorted(gone, key=LAYOUT.sort_key)]
     if as_json:
         render.out_json({"run_id": found.run_id, "deleted": body})
@@ -128,6 +133,7 @@ def copy(
 
 
 def _commits_grid(run_id: str, rows: list[dict[str, Any]]) -> render.Grid:
+    evaluated = any(row["eval_loss"] is not None for row in rows)
     cells = [
         (
             row["stage"],
@@ -136,11 +142,20 @@ def _commits_grid(run_id: str, rows: list[dict[str, Any]]) -> render.Grid:
             words.size(row["bytes"]),
             words.size(row["stored_bytes"]),
             words.yes_no(row["counts"]),
+            *((words.number(row["eval_loss"], 4),) if evaluated else ()),
         )
         for row in rows
     ]
     return render.Grid(
         title=f"Commits of {run_id}",
-        columns=("stage", ">position", ">attempt", ">size", ">stored", "counts"),
+        columns=(
+            "stage",
+            ">position",
+            ">attempt",
+            ">size",
+            ">stored",
+            "counts",
+            *((">eval loss",) if evaluated else ()),
+        ),
         rows=tuple(cells),
     )

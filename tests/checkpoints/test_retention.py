@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints.attempts import AttemptLog
+from checkpoints.best import Metric, best_commit
 from checkpoints.errors import Damaged, Superseded
 from checkpoints.fence import Fence
 from checkpoints.keys import TRAIN_ONLY, CommitRef
 from checkpoints.lineage import AttemptRecord, counting_commits
 from checkpoints.manifest import Manifest
 from checkpoints.reader import CommitReader, list_commits
-from checkpoints.retention import Retention, known_blocks, plan_retention
+from checkpoints.retention import Retention, known_blocks, plan_retention, prune
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
 
@@ -83,12 +84,14 @@ class _Run:
         self.fence = Fence(self.log, number)
         self.retention = Retention(store, TRAIN_ONLY, stage="train", fence=self.fence, **{"keep": 2, **keep})
 
-    def commit(self, position: int, data: bytes = b"", known: Manifest | None = None) -> Manifest:
+    def commit(
+        self, position: int, data: bytes = b"", known: Manifest | None = None, loss: float | None = None
+    ) -> Manifest:
         blocks = known_blocks(known, TRAIN_ONLY) if known else {}
         writer = CommitWriter(self.store, TRAIN_ONLY, step(position, self.number), fence=self.fence, known=blocks)
         writer.put("data", data)
         writer.put("own", b"%d" % position)
-        return writer.publish(meta={})
+        return writer.publish(meta={} if loss is None else {"metrics": {"loss": loss}})
 
     def commit_and_tidy(self, position: int, **more: Any) -> tuple[Manifest, set[CommitRef]]:
         manifest = self.commit(position, **more)
@@ -178,3 +181,57 @@ def test_a_manifest_that_cannot_be_read_stops_deleting(memory_store: Store) -> N
     with pytest.raises(Damaged):
         again.after_commit(manifest)
     assert set(before) <= set(memory_store.list())
+
+
+LOSS = Metric("loss")
+
+
+def test_the_best_by_a_metric_stays_until_a_better_one_comes(store: Store) -> None:
+    run = _Run(store, best_by=LOSS)
+    for position, loss in ((10, 3.0), (20, 1.5), (30, 2.0), (40, None), (50, 1.5), (60, float("nan")), (70, 1.6)):
+        run.commit_and_tidy(position, loss=loss)
+    assert run.positions() == [70, 60, 50, 20], "20 is the earliest of equals; 50 is marked and goes next"
+    run.commit_and_tidy(80, loss=1.0)
+    run.commit_and_tidy(90)
+    run.commit_and_tidy(100)
+    run.commit_and_tidy(110)
+    assert run.positions() == [110, 100, 90, 80]
+    assert best_commit(store, TRAIN_ONLY, list_commits(store, TRAIN_ONLY), LOSS) == step(80)
+
+
+def test_the_best_may_be_the_highest() -> None:
+    from checkpoints.best import best_of
+
+    manifests = [
+        Manifest(step(n), 1, "", (), (), {"metrics": {"score": score}})
+        for n, score in ((10, 0.5), (20, 0.9), (30, 0.9), (40, None), (50, True), (60, "1.0"))
+    ]
+    assert best_of(manifests, Metric("score", higher_is_better=True)) == step(20)
+    assert best_of(manifests, LOSS) is None
+
+
+def test_the_best_of_an_older_attempt_stays_and_one_that_does_not_count_is_nobodys_best(memory_store: Store) -> None:
+    first = _Run(memory_store, best_by=LOSS)
+    for position, loss in ((10, 2.0), (20, 1.0), (30, 3.0), (40, 0.1)):
+        first.commit_and_tidy(position, loss=loss)
+    second = _Run(memory_store, 2, step(30), best_by=LOSS)  # 40 is of a line that was given up
+    for position in (40, 50, 60, 70):
+        second.commit_and_tidy(position, loss=2.5)
+    assert set(second.positions()) == {70, 60, 50, 30, 20}
+
+
+def test_an_unreadable_manifest_is_nobodys_best(memory_store: Store) -> None:
+    run = _Run(memory_store, best_by=LOSS)
+    for position, loss in ((10, 0.5), (20, 1.0)):
+        run.commit_and_tidy(position, loss=loss)
+    memory_store.put("checkpoints/step-00000010/attempt-000001/manifest.json", b"{")
+    assert best_commit(memory_store, TRAIN_ONLY, list_commits(memory_store, TRAIN_ONLY), LOSS) == step(20)
+
+
+def test_pruning_keeps_the_best(memory_store: Store) -> None:
+    run = _Run(memory_store, keep=9)
+    for position, loss in ((10, 2.0), (20, 1.0), (30, 3.0), (40, 3.0)):
+        run.commit_and_tidy(position, loss=loss)
+    run.log.put_end(1, {"stop_reason": "done"})
+    assert prune(memory_store, TRAIN_ONLY, stage="train", keep=2, best_by=LOSS) == {step(10)}
+    assert prune(memory_store, TRAIN_ONLY, stage="train", keep=2) == {step(20)}
