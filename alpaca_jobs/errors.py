@@ -95,6 +95,10 @@ class TeacherAuth(TeacherError):
     """The teacher's key is missing, wrong, or not allowed to use this model."""
 
 
+class TeacherWithoutSchemas(TeacherError):
+    """The teacher's server or model does not take the JSON schema that the job wants its answers in."""
+
+
 class BudgetExceeded(AlpacaError):
     """The next paid request would cross a limit of the job; it was not sent."""
 

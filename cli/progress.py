@@ -27,6 +27,7 @@ class Progress:
         phase: generation, training or export; starting before any of them.
         rows, target_rows, accept_rate, usd: of the generation; accept_rate from 0 to 1.
         drops: what the teacher wrote and was not kept, by reason.
+        tokens: of the answers so far: prompt, completion, and how many answers do not say (untold).
         first_rows: seconds and rows at the first news of the attempt's generation; the rate counts from it.
         rows_per_s: since then; None before anything can be said.
         step, total_steps, loss, tokens_per_second: of the training.
@@ -43,6 +44,7 @@ class Progress:
     accept_rate: float | None = None
     usd: float | None = None
     drops: Mapping[str, int] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict)
     first_rows: tuple[float, int] | None = None
     rows_per_s: float | None = None
     step: int | None = None
@@ -88,6 +90,7 @@ def after(progress: Progress, event: Event) -> Progress:
                 target_rows=fields.get("target", progress.target_rows),
                 accept_rate=fields.get("accept_rate"),
                 usd=fields.get("usd"),
+                tokens=fields.get("tokens") or {},
             )
         case "step":
             return replace(
@@ -120,10 +123,11 @@ def panel_rows(progress: Progress) -> list[tuple[str, str]]:
             kept += f", {words.share(progress.accept_rate)} of what the teacher wrote"
         rows.append(("rows kept", kept))
     if progress.phase == "generation" and any(progress.drops.values()):
-        most = sorted(progress.drops.items(), key=lambda drop: (-drop[1], drop[0]))
-        rows.append(("dropped", ", ".join(f"{reason} {count:,}" for reason, count in most if count)))
+        rows.append(("dropped", words.drops(progress.drops)))
     if progress.phase == "generation" and progress.seconds_to_go is not None:
         rows.append(("to go", f"{words.duration(progress.seconds_to_go)} at {progress.rows_per_s:.1f} rows/s"))
+    if progress.tokens:
+        rows.append(("tokens", words.tokens(progress.tokens)))
     if progress.usd:
         rows.append(("teacher", words.money(progress.usd)))
     if progress.step is not None:

@@ -88,6 +88,12 @@ def status_grids(view: Mapping[str, Any]) -> list[render.Grid]:
         rows.append(("unsaved", words.plural(view["lag_steps"] or 0, "step")))
     if view["data_card"]:
         rows.append(("data card", view["data_card"]))
+    if any((drops := view.get("drops") or {}).values()):
+        rows.append(("dropped", words.drops(drops)))
+    if view.get("tokens"):
+        rows.append(("tokens", words.tokens(view["tokens"])))
+    if view.get("teacher_usd"):
+        rows.append(("teacher", words.money(view["teacher_usd"])))
     rows.append(("committed", _position(view["newest_commit"])))
     rows.append(("store", f"{view['store_uri']}/{view['run_id']}"))
     grids = [render.pairs(view["run_id"], rows)]

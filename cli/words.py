@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 MISSING = "-"
 
@@ -56,6 +57,21 @@ def share(part: float | None, whole: float | None = 1.0) -> str:
 def number(value: float | None, digits: int = 0) -> str:
     """A count or a measure, thousands set apart."""
     return MISSING if value is None else f"{value:,.{digits}f}"
+
+
+def tokens(counted: Mapping[str, int] | None) -> str:
+    """What a teacher was asked and has answered: `1,500: 1,000 prompt + 500 completion`."""
+    if not counted:
+        return MISSING
+    text = f"{counted['prompt'] + counted['completion']:,}: "
+    text += f"{counted['prompt']:,} prompt + {counted['completion']:,} completion"
+    return text + (f"; of {plural(counted['untold'], 'answer')} the server did not say" if counted["untold"] else "")
+
+
+def drops(counted: Mapping[str, int]) -> str:
+    """What was not kept, the commonest reason first: `too_short 30, similar 12`."""
+    most = sorted(counted.items(), key=lambda drop: (-drop[1], drop[0]))
+    return ", ".join(f"{reason} {count:,}" for reason, count in most if count)
 
 
 def yes_no(value: bool | None) -> str:

@@ -6,9 +6,9 @@ listing everything again. Events are information for people: nothing decides by 
 
 Kinds: `log` (level, logger, message), `phase` (phase), `attempt` (the supervisor's with state: started, adopted,
 refused or ended; the node's with placement), `base` (stage, position: what the attempt goes on from), `generation`
-(rows, accept_rate, drops, requests, usd), `step` (step, loss, tokens_per_second, total_steps), `save` (position,
-stall_s, seconds, bytes, stored_bytes, committed, lag_steps, interval_steps, interval_by), `decision` (action, words),
-`end` (exit_code, reason, words).
+(rows, accept_rate, drops, requests, usd, tokens), `step` (step, loss, tokens_per_second, total_steps), `save`
+(position, stall_s, seconds, bytes, stored_bytes, committed, lag_steps, interval_steps, interval_by), `decision`
+(action, words), `end` (exit_code, reason, words).
 """
 
 from __future__ import annotations

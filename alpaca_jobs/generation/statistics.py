@@ -15,6 +15,36 @@ MAX_BARREN_REQUESTS = 40
 
 
 @dataclass
+class TokenCount:
+    """Tokens that answers were billed for, unusable tries before them included.
+
+    Attributes:
+        prompt, completion: of the answers that say.
+        untold: answers that do not, as some servers give no usage.
+    """
+
+    prompt: int = 0
+    completion: int = 0
+    untold: int = 0
+
+    def add(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        """Count one answer; None for what its server did not say."""
+        self.prompt += prompt_tokens or 0
+        self.completion += completion_tokens or 0
+        self.untold += prompt_tokens is None or completion_tokens is None
+
+    def add_all(self, counts: Mapping[str, int]) -> None:
+        """Add what `to_json` returned."""
+        self.prompt += counts["prompt"]
+        self.completion += counts["completion"]
+        self.untold += counts["untold"]
+
+    def to_json(self) -> dict[str, int]:
+        """Plain values."""
+        return {"prompt": self.prompt, "completion": self.completion, "untold": self.untold}
+
+
+@dataclass
 class GenerationStatistics:
     """Sums over the answers consumed so far; `drops` counts pieces by reason."""
 
@@ -22,6 +52,7 @@ class GenerationStatistics:
     num_rows: int = 0
     num_barren_in_a_row: int = 0
     drops: Counter[str] = field(default_factory=Counter)
+    tokens: TokenCount = field(default_factory=TokenCount)
 
     def add(self, consumed: Consumed) -> None:
         """Count one answer."""
@@ -31,8 +62,15 @@ class GenerationStatistics:
         is_fruitful = bool(consumed.rows) or consumed.is_useful or SURPLUS in consumed.drops
         self.num_barren_in_a_row = 0 if is_fruitful else self.num_barren_in_a_row + 1
 
-    def add_part(self, num_requests: int, num_rows: int, drops: Mapping[str, int]) -> None:
-        """Count many answers whose sums are known, such as a part that an earlier attempt committed."""
+    def add_part(
+        self, num_requests: int, num_rows: int, drops: Mapping[str, int], tokens: Mapping[str, int] | None = None
+    ) -> None:
+        """Count many answers whose sums are known, such as a part that an earlier attempt committed.
+
+        Args:
+            tokens: as TokenCount.to_json has them; None for a part of a version that did not count them.
+        """
+        self.tokens.add_all(tokens or {"prompt": 0, "completion": 0, "untold": num_requests})
         self.num_requests += num_requests
         self.num_rows += num_rows
         self.drops.update(drops)

@@ -21,6 +21,8 @@ _CONTEXT_WORDS = (  # OpenAI today, OpenAI's older models, vLLM, llama.cpp
     "max_tokens is too large",
     "exceeds the available context size",
 )
+_SCHEMA_WORDS = ("response format", "json schema", "structured output", "guided json", "guided decoding")
+"""The parameter's name and its type's; what OpenAI and vLLM call it in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,13 @@ class Complaint:
         """Name of the parameter this model or server does not take, or ""."""
         if self.code in ("unsupported_parameter", "unsupported_value"):
             return self.param
-        return next((name for name in ("logit_bias", "response_format") if name in self.message), "")
+        return "logit_bias" if "logit_bias" in self.message else ""
+
+    @property
+    def is_about_schemas(self) -> bool:
+        """It is the structured output that is not taken: by the parameter's name, or by what servers call it."""
+        text = f"{self.param} {self.message}".lower().replace("_", " ").replace("-", " ")
+        return any(words in text for words in _SCHEMA_WORDS)
 
 
 def read_complaint(body: Any) -> Complaint:

@@ -14,7 +14,14 @@ from functools import reduce
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from alpaca_jobs.errors import TeacherAuth, TeacherError, TeacherGarbage, TeacherRateLimited, TeacherUnreachable
+from alpaca_jobs.errors import (
+    TeacherAuth,
+    TeacherError,
+    TeacherGarbage,
+    TeacherRateLimited,
+    TeacherUnreachable,
+    TeacherWithoutSchemas,
+)
 from alpaca_jobs.generation.pricing import cost_usd, num_billable_tries, worst_try_usd
 from alpaca_jobs.generation.teacher_reply import (
     CONTENT_FILTER,
@@ -37,8 +44,8 @@ UNUSABLE = "unusable"
 """Finish reason of a request whose every try gave garbage."""
 END_OF_TEXT_BIAS = {"50256": -100}
 """Keeps a completions model from ending early with <|endoftext|>. Source: Stanford Alpaca, generate_instruction.py."""
-_DISPENSABLE = ("logit_bias", "stop", "response_format")
-"""An answer without the first two is the same rows or more; the prompt says what the third says."""
+_DISPENSABLE = ("logit_bias", "stop")
+"""An answer without them is the same rows or more."""
 
 
 @dataclass(eq=False)
@@ -97,13 +104,15 @@ class Tries:
 
         Raises:
             ContextExceeded: a shorter completion may fit.
-            Fault: anything else; a parameter that can be done without is done without from now on.
+            Fault: anything else; a parameter that can be done without is done without from now on, a schema cannot.
         """
         if complaint.is_content_filter:
             return Reply("", CONTENT_FILTER, NOTHING)
         if status in (400, 413, 422) and complaint.is_context_exceeded:
             raise ContextExceeded(self.scrub(complaint.message))
         said = f"HTTP {status}" + (f": {self.scrub(complaint.message)}" if complaint.message else "")
+        if status in (400, 422) and self.teacher.answer_format == "json" and complaint.is_about_schemas:
+            raise Fault(TeacherWithoutSchemas, said, is_temporary=False)
         if status in (400, 422) and _can_do_without(complaint.unsupported, left_out):
             self.unsupported.add(complaint.unsupported)
             raise Fault(TeacherError, said, is_temporary=True, retry_after_s=0.0)
@@ -193,6 +202,11 @@ class Tries:
             return "Resume later, or lower teacher.batch_requests."
         if error is TeacherRateLimited:
             return "Resume later, lower data.concurrency or data.num_actors, or raise teacher.max_retries."
+        if error is TeacherWithoutSchemas:
+            return (
+                "The job asks for structured output (data.teacher.answer_format: json), which this server or model "
+                "does not take. Set data.teacher.answer_format: text, or take another data.teacher.model."
+            )
         if error is TeacherUnreachable:
             return "Check teacher.base_url and that the server runs; then resume."
         if error is TeacherGarbage:

@@ -75,7 +75,9 @@ def read_generated(ctx: AttemptContext, parts: Sequence[CommitRef]) -> Generated
             lines = bytes(reader.read(ANSWERS_OBJECT)).decode().splitlines()
             state.answers += [TeacherAnswer.from_json(json.loads(line)) for line in lines]
         meta = reader.manifest.meta
-        state.statistics.add_part(state.request - int(meta["first_request"]) + 1, meta["num_rows"], meta["drops"])
+        state.statistics.add_part(
+            state.request - int(meta["first_request"]) + 1, meta["num_rows"], meta["drops"], meta.get("tokens")
+        )
     return state
 
 
@@ -211,6 +213,8 @@ class GenerateStage:
             self._part_answers.append(answer)
         self._part.add(result)
         self._state.statistics.add(result)
+        for counted in (self._part, self._state.statistics):
+            counted.tokens.add(answer.prompt_tokens, answer.completion_tokens)
         self._state.request = answer.number
         self._state.statistics.check_progress(answer.text)
         enough = self._state.statistics.num_rows >= self._data.num_rows
@@ -236,7 +240,8 @@ class GenerateStage:
         meta = {
             "first_request": self._part_first, "last_request": state.request, "num_rows": len(self._part_rows),
             "rows_total": len(state.rows), "drops": self._part.to_json()["drops"], "complete": complete,
-            "teacher_usd": self._ledger.spent_usd,
+            "teacher_usd": self._ledger.spent_usd, "tokens": self._part.tokens.to_json(),
+            "tokens_total": state.statistics.tokens.to_json(),
         }  # fmt: skip
         writer.publish(meta=meta)
         state.part, state.complete = ref.position, complete
@@ -271,5 +276,5 @@ class GenerateStage:
         self._ctx.events.emit(
             "generation", rows=so_far.num_rows, target=self._data.num_rows, requests=self._state.request,
             accept_rate=None if accept_rate is None else round(accept_rate, 4), drops=so_far.to_json()["drops"],
-            usd=self._ledger.spent_usd, in_flight=len(self._under_way),
+            usd=self._ledger.spent_usd, in_flight=len(self._under_way), tokens=so_far.tokens.to_json(),
         )  # fmt: skip

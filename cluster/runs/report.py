@@ -155,9 +155,13 @@ def render_report(
     )
 
 
+def newest_part(store: Store, commits: list[CommitRef]) -> Mapping[str, Any]:
+    """What the newest counting part of generated data says of itself and those before it; empty if there is no part."""
+    newest = next((ref for ref in commits if ref.stage == "generate"), None)
+    return {} if newest is None else CommitReader.open(store, LAYOUT, newest).manifest.meta
+
+
 def rows_kept(store: Store, commits: list[CommitRef]) -> int | None:
     """Rows that the newest counting part of generated data brings the run to; None if there is no part."""
-    newest = next((ref for ref in commits if ref.stage == "generate"), None)
-    if newest is None:
-        return None
-    return int(CommitReader.open(store, LAYOUT, newest).manifest.meta["rows_total"])
+    total = newest_part(store, commits).get("rows_total")
+    return None if total is None else int(total)

@@ -25,7 +25,7 @@ from cluster.node.review import CARD
 from cluster.plan import LaunchPlan
 from cluster.recovery import StopReason
 from cluster.runs.attempt_summary import AttemptSummary, summarize_attempts
-from cluster.runs.report import rows_kept
+from cluster.runs.report import newest_part
 from cluster.runs.run_ids import check_run_id
 from cluster.runs.session import Timing
 
@@ -63,6 +63,8 @@ class RunView:
         newest_commit: newest state that counts; None before the first.
         rows, target_rows, accept_rate, step, total_steps, loss, tokens_per_second: as its nodes last said.
         lag_steps: training steps that a kill now would cost; None before training.
+        drops, tokens, teacher_usd: of the generation so far: what was not kept, by reason (None when it is long over);
+            tokens as its nodes counted them (TokenCount of alpaca_jobs/generation/statistics.py); dollars.
         data_card: URI of the page about the run's rows; None until they are all written.
         updated_at: ISO time of the newest event; empty before the first.
     """
@@ -82,6 +84,9 @@ class RunView:
     accept_rate: float | None
     step: int | None
     total_steps: int | None
+    drops: Mapping[str, int] | None
+    tokens: Mapping[str, int] | None
+    teacher_usd: float | None
     loss: float | None
     tokens_per_second: float | None
     lag_steps: int | None
@@ -161,6 +166,7 @@ def view_run(
     return RunView(
         run_id=run_id,
         job_name=plan.job.name,
+    part = {} if generation else newest_part(store, commits)
         store_uri=root.uri,
         state=state,
         words=_words(events, state, run_id, is_watched=is_watched),
@@ -169,13 +175,16 @@ def view_run(
         place=attempts[-1].place if attempts else "",
         attempts=attempts,
         newest_commit=commits[0] if commits else None,
-        rows=generation.get("rows", rows_kept(store, commits)),
+        rows=generation.get("rows", part.get("rows_total")),
         target_rows=plan.job.data.num_rows if "generate" in plan.job.stages else None,
         accept_rate=generation.get("accept_rate"),
         step=step.get("step"),
         total_steps=step.get("total_steps"),
         loss=step.get("loss"),
         tokens_per_second=step.get("tokens_per_second"),
+        drops=generation.get("drops"),
+        tokens=generation.get("tokens", part.get("tokens_total")),
+        teacher_usd=generation.get("usd", part.get("teacher_usd")),
         lag_steps=max(int(step["step"]) - newest_step, 0) if "step" in step else None,
         exit_code=_newest(events, "end").get("exit_code") if state.is_over else None,
         data_card=f"{store.uri}/{CARD}" if "generate" in plan.job.stages and store.exists(CARD) else None,

@@ -42,6 +42,16 @@ def test_generation_shows_what_was_dropped_and_how_long_it_takes_at_the_rate_of_
     assert moved.rows_per_s is None, "the hour between two attempts is not the teacher's slowness"
 
 
+def test_tokens_are_shown_beside_rows_drops_and_dollars_also_while_it_trains() -> None:
+    told = {"prompt": 1_200_000, "completion": 34_567, "untold": 0}
+    asked = event("generation", rows=10, target=20, tokens=told, usd=1.5)
+    assert dict(panel_rows(fold(asked)))["tokens"] == "1,234,567: 1,200,000 prompt + 34,567 completion"
+    assert dict(panel_rows(fold(asked, event("step", step=1))))["teacher"] == "$1.50"
+    silent = event("generation", rows=10, tokens={"prompt": 0, "completion": 0, "untold": 1})
+    assert dict(panel_rows(fold(silent)))["tokens"].endswith("; of 1 answer the server did not say")
+    assert "tokens" not in dict(panel_rows(fold(event("generation", rows=10)))), "a node of an earlier version"
+
+
 def test_training_shows_step_loss_speed_and_what_is_unsaved() -> None:
     step = event("step", step=12, total_steps=40, loss=3.25, tokens_per_second=15200.4)
     progress = fold(started(1, "a"), event("save", position=10, seconds=0.2, committed=True), step)

@@ -47,6 +47,24 @@ def drawn(grid: render.Grid, width: int = 100) -> str:
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
+VIEW: dict[str, Any] = {
+    "run_id": "demo-x3fkd", "state": "running", "words": "", "launched_at": "2026-11-20T10:00:00Z", "updated_at": "",
+    "place": "local/a", "attempts": [ATTEMPT], "newest_commit": None, "rows": 50, "target_rows": 160,
+    "accept_rate": 0.5, "drops": {"similar": 49, "too_short": 1}, "teacher_usd": 0.5,
+    "tokens": {"prompt": 9000, "completion": 1500, "untold": 0}, "step": None, "total_steps": None, "loss": None,
+    "tokens_per_second": None, "lag_steps": None, "data_card": None, "store_uri": "file:///s",
+}  # fmt: skip
+
+
+def test_status_shows_rows_drops_tokens_and_dollars_of_the_generation() -> None:
+    shown = dict(report_view.status_grids(VIEW)[0].rows)
+    assert shown["rows kept"] == "50 of 160, 50.0 % accepted"
+    assert shown["dropped"] == "similar 49, too_short 1"
+    assert (shown["tokens"], shown["teacher"]) == ("10,500: 9,000 prompt + 1,500 completion", "$0.50")
+    before = dict(report_view.status_grids({**VIEW, "drops": None, "tokens": None, "teacher_usd": None})[0].rows)
+    assert not {"dropped", "tokens", "teacher"} & set(before)
+
+
 def test_report_splits_time_and_cost() -> None:
     attempts, summary = report_view.report_grids(REPORT)
     shown = cells(summary)

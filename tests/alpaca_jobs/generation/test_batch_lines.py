@@ -105,15 +105,15 @@ def test_a_prompt_that_is_too_long_gets_a_shorter_completion() -> None:
 
 def test_a_parameter_that_the_server_does_not_take_costs_every_request_of_the_batch_one_try_and_no_more() -> None:
     tries = Tries(TEACHER, None)
-    words = {"code": "unsupported_parameter", "message": "no response_format here", "param": "response_format"}
+    words = {"code": "unsupported_parameter", "message": "no stop here", "param": "stop"}
     bad = [{**line(number, 400), "response": {"status_code": 400, "body": {"error": words}}} for number in (1, 2)]
     ended = read_round(ROUND, bad, tries)
     assert ended.error is None
     assert len(ended.left) == 2
     assert not ended.must_wait
-    assert tries.unsupported == {"response_format"}
-    again = Round("x", ended.left, ("response_format",))
-    assert "response_format" not in json.loads(render_round(again, tries).splitlines()[0])["body"]
+    assert tries.unsupported == {"stop"}
+    again = Round("x", ended.left, ("stop",))
+    assert "stop" not in json.loads(render_round(again, tries).splitlines()[0])["body"]
     assert read_round(again, bad, tries).error is not None, "it was left out, and still refused"
 
 

@@ -15,7 +15,14 @@ from typing import Any
 
 import pytest
 
-from alpaca_jobs.errors import TeacherAuth, TeacherError, TeacherGarbage, TeacherRateLimited, TeacherUnreachable
+from alpaca_jobs.errors import (
+    TeacherAuth,
+    TeacherError,
+    TeacherGarbage,
+    TeacherRateLimited,
+    TeacherUnreachable,
+    TeacherWithoutSchemas,
+)
 from alpaca_jobs.generation.completer import Completer, TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.pricing import cost_usd, num_billable_tries, worst_try_usd
 from alpaca_jobs.generation.teacher_reply import read_retry_after
@@ -285,19 +292,27 @@ def test_a_server_that_hangs_up_is_unreachable() -> None:
     assert "no answer within 0.3 s" in str(asked.error)
 
 
-def test_structured_output_is_asked_for_and_done_without_where_it_is_not_known() -> None:
+def test_structured_output_is_asked_for_by_its_schema() -> None:
     request = replace(REQUEST, schema={"type": "object"})
-    asked = _ask(lambda n, body: _chat(content="{}"), request=request, api="chat")
+    asked = _ask(lambda n, body: _chat(content="{}"), request=request, api="chat", answer_format="json")
     assert asked.asked[0]["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
-    def script(n: int, body: dict[str, Any]) -> Reply:
-        if "response_format" in body:
-            return _error(400, "Unrecognized field: response_format")
-        return _chat(content="{}")
 
-    asked = _ask(script, request=request, api="chat")
-    assert asked.answer is not None
-    assert len(asked.asked) == 2
+@pytest.mark.parametrize(
+    ("words", "param"),
+    [
+        ("Unrecognized field: response_format", ""),
+        ("Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model.", ""),
+        ("This model does not support structured outputs.", ""),
+        ("not with this model", "response_format"),
+    ],
+)
+def test_a_server_without_structured_output_is_told_apart_and_not_asked_again(words: str, param: str) -> None:
+    request = replace(REQUEST, schema={"type": "object"})
+    asked = _ask(lambda n, body: _error(400, words, param=param), request=request, api="chat", answer_format="json")
+    assert isinstance(asked.error, TeacherWithoutSchemas)
+    assert "Set data.teacher.answer_format: text" in str(asked.error)
+    assert len(asked.asked) == 1
 
 
 def test_a_request_given_up_as_garbage_says_what_it_cost() -> None:

@@ -18,13 +18,19 @@ from typing import Any
 import pytest
 
 from alpaca_jobs.data.rows import Row
+from alpaca_jobs.errors import TeacherWithoutSchemas
 from alpaca_jobs.generation import offline_teacher
 from alpaca_jobs.generation.offline_tasks import make_task
 from alpaca_jobs.generation.offline_teacher import OfflineTeacher
+from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import JobSpec
+from checkpoints.attempts import AttemptLog
+from checkpoints.lineage import counting_commits
+from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from cluster.node.generate_stage import GeneratedRows
 from cluster.node.inputs import freeze_inputs
+from cluster.runs.report import newest_part
 
 Answer = tuple[int, dict[str, Any], dict[str, str]]
 generate_rows = runpy.run_path(str(Path(__file__).with_name("row_driver.py")))["generate_rows"]
@@ -126,6 +132,19 @@ class JsonTeacher(OfflineTeacher):
         return status, reply, headers
 
 
+class ForgetfulTeacher(JsonTeacher):
+    """Takes schemas for its first `patience` requests, then refuses every one that has any, as another model would."""
+
+    patience = 3.0
+
+    def answer(self, body: dict[str, Any], *, is_chat: bool) -> Answer:
+        self.patience -= 1
+        if self.patience < 0 and "response_format" in body:
+            words = "Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model."
+            return 400, {"error": {"message": words, "code": None, "param": None}}, {}
+        return super().answer(body, is_chat=is_chat)
+
+
 @contextmanager
 def running(server: OfflineTeacher) -> Iterator[OfflineTeacher]:
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -141,6 +160,14 @@ def running(server: OfflineTeacher) -> Iterator[OfflineTeacher]:
 def generate(
     folder: Path, server: OfflineTeacher, *, api: str, recipe: str = "alpaca", **teacher: Any
 ) -> GeneratedRows:
+    store = prepare(folder, server, api=api, recipe=recipe, **teacher)
+    with running(server):
+        state: GeneratedRows = generate_rows(store.uri, "run", 1, folder / "scratch")
+    return state
+
+
+def prepare(folder: Path, server: OfflineTeacher, *, api: str, recipe: str = "alpaca", **teacher: Any) -> Store:
+    """A store with one run in it, to be generated."""
     folder.mkdir()
     spec = {"model": "offline-demo", "base_url": server.base_url, "api": api, "api_key_env": None, **teacher}
     job = JobSpec.model_validate(
@@ -151,9 +178,7 @@ def generate(
     run = store.child("run")
     run.put_once("job.json", {"job": job.model_dump(mode="json", by_alias=True)})
     freeze_inputs(job, run)
-    with running(server):
-        state: GeneratedRows = generate_rows(store.uri, "run", 1, folder / "scratch")
-    return state
+    return store
 
 
 def texts(rows: list[Row]) -> list[tuple[str, str, str]]:
@@ -185,6 +210,30 @@ def test_both_recipes_work_with_structured_output(tmp_path: Path, recipe: str) -
     assert state.statistics.drops["malformed"] == 0
 
 
+def test_a_server_that_takes_no_schemas_ends_the_stage_in_one_sentence_and_nothing_is_lost(tmp_path: Path) -> None:
+    server = ForgetfulTeacher()
+    store = prepare(tmp_path / "refused", server, api="chat", answer_format="json", **PRICED)
+    whole = generate(tmp_path / "whole", JsonTeacher(), api="chat", answer_format="json", **PRICED)
+    with running(server):
+        with pytest.raises(TeacherWithoutSchemas, match=r"Set data\.teacher\.answer_format: text"):
+            generate_rows(store.uri, "run", 1, tmp_path / "scratch-1")
+        kept = {key: store.child("run").get(key) for key in store.child("run").list("answers/")}
+        assert len(kept) == 3, "what was paid for is stored"
+        server.patience = float("inf")
+        state = generate_rows(store.uri, "run", 2, tmp_path / "scratch-2")
+    assert texts(state.rows) == texts(whole.rows)
+    again = [key for key in store.child("run").list("answers/") if key.endswith("attempt-000002.json")]
+    assert not {key.split("/")[1] for key in again} & {key.split("/")[1] for key in kept}, "none of them asked again"
+
+
+def test_a_server_that_never_took_schemas_costs_nothing(tmp_path: Path) -> None:
+    server = ForgetfulTeacher()
+    server.patience = 0
+    with pytest.raises(TeacherWithoutSchemas):
+        generate(tmp_path / "never", server, api="chat", recipe="self-instruct", answer_format="json", **PRICED)
+    assert Store.open(f"file://{tmp_path}/never/store/run").list("answers/") == []
+
+
 def test_what_a_server_does_not_say_is_counted_at_its_worst_case(tmp_path: Path) -> None:
     generate(tmp_path / "silent", SilentTeacher(), api="completions", **PRICED)
     store = Store.open(f"file://{tmp_path}/silent/store/run")
@@ -195,7 +244,29 @@ def test_what_a_server_does_not_say_is_counted_at_its_worst_case(tmp_path: Path)
 def test_without_a_price_the_spending_is_unknown_in_every_event(tmp_path: Path) -> None:
     generate(tmp_path / "unpriced", OfflineTeacher(), api="chat")
     store = Store.open(f"file://{tmp_path}/unpriced/store/run")
-    events = [one for key in store.list("events/") for one in json.loads(store.get(key))["events"]]
-    spent = [event["usd"] for event in events if event["kind"] == "generation"]
-    assert spent
-    assert set(spent) == {None}
+    told = generation_events(store)
+    assert told
+    assert {event["usd"] for event in told} == {None}
+
+
+@pytest.mark.parametrize(("kind", "untold"), [(OfflineTeacher, False), (SilentTeacher, True)])
+def test_tokens_are_told_as_the_server_counted_them(tmp_path: Path, kind: type[OfflineTeacher], untold: bool) -> None:
+    state = generate(tmp_path / "counted", kind(), api="chat", **PRICED)
+    store = Store.open(f"file://{tmp_path}/counted/store/run")
+    bodies = [json.loads(store.get(key))["answer"] for key in store.list("answers/")]
+    consumed = [body for body in bodies if body["number"] <= state.request]
+    expected = {
+        "prompt": sum(body["prompt_tokens"] or 0 for body in consumed),
+        "completion": sum(body["completion_tokens"] or 0 for body in consumed),
+        "untold": len(consumed) if untold else 0,
+    }
+    assert (expected["prompt"] > 0) is not untold
+    assert generation_events(store)[-1]["tokens"] == expected == state.statistics.tokens.to_json()
+    log = AttemptLog(store, LAYOUT)
+    parts = counting_commits(log.records(), list_commits(store, LAYOUT), LAYOUT)
+    assert newest_part(store, parts)["tokens_total"] == expected, "status reads it there once the run trains"
+
+
+def generation_events(store: Store) -> list[dict[str, Any]]:
+    events = [one for key in sorted(store.list("events/")) for one in json.loads(store.get(key))["events"]]
+    return [event for event in events if event["kind"] == "generation"]
