@@ -14,14 +14,15 @@ LOCAL_REGIONS = ("a", "b", "c")
 OWN_INFRA = ("k8s", "slurm", "ssh")
 """Machines of the user's own that SkyPilot reaches; nobody sells them, so they have no price and no spot."""
 _REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_GPUS = re.compile(r"([A-Za-z][A-Za-z0-9-]{0,30})(?::([1-9][0-9]{0,3}))?")
+GPUS_PATTERN = re.compile(r"([A-Za-z][A-Za-z0-9-]{0,30})(?::([1-9][0-9]{0,3}))?")
 
 
 class SpotSpec(SpecPart):
     """Spot machines, with a say on when on-demand ones may be used."""
 
-    on_demand: Literal["never", "last-resort"] = "never"
-    """never: spot only; last-resort: on-demand machines are tried after every spot candidate."""
+    on_demand: Literal["never", "last-resort", "when-needed"] = "never"
+    """never: spot only; last-resort: on demand after every spot candidate; when-needed: also before them, where another
+    loss could cross the deadline or spot would cost more, and the budget lasts to the end."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class GpuRequest:
 
 def _check_gpus(value: Any) -> Any:
     """Accept "auto" and "NAME:COUNT"; show the right spelling for the ways people write it otherwise."""
-    if value is None or (isinstance(value, str) and (value == "auto" or _GPUS.fullmatch(value))):
+    if value is None or (isinstance(value, str) and (value == "auto" or GPUS_PATTERN.fullmatch(value))):
         return value
     hint = "A100-80GB:8"
     if isinstance(value, str) and (swapped := re.fullmatch(r"(\d+)\s*[xX*]\s*([A-Za-z][A-Za-z0-9-]*)", value)):
@@ -75,7 +76,7 @@ class ComputeSpec(SpecPart):
         Annotated[bool, Tag("as-word")] | Annotated[SpotSpec, Tag("as-keys")],
         Discriminator(lambda value: "as-keys" if isinstance(value, dict | SpotSpec) else "as-word"),
     ] = True
-    """true: spot machines only; false: on demand only; or {on_demand: last-resort}. Without meaning on local."""
+    """true: spot machines only; false: on demand only; or {on_demand: last-resort}, below. Without meaning on local."""
     rows_apart: bool | None = None
     """Whether rows are written on small machines of their own first; null: where the training machines have GPUs."""
     recover: Literal["next-region", "cheapest"] = "next-region"
@@ -88,7 +89,7 @@ class ComputeSpec(SpecPart):
     @property
     def gpu_request(self) -> GpuRequest | None:
         """GPUs per node as name and count; None for "auto" and for a job without GPUs."""
-        match = _GPUS.fullmatch(self.gpus) if self.gpus not in (None, "auto") else None
+        match = GPUS_PATTERN.fullmatch(self.gpus) if self.gpus not in (None, "auto") else None
         return GpuRequest(match[1], int(match[2] or 1)) if match else None
 
     @property

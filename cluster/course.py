@@ -11,6 +11,10 @@ from typing import Final
 
 NEVER: Final = 1e-12
 """Losses a second: one in 30,000 years, which exponentials of floats cannot tell from none."""
+AWAY_PRIOR_S: Final = 300.0
+"""From a loss to the next machine's boot, before anything was measured: noticing it, and capacity. Ours."""
+SAVE_INTERVAL_PRIOR_S: Final = 600.0
+"""Work between two saves where the job leaves it to `auto`: the longest that it chooses."""
 
 
 @dataclass(frozen=True)

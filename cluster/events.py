@@ -7,8 +7,9 @@ listing everything again. Events are information for people: nothing decides by 
 Kinds: `log` (level, logger, message), `phase` (phase), `attempt` (the supervisor's with state: started, adopted,
 refused or ended; the node's with placement), `base` (stage, position: what the attempt goes on from), `generation`
 (rows, accept_rate, drops, requests, usd, tokens), `step` (step, loss, tokens_per_second, total_steps), `save`
-(position, stall_s, seconds, bytes, stored_bytes, committed, lag_steps, interval_steps, interval_by), `decision`
-(action, words), `end` (exit_code, reason, words).
+(position, stall_s, seconds, bytes, stored_bytes, committed, lag_steps, interval_steps, interval_by), `eval` (step,
+loss, num_rows, target_tokens, seconds, is_best, best_step, best_loss), `decision` (action, words), `end` (exit_code,
+reason, words).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -272,6 +273,26 @@ def read_events(store: Store, *, newest_batches: int | None = None) -> list[Even
             first = max(count - newest_batches + 1, 1)
         events += _read_batches(store, (attempt, writer), range(first, count + 1))
     return sorted(events, key=lambda event: event.t)
+
+
+def read_turns(store: Store, *, until: Collection[str]) -> list[Event]:
+    """Read of every attempt how it began, up to its first event of a kind in `until`, and its last batch; oldest first.
+
+    Of the supervisor everything is read. That is what a recovery is timed by, and a small part of a long run's events.
+    """
+    found: list[Event] = []
+    for name, count in sorted(_last_numbers(store).items()):
+        if name[1] == "supervisor":
+            found += _read_batches(store, name, range(1, count + 1))
+            continue
+        for first in range(1, count + 1, _READ_THREADS):
+            batch = _read_batches(store, name, range(first, min(first + _READ_THREADS, count + 1)))
+            found += batch
+            if any(event.kind in until for event in batch):
+                break
+        if first + _READ_THREADS <= count:
+            found += _read_batches(store, name, range(count, count + 1))
+    return sorted(found, key=lambda event: event.t)
 
 
 def _read_batches(store: Store, name: tuple[int, str], numbers: range) -> list[Event]:

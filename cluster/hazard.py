@@ -34,13 +34,14 @@ class Hazard:
     source: str
 
 
-def spot_hazard(*, own_preemptions: int = 0, own_node_hours: float = 0.0) -> Hazard:
+def spot_hazard(*, own_preemptions: int = 0, own_node_hours: float = 0.0, prior: float = PRIOR_PER_NODE_HOUR) -> Hazard:
     """The prior, moved by one's own reports as they gather.
 
     Args:
         own_preemptions, own_node_hours: over spot machines of earlier runs.
+        prior: preemptions of a machine in an hour that were expected before.
     """
-    weighted = PRIOR_PER_NODE_HOUR * _PRIOR_WEIGHT_H + own_preemptions
+    weighted = prior * _PRIOR_WEIGHT_H + own_preemptions
     source = PRIOR_SOURCE
     if own_node_hours > 0:
         source = f"{own_preemptions} preemptions in {own_node_hours:.0f} machine hours of your own, and {PRIOR_SOURCE}"
@@ -74,15 +75,24 @@ def losses_per_hour(records: Iterable[AttemptRecord], attempt: int) -> float:
         return 0.0
     if here.pricing is not Pricing.SPOT or here.infra == "local":
         return BREAKS_PER_NODE_HOUR * here.num_nodes
+    taken, hours = own_losses(one for one in records if one.number < attempt and _is_in(places[one.number], here.name))
+    return spot_hazard(own_preemptions=taken, own_node_hours=hours).per_node_hour * here.num_nodes
+
+
+def own_losses(records: Iterable[AttemptRecord]) -> tuple[int, float]:
+    """(machines taken away, machine hours) of the attempts that have ended on spot machines."""
     taken, hours = 0, 0.0
     for record in records:
-        place, end = places[record.number], record.end
-        if end is None or place is None or record.number >= attempt:
+        place, end = _place(record), record.end
+        if end is None or place is None or place.pricing is not Pricing.SPOT:
             continue
-        if (place.name, place.pricing) == (here.name, here.pricing):
-            taken += end.get("stop_reason") in _TAKEN_AWAY
-            hours += place.num_nodes * float(end.get("seconds") or 0.0) / 3600
-    return spot_hazard(own_preemptions=taken, own_node_hours=hours).per_node_hour * here.num_nodes
+        taken += end.get("stop_reason") in _TAKEN_AWAY
+        hours += place.num_nodes * float(end.get("seconds") or 0.0) / 3600
+    return taken, hours
+
+
+def _is_in(place: Placement | None, name: str) -> bool:
+    return place is not None and place.name == name
 
 
 def _place(record: AttemptRecord) -> Placement | None:

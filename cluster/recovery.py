@@ -13,7 +13,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
 
-from cluster.plan import Placement
+from cluster.on_demand import Need, Outlook, on_demand_need
+from cluster.plan import Placement, Pricing
 
 # A region that took a machine away is tried after the others for this long. Source: the spot availability traces of
 # SkyPilot's study (aws-10-26-2022, V100, four single-node series of 10-minute ticks): of 967 stretches without
@@ -80,6 +81,8 @@ class RecoveryPolicy:
 
     Attributes:
         recover: next-region moves on from the region that was lost; cheapest orders by price alone.
+        on_demand: when-needed takes an on-demand candidate first where cluster/on_demand.py says so; in any other case
+            they come after every spot one, if the plan has any.
         max_crashes: crashes without a new commit between them before the run is stopped.
         max_memory_stops: the same for running out of memory, which is even less often cured by trying again.
         max_store_failures: the same for a store that does not answer.
@@ -92,6 +95,7 @@ class RecoveryPolicy:
     """
 
     recover: Literal["next-region", "cheapest"] = "next-region"
+    on_demand: Literal["never", "last-resort", "when-needed"] = "never"
     max_crashes: int = 3
     max_memory_stops: int = 2
     max_store_failures: int = 3
@@ -115,6 +119,7 @@ class Decision:
         exit_code: FINISH and GIVE_UP: 0 done, 1 the job failed, 2 wrong input, 3 the surroundings failed, 4 budget or
             deadline, 130 the user stopped it.
         reason: FINISH and GIVE_UP: the stop reason the run ends with.
+        on_demand: RELAUNCH: why the first placement is on demand although the plan has spot ones; empty if it is not.
     """
 
     action: Action
@@ -123,6 +128,7 @@ class Decision:
     wait_s: float = 0.0
     exit_code: int | None = None
     reason: StopReason | None = None
+    on_demand: str = ""
 
 
 @dataclass(frozen=True)
@@ -178,6 +184,7 @@ TABLE: Final[Mapping[StopReason, _Rule]] = MappingProxyType(
 )
 
 
+_NO_NEED: Final = Need(False)
 _LOSSES: Final = frozenset({StopReason.PREEMPTED, StopReason.LOST, StopReason.NODE_FAILURE})
 
 
@@ -188,6 +195,7 @@ def decide(
     now: float,
     *,
     spent_usd: float = 0.0,
+    outlook: Outlook | None = None,
 ) -> Decision:
     """Decide what follows the newest stop of a run; an empty history is a run that has yet to start.
 
@@ -196,12 +204,15 @@ def decide(
         candidates: where the run may go, in the plan's order.
         now: seconds, on the clock of the stops.
         spent_usd: what the run has cost so far, teacher included.
+        outlook: what is left to do; None where that is not known, or where nothing is to be chosen by it.
     """
     if not history:
-        return _launch_or_refuse("Starting", candidates, policy, now, spent_usd)
+        need = _need(policy, candidates, history, now, spent_usd, outlook)
+        order = placement_order(candidates, policy, history, now, first=_first(need))
+        return _launch_or_refuse("Starting", order, policy, now, spent_usd, need)
     last = history[-1]
     if last.reason is StopReason.CAPACITY:
-        return _after_refusal(history, policy, candidates, now, spent_usd)
+        return _after_refusal(history, policy, candidates, now, spent_usd, outlook)
     rule = TABLE[last.reason]
     if rule.action is not Action.RELAUNCH:
         return _end(rule, last)
@@ -218,18 +229,25 @@ def decide(
     pause_s = last.at_s + _backoff_s(alike, policy) - now if rule.pause else 0.0
     if pause_s > 0:
         return _wait(pause_s, f"{_sentence(last)} Trying again in {pause_s:.0f} s", policy, now)
-    order = placement_order(candidates, policy, history, now)
-    return _launch_or_refuse(_sentence(last).removesuffix("."), order, policy, now, spent_usd)
+    need = _need(policy, candidates, history, now, spent_usd, outlook)
+    order = placement_order(candidates, policy, history, now, first=_first(need))
+    return _launch_or_refuse(_sentence(last).removesuffix("."), order, policy, now, spent_usd, need)
 
 
 def placement_order(
-    candidates: Sequence[Placement], policy: RecoveryPolicy, history: Sequence[Stop], now: float
+    candidates: Sequence[Placement],
+    policy: RecoveryPolicy,
+    history: Sequence[Stop],
+    now: float,
+    *,
+    first: Pricing = Pricing.SPOT,
 ) -> tuple[Placement, ...]:
     """Order candidates for the launch after a history whose newest stop was no refused launch.
 
     `next-region` keeps the plan's order, but regions that took a machine away within COOL_DOWN_S come last, the
     newest loss at the very end. After a crash, which was no fault of the place, the place comes first. `cheapest`
-    orders by price (an unknown one last) and uses the same rule only between equals.
+    orders by price (an unknown one last) and uses the same rule only between equals. Whatever is paid for as `first`
+    says comes before all that is not.
     """
     order = list(candidates)
     if history:
@@ -239,11 +257,40 @@ def placement_order(
             order.sort(key=lambda one: not _same_region(one, last.placement))
     if policy.recover == "cheapest":
         order.sort(key=lambda one: math.inf if one.job_price_per_hour_usd is None else one.job_price_per_hour_usd)
+    order.sort(key=lambda one: one.pricing is not first)
     return tuple(order)
 
 
+def _need(
+    policy: RecoveryPolicy,
+    candidates: Sequence[Placement],
+    history: Sequence[Stop],
+    now: float,
+    spent_usd: float,
+    outlook: Outlook | None,
+) -> Need:
+    """Whether the next place should be on demand, by the place of each kind that would be tried first."""
+    order = placement_order(candidates, policy, history, now)
+    spot = next((place for place in order if place.pricing is Pricing.SPOT), None)
+    other = next((place for place in order if place.pricing is Pricing.ON_DEMAND), None)
+    if policy.on_demand != "when-needed" or outlook is None or spot is None or other is None:
+        return Need(False)
+    left_s = None if policy.deadline_at_s is None else policy.deadline_at_s - now
+    left_usd = None if policy.max_usd is None else policy.max_usd - spent_usd
+    return on_demand_need(outlook, spot, other, left_s=left_s, left_usd=left_usd)
+
+
+def _first(need: Need) -> Pricing:
+    return Pricing.ON_DEMAND if need.is_needed else Pricing.SPOT
+
+
 def _after_refusal(
-    history: Sequence[Stop], policy: RecoveryPolicy, candidates: Sequence[Placement], now: float, spent_usd: float
+    history: Sequence[Stop],
+    policy: RecoveryPolicy,
+    candidates: Sequence[Placement],
+    now: float,
+    spent_usd: float,
+    outlook: Outlook | None,
 ) -> Decision:
     """Skip what refused in this round; when all did, wait, and begin another round."""
     refusals: list[Stop] = []
@@ -254,14 +301,16 @@ def _after_refusal(
     first, last = refusals[-1], refusals[0]
     before = history[: -len(refusals)]
     payable = [place for place in candidates if _is_payable(place, policy, spent_usd)]
+    why = f"{_kind(last.placement, candidates)}{last.placement.name} has no capacity"
     if not payable:
-        return _launch_or_refuse(f"{last.placement.name} has no capacity", candidates, policy, now, spent_usd)
-    order = placement_order(payable, policy, before, now)
+        return _launch_or_refuse(why, candidates, policy, now, spent_usd)
+    need = _need(policy, payable, before, now, spent_usd, outlook)
+    order = placement_order(payable, policy, before, now, first=_first(need))
     counts = [sum(one.placement == place for one in refusals) for place in order]
     rounds = min(counts)
     untried = tuple(place for place, count in zip(order, counts, strict=True) if count == rounds)
     if len(untried) < len(order):
-        return _launch_or_refuse(f"{last.placement.name} has no capacity", untried, policy, now, spent_usd)
+        return _launch_or_refuse(why, untried, policy, now, spent_usd, need)
     waited_s = now - first.at_s
     if waited_s >= policy.max_wait_s:
         words = (
@@ -272,11 +321,16 @@ def _after_refusal(
     pause_s = min(last.at_s + _backoff_s(rounds, policy) - now, policy.max_wait_s - waited_s)
     if pause_s > 0:
         return _wait(pause_s, f"No capacity in {_join(order)}; asking again in {pause_s:.0f} s", policy, now)
-    return _launch_or_refuse("Asking for capacity again", order, policy, now, spent_usd)
+    return _launch_or_refuse("Asking for capacity again", order, policy, now, spent_usd, need)
 
 
 def _launch_or_refuse(
-    why: str, order: Sequence[Placement], policy: RecoveryPolicy, now: float, spent_usd: float
+    why: str,
+    order: Sequence[Placement],
+    policy: RecoveryPolicy,
+    now: float,
+    spent_usd: float,
+    need: Need = _NO_NEED,
 ) -> Decision:
     """Relaunch on what the rest of the deadline and the budget can pay; give up when that is nothing."""
     if not order:
@@ -292,7 +346,25 @@ def _launch_or_refuse(
             f"{why}; {spent_usd:.2f} of {policy.max_usd:.2f} USD are spent, and the rest does not pay another attempt."
         )
         return Decision(Action.GIVE_UP, words, exit_code=4, reason=StopReason.BUDGET)
-    return Decision(Action.RELAUNCH, f"{why}; going to {payable[0].name}.", placements=payable)
+    words = f"{why}; {need.words}" if need.words else why
+    where = f"{payable[0].name}{_how(payable[0], policy)}"
+    on_demand = ""
+    if policy.on_demand != "never" and payable[0].pricing is Pricing.ON_DEMAND:
+        on_demand = need.words if need.is_needed else "no spot machine was to be had"
+    return Decision(Action.RELAUNCH, f"{words}; going to {where}.", placements=payable, on_demand=on_demand)
+
+
+def _how(place: Placement, policy: RecoveryPolicy) -> str:
+    """How a machine is paid for, where there is a choice."""
+    if policy.on_demand == "never":
+        return ""
+    return ", on demand" if place.pricing is Pricing.ON_DEMAND else ", on spot"
+
+
+def _kind(place: Placement, candidates: Sequence[Placement]) -> str:
+    """The kind of machine that was asked for, where a place has several."""
+    is_mixed = len({one.pricing for one in candidates}) > 1
+    return f"{'Spot' if place.pricing is Pricing.SPOT else 'On demand'} in " if is_mixed else ""
 
 
 def _is_payable(place: Placement, policy: RecoveryPolicy, spent_usd: float) -> bool:

@@ -45,6 +45,9 @@ _STANDSTILL_S = 120.0
 def placement_here(run: CloudRun, environ: Mapping[str, str]) -> Placement:
     """Which of the run's places this machine is: as handed out, else by what SkyPilot says of the cluster.
 
+    SkyPilot does not say whether a cluster is on spot. Where the region holds both kinds, the dearer one counts, so
+    that no limit is crossed.
+
     Raises:
         ClusterError: it is none of them.
     """
@@ -52,9 +55,9 @@ def placement_here(run: CloudRun, environ: Mapping[str, str]) -> Placement:
         return Placement.from_json(json.loads(told))
     cluster: dict[str, Any] = json.loads(environ.get("SKYPILOT_CLUSTER_INFO") or "{}")
     cloud, region = str(cluster.get("cloud", "")).lower(), cluster.get("region")
-    for place in run.candidates:
-        if is_there(place, cloud=cloud, region=region):
-            return place
+    here = [place for place in run.candidates if is_there(place, cloud=cloud, region=region)]
+    if here:
+        return max(here, key=lambda place: place.price_per_hour_usd or 0.0)
     raise ClusterError(f"This machine is in {cloud}/{region}, which is no place of {run.plan.run_id}'s plan.")
 
 

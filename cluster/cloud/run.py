@@ -21,14 +21,16 @@ from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.attempts import AttemptLog
 from checkpoints.keys import CommitRef
 from checkpoints.lineage import AttemptRecord, counting_commits
-from checkpoints.reader import CommitReader, list_commits
+from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from cluster.control import CancelWatch
 from cluster.errors import RunNotFound
 from cluster.events import EventWriter, read_events, seconds_of, utc_now
+from cluster.on_demand import Outlook
 from cluster.plan import LaunchPlan, Placement, PlanPart
 from cluster.recovery import Action, Decision, Stop, StopReason, decide
 from cluster.runs.attempt_summary import summarize_attempts
+from cluster.runs.outlook import has_all_rows, read_outlook, records_of_part
 from cluster.runs.report import put_report
 from cluster.runs.session import Session
 from cluster.runs.spending import placement_of, teacher_usd
@@ -138,16 +140,22 @@ class CloudRun:
         if not left:
             why = "; ".join(dict.fromkeys(f"{place.name}: {words}" for place, words in self._impossible.items()))
             return Decision(Action.GIVE_UP, f"No place can be used. {why}", exit_code=3, reason=StopReason.CAPACITY)
-        return decide(history, self.session.policy, left, self._clock(), spent_usd=self.spent_usd())
+        return decide(
+            history, self.session.policy, left, self._clock(), spent_usd=self.spent_usd(), outlook=self._outlook(left)
+        )
+
+    def _outlook(self, places: Sequence[Placement]) -> Outlook | None:
+        """What is left to do; read only where it can choose between spot and on demand."""
+        if self.session.policy.on_demand != "when-needed" or len({one.pricing for one in places}) < 2:
+            return None
+        return read_outlook(self.store, self.plan, num_nodes=places[0].num_nodes, until=self.until)
 
     def history(self) -> list[Stop]:
         """The session's ended attempts, oldest first; for a resume, the loss before it comes first, to be avoided.
 
         What happened to an earlier part of the run says nothing about this one's machines.
         """
-        records = self._log.records()
-        ended_parts = [one.number for one in records if _is_part_done(one)]
-        records = [one for one in records if one.number > max(ended_parts, default=0)]
+        records = records_of_part(self._log.records())
         commits = counting_commits(self._log.records(), list_commits(self.store, LAYOUT), LAYOUT)
         own = [record for record in records if record.number >= self._first]
         before = [record for record in records if record.number < self._first][-1:]
@@ -239,15 +247,7 @@ class CloudRun:
 def parts_left(store: Store, plan: LaunchPlan) -> tuple[PlanPart, ...]:
     """The plan's parts without those whose stages are done: rows that are all there are not written again."""
     commits = counting_commits(AttemptLog(store, LAYOUT).records(), list_commits(store, LAYOUT), LAYOUT)
-    has_rows = any(ref.stage != "generate" for ref in commits)
-    newest = next((ref for ref in commits if ref.stage == "generate"), None)
-    if newest is not None and not has_rows:
-        has_rows = bool(CommitReader.open(store, LAYOUT, newest).manifest.meta["complete"])
-    return plan.parts[-1:] if has_rows else plan.parts
-
-
-def _is_part_done(record: AttemptRecord) -> bool:
-    return (record.end or {}).get("stop_reason") == StopReason.PART_DONE.value
+    return plan.parts[-1:] if has_all_rows(store, commits) else plan.parts
 
 
 _REMEMBERED = frozenset({StopReason.PREEMPTED, StopReason.LOST, StopReason.NODE_FAILURE, StopReason.DONE})

@@ -84,7 +84,10 @@ class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # ty
         """Launch in the decision's first place; None if it has no machine now. The task is left as it was."""
         task, place = self.dag.tasks[0], decision.placements[0]
         number = await _ask(run.next_number)
-        started = {"state": "started", "number": number, "place": place.name, "placement": place.to_json()}
+        started = {
+            "state": "started", "number": number, "place": place.name, "placement": place.to_json(),
+            "on_demand": decision.on_demand,
+        }  # fmt: skip
         await _ask(functools.partial(run.tell, decision, **started))
         everything = task.resources
         chosen = [one for one in everything if is_resource_of(one, place)]

@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -31,12 +30,12 @@ from cluster.plan import LaunchPlan, Pricing
 from cluster.price.offers import load_offers
 from cluster.runs.attempt_summary import summarize_attempts
 from cluster.runs.machines import CloudMachine
+from cluster.runs.outlook import read_estimate
 from cluster.runs.run_view import read_plan
 from cluster.runs.spending import teacher_usd
 
 logger = logging.getLogger(__name__)
 
-ESTIMATE_KEY = "estimate.json"
 _MACHINES = "machines/"
 _SKY_SETTINGS = Path("~/.sky/config.yaml")
 
@@ -63,7 +62,7 @@ def read_paid(root: Store, run_id: str, *, account: AwsAccount | None = None) ->
         asked=bool(asked.sent),
         stored_bytes=stored_bytes(store),
         launched_at=launched_at,
-        estimate=_optional(store, ESTIMATE_KEY),
+        estimate=read_estimate(store),
     )
     return plan, paid, why
 
@@ -139,10 +138,3 @@ def _keep(store: Store, machine: CloudMachine) -> None:
         store.put_once(f"{_MACHINES}{machine.instance_id}.json", machine.to_json())
     except AlreadyExists:
         logger.debug("%s is kept already", machine.instance_id)
-
-
-def _optional(store: Store, key: str) -> dict[str, Any] | None:
-    try:
-        return store.get_json(key)
-    except ObjectMissing:
-        return None

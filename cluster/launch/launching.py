@@ -31,7 +31,6 @@ from cluster.control import answer_cancels, ask_cancel
 from cluster.errors import ClusterError, LaunchFailed, RunActive, RunFinished, WrongInput
 from cluster.events import Event, EventReader, seconds_of, utc_now
 from cluster.exits import Notice
-from cluster.launch.billed import ESTIMATE_KEY
 from cluster.local.backend import LocalBackend
 from cluster.node.inputs import freeze_inputs
 from cluster.node.review import accept_rows
@@ -39,6 +38,7 @@ from cluster.plan import LaunchPlan, Placement
 from cluster.process_tree import NODE_MARK, is_alive, kill_marked
 from cluster.recovery import RecoveryPolicy, StopReason
 from cluster.runs.home import Home, RunFolder, read_json, write_json
+from cluster.runs.outlook import ESTIMATE_KEY
 from cluster.runs.report import read_report
 from cluster.runs.run_view import index_key, is_lease_moving, read_plan
 from cluster.runs.session import Session, Timing
@@ -268,9 +268,10 @@ def follow_run(root: Store, run_id: str, home: Home, *, since: str = "", poll_s:
 
 def policy_for(job: JobSpec, timing: Timing, *, launched_at_s: float) -> RecoveryPolicy:
     """Turn a job's limits into the policy of its recoveries; the deadline is in seconds since 1970."""
-    hours = job.limits.deadline_h
+    hours, spot = job.limits.deadline_h, job.compute.spot_policy
     return RecoveryPolicy(
         recover=job.compute.recover,
+        on_demand="never" if spot is None else spot.on_demand,
         max_crashes=job.compute.max_crashes,
         max_wait_s=job.compute.max_wait_s,
         max_usd=job.limits.max_usd,

@@ -1,7 +1,7 @@
 """JobSpec + offers -> LaunchPlan. Pure: the same job and offers make the same plan, and nothing is started.
 
-Candidates are ordered by price per hour of the whole job, ties by cloud, region and zone; on-demand machines as a last
-resort come after every spot one. On local the pretend regions keep the order they were given in.
+Candidates are ordered by price per hour of the whole job, ties by cloud, region and zone; on-demand machines beside
+spot ones come after all of these. On local the pretend regions keep the order they were given in.
 """
 
 from __future__ import annotations
@@ -300,13 +300,13 @@ def _with_pricing(job: JobSpec, offers: list[Offer], notes: list[str]) -> list[O
 def _payable(job: JobSpec, offers: Iterable[Offer]) -> list[Offer]:
     policy = job.compute.spot_policy
     allowed = {Pricing.ON_DEMAND} if policy is None else {Pricing.SPOT}
-    if policy is not None and policy.on_demand == "last-resort":
+    if policy is not None and policy.on_demand != "never":
         allowed.add(Pricing.ON_DEMAND)
     return [offer for offer in offers if offer.pricing in allowed and offer.price_per_hour_usd is not None]
 
 
 def _order(offer: Offer) -> tuple[bool, float, str, str, str, str]:
-    """Spot before on demand (both only as a last resort), then price, then names; num_nodes is the same for all."""
+    """Spot before on demand (where a job allows both), then price, then names; num_nodes is the same for all."""
     price = offer.price_per_hour_usd
     assert price is not None
     return (offer.pricing is Pricing.ON_DEMAND, price, offer.infra, offer.region, offer.zone or "", offer.instance_type)

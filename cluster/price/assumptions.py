@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cluster.course import AWAY_PRIOR_S, SAVE_INTERVAL_PRIOR_S
 from cluster.hazard import Hazard, spot_hazard
 from cluster.price.teacher_cost import TeacherAssumptions
 from cluster.price.throughput import MFU_PRIOR, MFU_SPREAD
@@ -75,8 +76,8 @@ class Assumptions:
     teacher: TeacherAssumptions = field(default_factory=TeacherAssumptions)
     boot_s: float = 300.0
     transfer_bytes_per_s: float = 500e6
-    away_s: float = 300.0
-    save_interval_s: float = 600.0
+    away_s: float = AWAY_PRIOR_S
+    save_interval_s: float = SAVE_INTERVAL_PRIOR_S
     egress_usd_per_gb: float = 0.02
     storage_usd_per_gb_month: float = 0.023
     write_usd: float = 5e-6

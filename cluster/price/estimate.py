@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster.course import Course
@@ -31,6 +31,38 @@ _TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
+class StageEstimate:
+    """One stage of the job, on the machines that carry it out.
+
+    Attributes:
+        name: rows or training.
+        hours: from its first machine's boot to its end.
+        cost_usd: its machines, and for rows the teacher; None when a price is unknown. The store and the controller
+            belong to no stage.
+        preemptions: mean over the plays.
+        course: what was played.
+    """
+
+    name: str
+    placement: Placement
+    hours: Quantiles
+    cost_usd: Quantiles | None
+    preemptions: float
+    course: Course
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; a quantile of plays that never end is null."""
+        return {
+            "name": self.name,
+            "placement": self.placement.to_json(),
+            "hours": _quantiles_json(self.hours),
+            "cost_usd": _quantiles_json(self.cost_usd),
+            "preemptions": self.preemptions,
+            "course": asdict(self.course),
+        }
+
+
+@dataclass(frozen=True)
 class CandidateEstimate:
     """The whole job, trained in one place.
 
@@ -41,6 +73,7 @@ class CandidateEstimate:
         preemptions: mean over the plays, all stages.
         parts_usd: mean of each part of the cost; None for one whose price is unknown.
         course: the training that was played.
+        stages: rows, where they are written, and training, each on its own; empty where no speed is known.
         over_budget, over_deadline: share of the plays that cross the job's own limits; None without such a limit.
     """
 
@@ -51,6 +84,7 @@ class CandidateEstimate:
     preemptions: float
     parts_usd: Mapping[str, float | None]
     course: Course | None
+    stages: tuple[StageEstimate, ...] = ()
     over_budget: float | None = None
     over_deadline: float | None = None
 
@@ -62,6 +96,7 @@ class CandidateEstimate:
             "cost_usd": _quantiles_json(self.cost_usd),
             "machines_usd": _quantiles_json(self.machines_usd),
             "preemptions": self.preemptions,
+            "stages": [one.to_json() for one in self.stages],
             "parts_usd": {name: _finite(value) for name, value in self.parts_usd.items()},
             "over_budget": self.over_budget,
             "over_deadline": self.over_deadline,
@@ -122,7 +157,7 @@ def _estimate(case: _Case, place: Placement) -> CandidateEstimate:
     if course is None:
         return _of_unknown_speed(place, case.draws, case.teacher_usd)
     trained = case.play(course, "train")
-    written, writer = _generation(case, place)
+    writer, writing, written = _generation(case, place)
     walls_s = [one.wall_s + other.wall_s for one, other in zip(written, trained, strict=True)]
     bills = _bills(case, course, (writer, written), (place, trained))
     machines = _sum(list(bills.values()))
@@ -139,6 +174,10 @@ def _estimate(case: _Case, place: Placement) -> CandidateEstimate:
             name: None if bill is None else _mean(bill) for name, bill in {**bills, _TEACHER: case.teacher_usd}.items()
         },
         course=course,
+        stages=(
+            *([_stage("rows", writer, writing, written, [case.teacher_usd])] if writing is not None else []),
+            _stage("training", place, course, trained),
+        ),
         over_budget=_share_over(totals, limits.max_usd),
         over_deadline=_share_over(hours, limits.deadline_h),
     )
@@ -153,15 +192,24 @@ def _of_unknown_speed(place: Placement, draws: int, teacher_usd: list[float] | N
     return CandidateEstimate(place, None, _quantiles_of(machines), totals, 0.0, means, None)
 
 
-def _generation(case: _Case, place: Placement) -> tuple[tuple[Played, ...], Placement]:
-    """Plays of having the rows written, and the machine that does it; plays of nothing where rows exist."""
+def _stage(
+    name: str, place: Placement, course: Course, games: Sequence[Played], others: Sequence[list[float] | None] = ()
+) -> StageEstimate:
+    """A stage by its plays; `others`: what it costs beside machines, play by play."""
+    bills = [_all(compute_usd(place, one.billed_s) for one in games), *others]
+    hours = quantiles([one.wall_s / SECONDS_PER_HOUR for one in games])
+    return StageEstimate(name, place, hours, _quantiles_of(_sum(bills)), _mean([one.losses for one in games]), course)
+
+
+def _generation(case: _Case, place: Placement) -> tuple[Placement, Course | None, tuple[Played, ...]]:
+    """The machine that has the rows written, what that is made of, and its plays; plays of nothing where rows exist."""
     writer = case.side.generation or place
     if case.teacher is None:
-        return (Played(0.0, 0.0, 0),) * case.draws, writer
+        return writer, None, (Played(0.0, 0.0, 0),) * case.draws
     course = generation_course(
         writer, case.plan.job.data, case.teacher, case.assumed, boots=case.side.generation is not None
     )
-    return case.play(course, "generate"), writer
+    return writer, course, case.play(course, "generate")
 
 
 def _bills(

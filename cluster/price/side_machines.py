@@ -65,7 +65,7 @@ def generation_places(job: JobSpec, offers: Iterable[Offer]) -> tuple[Placement,
         return ()
     spot = job.compute.spot_policy
     allowed = [Pricing.ON_DEMAND] if spot is None else [Pricing.SPOT]
-    if spot is not None and spot.on_demand == "last-resort":
+    if spot is not None and spot.on_demand != "never":
         allowed.append(Pricing.ON_DEMAND)
     fitting = [
         one

@@ -29,6 +29,7 @@ class AttemptSummary:
         seconds: from its start to its end.
         billed_s: of its machines: from their boot, where they said when that was.
         cost_usd: for its machines, `billed_s` at the price of the plan; None while that is unknown.
+        on_demand: why its machines were on demand although the plan had spot ones; empty if they were not.
     """
 
     number: int
@@ -44,6 +45,7 @@ class AttemptSummary:
     seconds: float
     cost_usd: float | None
     billed_s: float = 0.0
+    on_demand: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -52,6 +54,7 @@ class AttemptSummary:
             "ended_at": self.ended_at, "stop_reason": self.stop_reason, "detail": self.detail,
             "base": self.base.to_json() if self.base else None, "reached": self.reached,
             "seconds": round(self.seconds, 3), "billed_s": round(self.billed_s, 3), "cost_usd": self.cost_usd,
+            "on_demand": self.on_demand,
         }  # fmt: skip
 
 
@@ -101,6 +104,7 @@ def _summarize(record: AttemptRecord, events: Sequence[Event]) -> AttemptSummary
         seconds=seconds,
         cost_usd=compute_usd(place, billed_s) if place else None,
         billed_s=billed_s,
+        on_demand=str(started.fields.get("on_demand", "")) if started else "",
     )
 
 

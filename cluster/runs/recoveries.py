@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from typing import Final
 
 from checkpoints.lineage import AttemptRecord
 from cluster.events import Event, seconds_of
 
-_WORK = ("generation", "step")
+WORK: Final = ("generation", "step")
+"""Kinds of events that are work done."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def recoveries_of(records: Sequence[AttemptRecord], events: Sequence[Event]) -> 
 
 def _recovery(before: AttemptRecord, after: AttemptRecord, events: Sequence[Event]) -> Recovery | None:
     claim = after.claim or {}
-    works = [seconds_of(one.t) for one in events if one.attempt == after.number and one.kind in _WORK]
+    works = [seconds_of(one.t) for one in events if one.attempt == after.number and one.kind in WORK]
     lives = [seconds_of(one.t) for one in events if one.attempt == before.number and one.writer != "supervisor"]
     if not works or not lives or not claim.get("started_at"):
         return None

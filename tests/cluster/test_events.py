@@ -12,7 +12,7 @@ import pytest
 
 from checkpoints.errors import StoreUnreachable
 from checkpoints.store import Store
-from cluster.events import Event, EventLogHandler, EventReader, EventWriter, batch_key, read_events, utc_now
+from cluster.events import Event, EventLogHandler, EventReader, EventWriter, batch_key, read_events, read_turns, utc_now
 
 
 @pytest.fixture
@@ -203,3 +203,22 @@ def test_the_newest_batches_alone_are_read_when_asked(store: Store) -> None:
             writer.flush()
         writer.close()
     assert steps(read_events(store, newest_batches=2)) == [22, 23]
+
+
+def test_of_every_attempt_its_start_and_its_end_are_read(store: Store) -> None:
+    for attempt in (1, 2):
+        writer = EventWriter(store, attempt, "node", flush_s=60)
+        for number in range(50):
+            writer.emit("step" if number > 3 else "base", step=100 * attempt + number)
+            writer.flush()
+        writer.close()
+    supervisor = EventWriter(store, 1, "supervisor", flush_s=60)
+    for _ in range(20):
+        supervisor.emit("decision", action="wait")
+        supervisor.flush()
+    supervisor.close()
+    found = read_turns(store, until={"step"})
+    assert sum(event.kind == "decision" for event in found) == 20
+    assert steps(found) == [*range(104, 116), 149, *range(204, 216), 249]  # 16 batches at a time, and the last one
+    assert [event.t for event in found] == sorted(event.t for event in found)
+    assert len(read_turns(store, until={"nothing"})) == len(read_events(store))

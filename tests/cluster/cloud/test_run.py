@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from cluster.cloud.node import group_here, joined_attempt, next_attempt, placeme
 from cluster.cloud.run import CloudRun, parts_left, put_session
 from cluster.cloud.sky_backend import JobStatus
 from cluster.control import ask_cancel
+from cluster.course import Course
 from cluster.errors import ClusterError, LaunchFailed, RunActive, RunNotFound
 from cluster.events import read_events, utc_now
 from cluster.node.node_group import NodeGroup
 from cluster.plan import LaunchPlan, Placement, Pricing
-from cluster.recovery import Action, RecoveryPolicy, StopReason
+from cluster.recovery import Action, Decision, RecoveryPolicy, StopReason
 from cluster.runs.home import Home
 from cluster.runs.report import read_report
 from cluster.runs.run_view import view_run
@@ -150,6 +152,42 @@ def test_no_machine_is_bought_that_the_budget_or_the_deadline_does_not_pay(tmp_p
     assert (run.decide().action, run.decide().exit_code) == (Action.GIVE_UP, 4)
     late = ACloud(tmp_path / "b", deadline_at_s=1.0).run()
     assert (late.decide().action, late.decide().reason) == (Action.GIVE_UP, StopReason.DEADLINE)
+
+
+def test_the_next_machine_is_on_demand_when_another_loss_would_cross_the_deadline(tmp_path: Path) -> None:
+    """What is left is read from the store: the estimate that was made at launch, and what the attempts have done."""
+    cloud = ACloud(tmp_path, on_demand="when-needed", deadline_at_s=time.time() + 2 * 3600)
+    full = tuple(replace(place, pricing=Pricing.ON_DEMAND, price_per_hour_usd=0.1) for place in PLACES)
+    cloud.session = replace(cloud.session, plan=replace(cloud.session.plan, candidates=(*PLACES, *full)))
+    training = Course(6000.0, 0.1, 300.0, 300.0, 300.0, 600.0, 0.2)
+    estimate = {"candidates": [{"stages": [{"name": "training", "course": asdict(training)}]}]}
+    run = cloud.run()
+    assert run.decide().placements[0] == PLACES[0]  # nothing says how long it takes
+    cloud.store.put_once("estimate.json", estimate)
+    CommitWriter(cloud.store, LAYOUT, CommitRef("generate", 1, 1)).publish(meta={"complete": True, "rows_total": 8})
+    cloud.attempt(1, PLACES[0], reason="preempted")
+    decision = run.decide()
+    # 300 + 300 + 6000 s and another 300 + 300 + 600 s after one more loss are more than the two hours that are left.
+    assert decision.placements == (full[1], full[2], full[0], PLACES[1], PLACES[2], PLACES[0])
+    assert decision.on_demand.endswith("on spot the rest could take 2.2 h with one more loss (as estimated)")
+    later = replace(cloud.session.policy, deadline_at_s=time.time() + 3 * 3600)
+    cloud.session = replace(cloud.session, policy=later)
+    assert cloud.run().decide().placements[0] == PLACES[1]
+    started = {"state": "started", "number": 2, "place": full[1].name, "on_demand": decision.on_demand}
+    run.tell(decision, **started, placement=full[1].to_json())
+    cloud.attempt(2, full[1], reason="done")
+    run.close(Decision(Action.FINISH, "The run is done.", exit_code=0, reason=StopReason.DONE))
+    told = (read_report(cloud.store) or {})["attempts"]
+    assert [one["on_demand"] for one in told] == ["", decision.on_demand]
+    assert [one["cost_usd"] for one in told] == pytest.approx([0.03, 0.1])  # an hour each, at its own price
+
+
+def test_without_a_plugin_a_region_with_both_kinds_counts_as_the_dearer_one(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path)
+    full = replace(PLACES[0], pricing=Pricing.ON_DEMAND, price_per_hour_usd=0.1)
+    cloud.session = replace(cloud.session, plan=replace(cloud.session.plan, candidates=(*PLACES, full)))
+    told = {"SKYPILOT_CLUSTER_INFO": '{"cloud": "AWS", "region": "us-east-1", "zone": null}'}
+    assert placement_here(cloud.run(), told) == full
 
 
 def test_a_cancel_is_seen_before_anything_is_launched(tmp_path: Path) -> None:

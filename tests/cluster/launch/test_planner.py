@@ -78,8 +78,9 @@ def test_on_demand_machines_come_last_and_only_when_allowed() -> None:
     prices = PriceList((offer("r1", 5.0), offer("r2", 4.0, Pricing.ON_DEMAND)))
     assert [p.region for p in plan(job(), prices).candidates] == ["r1"]
     assert [p.region for p in plan(job(compute__spot=False), prices).candidates] == ["r2"]
-    last = plan(job(compute__spot={"on_demand": "last-resort"}), prices)
-    assert [(p.region, p.pricing) for p in last.candidates] == [("r1", Pricing.SPOT), ("r2", Pricing.ON_DEMAND)]
+    for allowed in ("last-resort", "when-needed"):
+        last = plan(job(compute__spot={"on_demand": allowed}), prices)
+        assert [(p.region, p.pricing) for p in last.candidates] == [("r1", Pricing.SPOT), ("r2", Pricing.ON_DEMAND)]
 
 
 def test_unknown_price_is_no_candidate() -> None:

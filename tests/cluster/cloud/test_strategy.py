@@ -1,0 +1,124 @@
+"""The strategy inside SkyPilot: what it hands to SkyPilot's own launch, with SkyPilot's own tasks and resources.
+
+In a process of its own: importing SkyPilot takes seconds. Launching and taking down are recorded and answered here; the
+box (tests/cloud) does both for real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alpaca_jobs.run_layout import LAYOUT
+from alpaca_jobs.spec import JobSpec
+from checkpoints.attempts import AttemptLog
+from checkpoints.store import Store
+from cluster.cloud.run import put_session
+from cluster.course import Course
+from cluster.events import read_events, utc_now
+from cluster.plan import LaunchPlan, Placement, Pricing
+from cluster.price.offers import SNAPSHOT
+from cluster.recovery import RecoveryPolicy
+from cluster.runs.session import Session
+
+SPOT = tuple(
+    Placement("aws", region, None, "m6i.large", Pricing.SPOT, price, 1)
+    for region, price in (("us-east-1", 0.03), ("us-east-2", 0.04))
+)
+FULL = tuple(replace(place, pricing=Pricing.ON_DEMAND, price_per_hour_usd=0.096) for place in SPOT)
+PROGRAM = """
+import asyncio, json, sys
+import sky
+from sky import exceptions
+from cluster.cloud.sky_plugin import AlpacaJobsStrategy
+
+told, refusing = json.loads(sys.argv[1]), sys.argv[2].split(",")
+task = sky.Task(run="true", envs=told)
+places = [(region, spot) for spot in (True, False) for region in ("us-east-1", "us-east-2")]
+task.set_resources([sky.Resources(infra=f"aws/{r}", instance_type="m6i.large", use_spot=s) for r, s in places])
+strategy = AlpacaJobsStrategy.__new__(AlpacaJobsStrategy)
+strategy.dag = sky.Dag()
+strategy.dag.tasks = [task]
+strategy._cleanup_cluster = lambda: None
+async def _launch(**asked):
+    (one,) = task.resources
+    name = f"{one.region}/{'spot' if one.use_spot else 'on demand'}"
+    price = json.loads(task.envs["ALPACA_JOBS_PLACEMENT"])["price_per_hour_usd"]
+    print("TRIED", name, task.envs["ALPACA_JOBS_ATTEMPT"], price)
+    if name in refusing:
+        raise exceptions.ManagedJobReachedMaxRetriesError("no capacity")
+    return 1.0
+strategy._launch = _launch
+assert asyncio.run(strategy.recover()) == 1.0
+print("LEFT", len(task.resources))
+"""
+
+
+class ALostRun:
+    """A run of two hours' work whose first attempt was preempted in us-east-1, in a folder."""
+
+    def __init__(self, folder: Path, **policy: Any) -> None:
+        job = JobSpec.model_validate(
+            {
+                "name": "demo", "store": "s3://b", "data": {"from": "s3://b/rows.json"},
+                "train": {"recipe": "alpaca", "model": "tiny-llama"}, "compute": {"infra": ["aws"], "workers": 1},
+            }
+        )  # fmt: skip
+        self.folder, root = folder, Store.open(f"file://{folder}/store")
+        self.store = root.child("demo-x3fkd")
+        plan = LaunchPlan("demo-x3fkd", job, root.uri, (*SPOT, *FULL), 1, "0+test")
+        self.store.put_once("job.json", {**plan.to_json(), "launched_at": utc_now()})
+        training = asdict(Course(7200.0, 0.1, 300.0, 300.0, 300.0, 600.0, 0.2))
+        stages = [{"name": "training", "course": training}]
+        self.store.put_once("estimate.json", {"candidates": [{"stages": stages}]})
+        session = put_session(self.store, Session(plan, RecoveryPolicy(**policy)))
+        log = AttemptLog(self.store, LAYOUT)
+        log.claim(1, {"placement": SPOT[0].to_json(), "started_at": utc_now()})
+        log.put_base(1, None)
+        log.put_end(1, {"stop_reason": "preempted", "ended_at": utc_now(), "seconds": 60.0})
+        self.told = {"ALPACA_JOBS_STORE": root.uri, "ALPACA_JOBS_RUN": "demo-x3fkd", "ALPACA_JOBS_SESSION": session}
+
+    def recover(self, *, refusing: str = "") -> list[str]:
+        """What was tried, in order: where and how, the attempt's number, its price an hour."""
+        home = self.folder / "home"
+        shutil.copytree(SNAPSHOT, home / ".sky" / "catalogs" / "v8")
+        environ = {"PATH": os.environ["PATH"], "HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, json.dumps(self.told), refusing],
+            capture_output=True, text=True, env=environ, timeout=110,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        assert lines[-1] == "LEFT 4"  # the task is as it was, for the next time
+        return [line.removeprefix("TRIED ") for line in lines if line.startswith("TRIED ")]
+
+    def said(self) -> list[dict[str, Any]]:
+        """What each start was said to be on demand for."""
+        events = [event for event in read_events(self.store) if event.kind == "attempt"]
+        return [dict(event.fields) for event in events if event.fields["state"] == "started"]
+
+
+@pytest.mark.slow
+def test_a_deadline_that_another_loss_would_cross_is_kept_on_demand(tmp_path: Path) -> None:
+    run = ALostRun(tmp_path, on_demand="when-needed", deadline_at_s=time.time() + 2.3 * 3600)
+    assert run.recover(refusing="us-east-2/on demand") == ["us-east-2/on demand 2 0.096", "us-east-1/on demand 2 0.096"]
+    assert [one["place"] for one in run.said()] == ["aws/us-east-2", "aws/us-east-1"]
+    assert all("are left until the deadline" in one["on_demand"] for one in run.said())
+
+
+@pytest.mark.slow
+def test_with_time_enough_it_is_spot_elsewhere_and_on_demand_at_last(tmp_path: Path) -> None:
+    run = ALostRun(tmp_path, on_demand="when-needed", deadline_at_s=time.time() + 9 * 3600)
+    assert run.recover(refusing="us-east-1/spot,us-east-2/spot") == [
+        "us-east-2/spot 2 0.04", "us-east-1/spot 2 0.03", "us-east-2/on demand 2 0.096",
+    ]  # fmt: skip
+    assert [one["on_demand"] for one in run.said()] == ["", "", "no spot machine was to be had"]
