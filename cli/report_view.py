@@ -19,7 +19,7 @@ def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
         ("attempts", f"{len(report['attempts'])}, in {', '.join(report['regions'])}"),
         ("lost steps", f"{sum(report['lost_steps'])} in all, {report['lost_steps_max']} at most at once"),
     ]
-    rows += [("recovery", _recovery(one)) for one in report.get("recoveries", ())]
+    rows += _turns(report)
     if report["rows"] is not None:
         rows.append(("rows kept", words.number(report["rows"])))
     if report["step"] is not None:
@@ -39,6 +39,13 @@ def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
         )
     )
     return [attempts_grid(report["attempts"]), render.pairs(f"Report of {report['run_id']}", rows)]
+
+
+def _turns(body: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What each recovery took, and why machines were on demand, of a report or a view."""
+    rows = [("recovery", _recovery(one)) for one in body.get("recoveries", ())]
+    bought = [one for one in body["attempts"] if one.get("on_demand")]
+    return rows + [("on demand", f"attempt {one['number']}: {one['on_demand']}") for one in bought]
 
 
 def _recovery(one: Mapping[str, Any]) -> str:
@@ -86,6 +93,7 @@ def status_grids(view: Mapping[str, Any]) -> list[render.Grid]:
         rows.append(("step", f"{view['step']:,}{total}, loss {words.number(view['loss'], 4)}"))
         rows.append(("speed", f"{words.number(view['tokens_per_second'])} tokens/s"))
         rows.append(("unsaved", words.plural(view["lag_steps"] or 0, "step")))
+    rows += _turns(view)
     if view["data_card"]:
         rows.append(("data card", view["data_card"]))
     if any((drops := view.get("drops") or {}).values()):

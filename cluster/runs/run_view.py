@@ -20,11 +20,12 @@ from checkpoints.lineage import AttemptRecord, counting_commits
 from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from cluster.errors import RunNotFound
-from cluster.events import Event, read_events, seconds_of
+from cluster.events import Event, read_events, read_turns, seconds_of
 from cluster.node.review import CARD
 from cluster.plan import LaunchPlan
 from cluster.recovery import StopReason
 from cluster.runs.attempt_summary import AttemptSummary, summarize_attempts
+from cluster.runs.recoveries import WORK, Recovery, recoveries_of
 from cluster.runs.report import newest_part
 from cluster.runs.run_ids import check_run_id
 from cluster.runs.session import Timing
@@ -65,6 +66,7 @@ class RunView:
         lag_steps: training steps that a kill now would cost; None before training.
         drops, tokens, teacher_usd: of the generation so far: what was not kept, by reason (None when it is long over);
             tokens as its nodes counted them (TokenCount of alpaca_jobs/generation/statistics.py); dollars.
+        recoveries: what going on after each lost machine took, split; of a run that is over, its report has them.
         data_card: URI of the page about the run's rows; None until they are all written.
         updated_at: ISO time of the newest event; empty before the first.
     """
@@ -92,6 +94,7 @@ class RunView:
     lag_steps: int | None
     exit_code: int | None
     data_card: str | None
+    recoveries: tuple[Recovery, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -99,6 +102,7 @@ class RunView:
         return plain | {
             "state": self.state.value,
             "attempts": [one.to_json() for one in self.attempts],
+            "recoveries": [one.to_json() for one in self.recoveries],
             "newest_commit": self.newest_commit.to_json() if self.newest_commit else None,
         }
 
@@ -188,7 +192,12 @@ def view_run(
         lag_steps=max(int(step["step"]) - newest_step, 0) if "step" in step else None,
         exit_code=_newest(events, "end").get("exit_code") if state.is_over else None,
         data_card=f"{store.uri}/{CARD}" if "generate" in plan.job.stages and store.exists(CARD) else None,
+        recoveries=() if state.is_over else _recoveries(store, records),
     )
+
+
+def _recoveries(store: Store, records: Sequence[AttemptRecord]) -> tuple[Recovery, ...]:
+    return recoveries_of(records, read_turns(store, until=WORK)) if len(records) > 1 else ()
 
 
 def is_lease_moving(

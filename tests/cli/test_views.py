@@ -77,6 +77,20 @@ def test_report_splits_time_and_cost() -> None:
     assert attempts.rows[1][2:5] == ("step 15", "step 40", "done")
 
 
+def test_status_and_report_split_each_recovery_and_say_why_a_machine_was_on_demand() -> None:
+    recovery = {
+        "attempt": 2, "notice_s": 8.0, "buy_s": 13.0, "set_up_s": 58.0, "start_s": 32.0, "ray_s": 3.0, "total_s": 111.0
+    }  # fmt: skip
+    bought = {**REPORT["attempts"][1], "on_demand": "58 min are left until the deadline"}
+    body = {**REPORT, "recoveries": [recovery], "attempts": [ATTEMPT, bought]}
+    view = {**VIEW, "recoveries": [recovery], "attempts": body["attempts"]}
+    for grid in (report_view.report_grids(body)[1], report_view.status_grids(view)[0]):
+        assert cells(grid)["recovery"] == (
+            "attempt 2 at work after 1 min 51 s: noticed 8.0 s, another machine 13 s, its set-up 58 s, our start 32 s"
+        )
+        assert cells(grid)["on demand"] == "attempt 2: 58 min are left until the deadline"
+
+
 def test_an_unknown_price_is_a_dash_not_zero() -> None:
     _, summary = report_view.report_grids({**REPORT, "cost_usd": None, "compute_usd": None})
     assert cells(summary)["cost"] == "- (machines -, teacher $0.0042)"
