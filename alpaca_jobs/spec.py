@@ -50,6 +50,9 @@ class ExportSpec(SpecPart):
 
     to: Annotated[tuple[Literal["store"], ...], BeforeValidator(one_or_more)] = Field(default=("store",), min_length=1)
     """Destinations; store means the run's own folder."""
+    which: Literal["best", "last"] | None = None
+    """Which state: best has the lowest evaluation loss, last is where training ended; null: best where train.eval is
+    given."""
     merge: bool = False
     """Method lora: fold the adapters into the base model and export it whole, beside the adapters."""
 
@@ -121,3 +124,14 @@ class JobSpec(SpecPart):
                 "file of conversations, or recipe: alpaca",
             )
         return self
+    @property
+    def exports_best(self) -> bool:
+        """Whether the state with the lowest evaluation loss is exported, and not the last."""
+        return (self.export.which or "best") == "best" and self.train.eval is not None
+
+        if self.export.which == "best" and self.train.eval is None:
+            refuse(
+                "export.which",
+                "is best, but nothing is measured that could say which state that is. Set train.eval, such as "
+                "{fraction: 0.01}, or leave export.which out",
+            )

@@ -23,9 +23,9 @@ _MAX_BYTES = 1_000_000  # a job file is a page; a weights file named by mistake 
 def load_job(path: str | Path) -> JobSpec:
     """Read a job file.
 
-    Relative paths of inputs (data.seed_tasks, data.from, train.files, and train.model starting with ./ or ../) are
-    taken relative to the file's folder, so that the job means the same from everywhere; `store` stays relative to where
-    you stand.
+    Relative paths of inputs (data.seed_tasks, data.from, train.files, train.eval.file, and train.model starting with ./
+    or ../) are taken relative to the file's folder, so that the job means the same from everywhere; `store` stays
+    relative to where you stand.
 
     Raises:
         SpecError: the file cannot be read, or does not describe a job; `problems` lists all of them.
@@ -127,6 +127,9 @@ def _anchored(job: JobSpec, folder: Path) -> JobSpec:
         train["model"] = _absolute(job.train.model, folder)
     if job.train.tokenizer is not None:
         train["tokenizer"] = TokenizerSpec(extend=_absolute(job.train.tokenizer.extend, folder))
+    if job.train.eval is not None and job.train.eval.file is not None:
+        file = _absolute(job.train.eval.file, folder)
+        train["eval"] = job.train.eval.model_copy(update={"file": file})
     if job.train.files:
         train["files"] = tuple(_absolute(name, folder) for name in job.train.files)
     return job.model_copy(

@@ -1,4 +1,6 @@
-"""Parts of `train` that say how text becomes tokens: templates, a larger vocabulary, a longer context."""
+"""Parts of `train` that say how text becomes tokens, and which of it is held out: templates, a larger vocabulary, a
+longer context, evaluation.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
-from alpaca_jobs.spec_base import SpecPart, want
+from alpaca_jobs.spec_base import PositiveWhole, SpecPart, refuse, want
 
 _PLACES = ("{instruction}", "{input}")
 
@@ -76,3 +78,23 @@ class RopeScalingSpec(SpecPart):
     """linear divides positions by the factor, as longer Vicunas do; dynamic and yarn are as transformers has them."""
     factor: Annotated[float, Field(gt=1)]
     """How many times the base model's context."""
+
+
+class EvalSpec(SpecPart):
+    """Rows that are never trained on, whose loss is measured while training; the state with the lowest stays."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the rows that is held out, chosen by the seed and what each row says; 0.01 is a hundredth."""
+    file: str | None = Field(default=None, min_length=1)
+    """Rows of your own in place of a share: a path or URI, in the format of the rows trained on."""
+    every_steps: PositiveWhole | None = None
+    """Optimizer steps between evaluations; null means once an epoch. The last step is evaluated as well."""
+    stop_after: PositiveWhole | None = None
+    """Stop training after this many evaluations in a row without a lower loss; null never does."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EvalSpec:
+        if (self.fraction is None) == (self.file is None):
+            given = "neither is given" if self.fraction is None else "both are given"
+            refuse("fraction", f"and file say where held-out rows come from, and {given}. Set one, such as 0.01")
+        return self

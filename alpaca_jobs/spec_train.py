@@ -23,7 +23,7 @@ from alpaca_jobs.spec_base import (
     refuse,
     want,
 )
-from alpaca_jobs.spec_recipe import RopeScalingSpec, Templates, TokenizerSpec
+from alpaca_jobs.spec_recipe import EvalSpec, RopeScalingSpec, Templates, TokenizerSpec
 
 _RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
     "alpaca": {},
@@ -145,6 +145,8 @@ class TrainSpec(SpecPart):
     """Type of the forward and backward pass; parameters and optimizer stay float32."""
     seed: Whole = 42
     """Seed of everything random in training."""
+    eval: EvalSpec | None = None
+    """Rows held out, how often their loss is measured, and when that ends training; null measures nothing."""
     gradient_checkpointing: bool | Literal["selective"] = False
     """Recompute activations in the backward pass. true: all of them, a third more work; selective: keep the results of
     matrix products and attention, recompute the cheap rest."""
@@ -222,6 +224,8 @@ class TrainSpec(SpecPart):
 
     def _check_command(self) -> None:
         if self.method == "command":
+            if self.eval is not None:
+                refuse("eval", "is given, but method is command: your own program evaluates. Leave eval out")
             if not self.command:
                 refuse("method", "is command, but there is no train.command. Write it: command: [python, train.py]")
             names = [PurePosixPath(name).name for name in self.files]

@@ -63,6 +63,8 @@ class _Control:
     def stepped(self, metrics: Any) -> None:
         self.seconds.append(metrics.seconds)
 
+    def evaluated(self, report: Any) -> None: ...
+
     def saved(self, result: Any) -> None: ...
 
     def notice(self) -> None:

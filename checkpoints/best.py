@@ -1,4 +1,6 @@
-"""The best commit by a number that commits carry: `meta={"metrics": {"eval_loss": 1.23}}` at the save. Pure.
+"""The best commit by a number that commits carry, such as the loss of held-out rows.
+
+    save(400, state, meta={"metrics": {"eval_loss": 1.23}})
 
 The number is part of the manifest from the first, so nothing is ever written twice to say which commit is the best.
 """

@@ -32,6 +32,12 @@ def job_rows(job: JobSpec) -> list[tuple[str, str]]:
             f"learning rate {train.learning_rate:g}, at most {train.max_length} tokens a row",
         )
     )
+    if train.eval is not None:
+        source = train.eval.file or f"{train.eval.fraction:g} of the rows"
+        often = "once an epoch" if train.eval.every_steps is None else f"every {train.eval.every_steps} steps"
+        stop = "" if train.eval.stop_after is None else f", stops after {train.eval.stop_after} without a lower loss"
+        state = "best" if job.exports_best else "last"
+        rows.append(("evaluation", f"{source} held out, {often}{stop}; the {state} state is exported"))
     gpus = "CPU" if compute.gpus is None else f"GPUs {compute.gpus}"
     rows.append(("compute", f"{gpus}, {words.plural(compute.num_nodes, 'node')}, on {', '.join(compute.infra)}"))
     rows.append(("store", job.store))

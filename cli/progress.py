@@ -32,6 +32,7 @@ class Progress:
         rows_per_s: since then; None before anything can be said.
         step, total_steps, loss, tokens_per_second: of the training.
         saved_step: step of the newest committed checkpoint; None before the first.
+        evaluated: fields of the last evaluation; empty before the first.
         last_words: the newest decision, in words.
         end: fields of the run's `end` event, once it is there.
     """
@@ -52,6 +53,7 @@ class Progress:
     loss: float | None = None
     tokens_per_second: float | None = None
     saved_step: int | None = None
+    evaluated: Mapping[str, Any] = field(default_factory=dict)
     last_words: str = ""
     end: Mapping[str, Any] | None = None
 
@@ -101,6 +103,8 @@ def after(progress: Progress, event: Event) -> Progress:
                 loss=fields.get("loss"),
                 tokens_per_second=fields.get("tokens_per_second"),
             )
+        case "eval":
+            return replace(progress, evaluated=fields)
         case "save" if fields.get("committed", True):
             return replace(progress, saved_step=fields.get("position"))
         case "base" if fields.get("stage") == "train":
@@ -134,6 +138,8 @@ def panel_rows(progress: Progress) -> list[tuple[str, str]]:
         rows.append(("step", _step_of(progress)))
         rows.append(("loss", words.number(progress.loss, 4)))
         rows.append(("speed", f"{words.number(progress.tokens_per_second)} tokens/s"))
+        if progress.evaluated:
+            rows.append(("evaluation", words.evaluation(progress.evaluated)))
         rows.append(("unsaved", words.plural(progress.lag_steps or 0, "step")))
     if progress.last_words:
         rows.append(("last", progress.last_words))
@@ -157,6 +163,8 @@ def line_of(event: Event) -> str | None:
         case "base" if fields.get("position"):
             what = "step" if fields.get("stage") == "train" else "part of the rows, number"
             return f"attempt {event.attempt} goes on after {what} {fields['position']}"
+        case "eval":
+            return f"evaluation: {words.evaluation(fields)}"
         case "save" if fields.get("committed", True):
             return _saved_words(fields)
         case "decision" if fields.get("action") in ("finish", "give_up"):

@@ -24,6 +24,9 @@ def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
         rows.append(("rows kept", words.number(report["rows"])))
     if report["step"] is not None:
         rows.append(("steps", words.number(report["step"])))
+    if evaluated := report.get("evaluated"):
+        last = dict(zip(("step", "loss"), evaluated["losses"][-1], strict=True))
+        rows.append(("evaluation", words.evaluation({**evaluated, **last})))
     if report["requests"]:
         asked, again = words.number(report["requests"]), words.number(report["requests_repeated"])
         rows.append(("requests", f"{asked}, {again} of them asked again"))
@@ -99,6 +102,8 @@ def status_grids(view: Mapping[str, Any]) -> list[render.Grid]:
     if any((drops := view.get("drops") or {}).values()):
         rows.append(("dropped", words.drops(drops)))
     if view.get("tokens"):
+    if view.get("evaluated"):
+        rows.append(("evaluation", words.evaluation(view["evaluated"])))
         rows.append(("tokens", words.tokens(view["tokens"])))
     if view.get("teacher_usd"):
         rows.append(("teacher", words.money(view["teacher_usd"])))

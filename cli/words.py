@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 MISSING = "-"
 
@@ -82,3 +83,12 @@ def yes_no(value: bool | None) -> str:
 def plural(count: int, thing: str) -> str:
     """`1 row`, `3 rows`."""
     return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
+def evaluation(fields: Mapping[str, Any]) -> str:
+    """The loss of held-out rows, as last measured and at its best."""
+    step, best_step = fields.get("step"), fields.get("best_step")
+    text = f"loss {number(fields.get('loss'), 4)} on held-out rows after step {number(step)}"
+    if best_step is None or best_step == step:
+        return text
+    return f"{text}; the lowest was {number(fields.get('best_loss'), 4)} after step {number(best_step)}"

@@ -110,13 +110,18 @@ def plan_step(
         micro_batch_size: most rows of one forward pass.
     """
     epoch, rows = global_batch(step, seed=seed, num_rows=len(lengths), global_batch_size=global_batch_size)
+    ranks = split_over_ranks(rows, lengths, micro_batch_size=micro_batch_size, world_size=world_size)
+    return StepPlan(step=step, epoch=epoch, rows=rows, ranks=ranks)
+
+
+def split_over_ranks(
+    rows: Sequence[int], lengths: Sequence[int] | IntArray, *, micro_batch_size: int, world_size: int
+) -> tuple[tuple[Micro, ...], ...]:
+    """Rows as micro batches of every rank, equally many on each, by the rule that `plan_step` states."""
     tokens = {row: int(lengths[row]) for row in rows}
     per_rank = spread(rows, tokens, num_bins=world_size, max_rows=len(rows))
     num_micros = max(1, *(math.ceil(len(mine) / micro_batch_size) for mine in per_rank))
-    ranks = tuple(
-        tuple(spread(mine, tokens, num_bins=num_micros, max_rows=micro_batch_size)) for mine in per_rank
-    )  # fmt: skip
-    return StepPlan(step=step, epoch=epoch, rows=rows, ranks=ranks)
+    return tuple(tuple(spread(mine, tokens, num_bins=num_micros, max_rows=micro_batch_size)) for mine in per_rank)
 
 
 def spread(rows: Sequence[int], tokens: dict[int, int], *, num_bins: int, max_rows: int) -> list[Micro]:

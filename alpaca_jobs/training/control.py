@@ -12,12 +12,13 @@ from alpaca_jobs.training.metrics import StepMetrics
 from checkpoints.keys import CommitRef
 
 if TYPE_CHECKING:
+    from alpaca_jobs.training.evaluation import EvaluationReport
     from alpaca_jobs.training.saving import SaveReport
     from checkpoints.torch_bridge import Checkpointer
 
 
 class TrainControl(Protocol):
-    """How the loop talks to its node. Every rank has one; `loaded`, `stepped` and `saved` are called on rank 0 alone.
+    """How the loop talks to its node. Every rank has one; all but the two questions at the end is told to rank 0 alone.
 
     No method may block for long: training stands still meanwhile.
     """
@@ -35,6 +36,9 @@ class TrainControl(Protocol):
 
     def saved(self, result: SaveReport) -> None:
         """A checkpoint is committed (or, by the checkpointer's policy, was not)."""
+
+    def evaluated(self, report: EvaluationReport) -> None:
+        """The loss of the held-out rows was measured."""
 
     def notice(self) -> float | None:
         """Seconds until this machine is taken away, or None. Asked on every rank before every step ends; the shortest
@@ -55,6 +59,7 @@ class TrainContext:
         threads: CPU threads of this rank; part of what makes bits repeatable.
         ranks_per_node: ranks that share a machine; None: all of them.
         device: "cpu" or "cuda:N".
+        evaluation: rows held out, for `train.eval`.
         losses_per_hour: how often this job's machines are expected to be taken away; an automatic interval saves by it.
     """
 
@@ -71,6 +76,7 @@ class TrainContext:
     ranks_per_node: int | None = None
     device: str = "cpu"
     losses_per_hour: float = 0.0
+    evaluation: TrainingData | None = None
 
 
 StoppedBy = Literal["done", "notice", "stop"]
@@ -86,6 +92,7 @@ class TrainResult:
         saved_step: newest step this attempt committed or started from; 0 for none.
         losses: of this attempt's steps, in order.
         words: why it stopped and what is kept, for people.
+        stopped_early: done before the last step, because the evaluation loss fell no more.
     """
 
     final_step: int
@@ -94,3 +101,4 @@ class TrainResult:
     saved_step: int
     losses: tuple[float, ...]
     words: str
+    stopped_early: bool = False

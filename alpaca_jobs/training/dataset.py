@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.batching import total_steps
 from alpaca_jobs.training.data import TrainingData
+from alpaca_jobs.training.evaluation import split_rows
 from alpaca_jobs.training.recipes import TrainingRow, build_tokenizer, load_training_rows, prepare_rows
 from alpaca_jobs.training.tokenizer import load_tokenizer
 
@@ -22,11 +23,13 @@ class Dataset:
     Attributes:
         tokenizer_files: {file name: bytes} of the tokenizer's folder.
         num_steps: optimizer updates of the whole training.
+        evaluation: rows held out; None without `train.eval`.
     """
 
     rows: TrainingData
     tokenizer_files: dict[str, bytes]
     num_steps: int
+    evaluation: TrainingData | None = None
 
 
 def prepare_dataset(train: TrainSpec, rows: Sequence[TrainingRow] | str) -> Dataset:
@@ -37,14 +40,20 @@ def prepare_dataset(train: TrainSpec, rows: Sequence[TrainingRow] | str) -> Data
         ModelError: the base model or its tokenizer does not exist or cannot be used.
     """
     made = load_training_rows(rows, train) if isinstance(rows, str) else rows
+    held_out: Sequence[TrainingRow] = ()
+    if train.eval is not None and train.eval.file is not None:
+        held_out = load_training_rows(train.eval.file, train)
+    elif train.eval is not None and train.eval.fraction is not None:
+        made, held_out = split_rows(made, fraction=train.eval.fraction, seed=train.seed)
     files = build_tokenizer(train, made)
     tokenized = prepare_rows(made, load_tokenizer(files), files, train)
+    evaluation = prepare_rows(held_out, load_tokenizer(files), files, train) if held_out else None
     if tokenized.num_truncated:
         logger.warning(
             "%d of %d rows are longer than train.max_length %d and were cut; %d of them lost their whole answer",
             tokenized.num_truncated, len(tokenized), train.max_length, tokenized.num_without_target,
         )  # fmt: skip
-    return Dataset(rows=tokenized, tokenizer_files=files, num_steps=count_steps(len(tokenized), train))
+    return Dataset(tokenized, files, count_steps(len(tokenized), train), evaluation)
 
 
 def count_steps(num_rows: int, train: TrainSpec) -> int:

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from alpaca_jobs.errors import TrainingError
+from alpaca_jobs.training import evaluation
 from alpaca_jobs.training.agreement import Told, agree, is_finite
+from alpaca_jobs.training.batching import steps_per_epoch
 from alpaca_jobs.training.collate import target_loss
 from alpaca_jobs.training.control import StoppedBy, TrainContext, TrainResult
+from alpaca_jobs.training.evaluator import Evaluator
 from alpaca_jobs.training.exact import exact_mode, seed_forward
 from alpaca_jobs.training.feed import StepFeed, StepInputs, make_step
 from alpaca_jobs.training.flops import mfu, model_flops, peak_bf16_flops
@@ -71,6 +74,15 @@ class _Loop:
         self._losses: list[float] = []
         self._peak_flops = peak_bf16_flops(torch.cuda.get_device_name(self._device)) if self._on_gpu else None
         self._num_parameters = matrix_parameters(state.engine.model)
+        self._evaluator = (
+            None
+            if ctx.evaluation is None
+            else Evaluator(
+                ctx.evaluation, state.engine, layout=state.layout, loss_head=state.loss_head, pad_id=state.pad_id,
+                micro_batch_size=ctx.train.micro_batch_size, rank=ctx.rank, world_size=ctx.world_size,
+                device=self._device,
+            )
+        )  # fmt: skip
         self._feed = StepFeed(
             partial(
                 make_step, train=ctx.train, data=ctx.rows, rank=ctx.rank, world_size=ctx.world_size,
@@ -91,7 +103,9 @@ class _Loop:
 
     def _all_steps(self) -> TrainResult:
         state = self._state
-        while state.step < state.num_steps:
+        if self._evaluate():  # one that a notice or a kill left undone after the step that was loaded
+            self._save()
+        while state.step < state.num_steps and self._enough() is None:
             agreed = self._one_step()
             self._take(self._ctx.checkpointer.poll())
             stopped = self._react(agreed)
@@ -103,7 +117,7 @@ class _Loop:
         if self._committed < state.step:  # the checkpointer passed over the last save because one was in flight
             self._save()
             self._take(self._ctx.checkpointer.wait())
-        return self._result("done", f"All {state.num_steps} steps are done and committed.")
+        return self._result("done", self._enough() or f"All {state.num_steps} steps are done and committed.")
 
     def _one_step(self) -> Told:
         ctx, state, train = self._ctx, self._state, self._ctx.train
@@ -177,11 +191,39 @@ class _Loop:
         if agreed.stop and not is_last:
             self._save_and_wait()
             return self._result("stop", f"Asked to stop: step {self._committed} is committed.")
-        if is_last or is_due(
+        if self._evaluate() or is_last or is_due(
             state.step, last_saved=self._requested, interval=agreed.interval, is_fixed=self._is_fixed
         ):  # fmt: skip
             self._save()
         return None
+
+    def _evaluate(self) -> bool:
+        """Measure the held-out rows if it is time to; whether this state is the best so far, which has to be saved."""
+        ctx, state, spec = self._ctx, self._state, self._ctx.train.eval
+        if spec is None or self._evaluator is None or (state.evaluations and state.evaluations[-1][0] == state.step):
+            return False
+        every = spec.every_steps or steps_per_epoch(len(ctx.rows), ctx.train.global_batch_size)
+        if not evaluation.is_due(state.step, every_steps=every, num_steps=state.num_steps):
+            return False
+        loss, seconds = self._evaluator.run()
+        state.evaluations.append((state.step, loss))
+        best = evaluation.best_evaluation(state.evaluations)
+        is_best = best is not None and best[0] == state.step
+        if ctx.rank == 0:
+            best_step, best_loss = best or (None, None)
+            ctx.control.evaluated(
+                evaluation.EvaluationReport(
+                    step=state.step, loss=loss, num_rows=self._evaluator.num_rows,
+                    target_tokens=self._evaluator.target_tokens, seconds=seconds, is_best=is_best,
+                    best_step=best_step, best_loss=best_loss,
+                )
+            )  # fmt: skip
+        return is_best
+
+    def _enough(self) -> str | None:
+        """Why training stops early, in words; None while it goes on."""
+        spec = self._ctx.train.eval
+        return None if spec is None else evaluation.stop_words(self._state.evaluations, spec.stop_after)
 
     def _leave_for_notice(self, agreed: Told, *, seconds_left: float) -> TrainResult:
         known = f"a save takes {agreed.estimate_s:.1f} s here" if agreed.estimate_s else "no save was measured yet"
@@ -259,4 +301,5 @@ class _Loop:
             saved_step=self._committed,
             losses=tuple(self._losses),
             words=words,
+            stopped_early=stopped_by == "done" and self._state.step < self._state.num_steps,
         )

@@ -43,6 +43,8 @@ def chunked_cross_entropy(
         token_weights: (K,) float32; None means 1 each.
     """
     tokens = max(1, chunk_elements // weight.shape[0])
+    if not torch.is_grad_enabled():  # inside the function nobody could tell, and gradients would be made for nothing
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     total: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, bias, labels, token_weights, tokens)  # type: ignore[no-untyped-call]
     return total
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from alpaca_jobs.errors import TrainingError
+from alpaca_jobs.run_layout import EVAL_LOSS
 from alpaca_jobs.training.batching import rows_seen
 from alpaca_jobs.training.collate import Layout
 from alpaca_jobs.training.control import TrainContext
 from alpaca_jobs.training.dataset import count_steps
 from alpaca_jobs.training.engines import Engine, make_engine
+from alpaca_jobs.training.evaluation import Evaluation, read_evaluations, write_evaluations
 from alpaca_jobs.training.fingerprint import train_fingerprint
 from alpaca_jobs.training.kernels import use_fast_kernels
 from alpaca_jobs.training.loss import LossHead
 from alpaca_jobs.training.making import make_model, name_base
 from alpaca_jobs.training.tokenizer import load_tokenizer
+from checkpoints.best import METRICS
 from checkpoints.keys import CommitRef
 
 if TYPE_CHECKING:
@@ -41,6 +45,8 @@ class TrainState:
     """Method lora: which base model the adapters belong to."""
     losses: list[float] = field(default_factory=list)
     """Of every step since step 1, whichever attempt made it: older checkpoints are deleted, the curve stays whole."""
+    evaluations: list[Evaluation] = field(default_factory=list)
+    """All since step 1, in order."""
 
     def meta(self, *, learning_rate: float, num_rows: int, global_batch_size: int) -> dict[str, Any]:
         """What a checkpoint says without tensors. Losses are written in hex: every bit, on any machine."""
@@ -52,7 +58,18 @@ class TrainState:
             "lr": learning_rate,
             "losses": {"first_step": 1, "hex": [loss.hex() for loss in self.losses]},
             **({"base": dict(self.base)} if self.base else {}),
+            **self._evaluated(),
         }
+
+    def _evaluated(self) -> dict[str, Any]:
+        """Evaluations in hex like losses; and as a number the one of this very state, by which it may be kept."""
+        if not self.evaluations:
+            return {}
+        step, loss = self.evaluations[-1]
+        meta: dict[str, Any] = {"evaluations": write_evaluations(self.evaluations)}
+        if step == self.step and math.isfinite(loss):
+            meta[METRICS] = {EVAL_LOSS.name: loss}
+        return meta
 
 
 def build_state(ctx: TrainContext) -> TrainState:
@@ -121,4 +138,5 @@ def _continue_from(state: TrainState, ref: CommitRef, manifest: Manifest) -> Non
         )
     state.step = int(meta["step"])
     state.tokens_seen = int(meta["tokens_seen"])
+    state.evaluations[:] = read_evaluations(meta)
     state.losses[:] = [float.fromhex(text) for text in meta["losses"]["hex"]]

@@ -29,10 +29,12 @@ class Interruption:
 
     Attributes:
         left_with: what the stage that a notice ended could save, and what not, in words; empty before.
+        done_with: why training was over before its last step, in words; empty if it was not.
     """
 
     def __init__(self) -> None:
         self.left_with = ""
+        self.done_with = ""
         self._notice: Notice | None = None
         self._until = 0.0
         self._lost: CheckpointError | NodeLost | None = None

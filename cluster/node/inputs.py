@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from alpaca_jobs.data.record_files import read_bytes
 from alpaca_jobs.generation.seeds import load_seed_tasks
@@ -20,6 +21,7 @@ SEED_TASKS = "inputs/seed_tasks.jsonl"
 ROWS_FOLDER = "inputs/rows"
 FILES_FOLDER = "inputs/files"
 TOKENIZER = "inputs/tokenizer.json"
+EVALUATION_FOLDER = "inputs/evaluation"
 
 
 def freeze_inputs(job: JobSpec, store: Store) -> None:
@@ -32,6 +34,9 @@ def freeze_inputs(job: JobSpec, store: Store) -> None:
         store.put(f"{FILES_FOLDER}/{Path(name).name}", read_bytes(name))
     if job.train.tokenizer is not None:
         store.put(TOKENIZER, read_tokenizer(job.train.tokenizer.extend))
+    if job.train.eval is not None and job.train.eval.file is not None:
+        file = job.train.eval.file
+        store.put(f"{EVALUATION_FOLDER}/{Path(file).name}", read_bytes(file))
     if job.data.from_ is not None:
         store.put(f"{ROWS_FOLDER}/{Path(job.data.from_).name}", read_bytes(job.data.from_))
         return
@@ -58,12 +63,15 @@ def frozen_rows(store: Store) -> str:
     return f"{store.uri}/{store.list(ROWS_FOLDER + '/')[0]}"
 
 
-def with_frozen_tokenizer(job: JobSpec, store: Store) -> JobSpec:
-    """The job with its second tokenizer where nodes find it: in the run's folder."""
-    if job.train.tokenizer is None:
-        return job
-    tokenizer = TokenizerSpec(extend=f"{store.uri}/{TOKENIZER}")
-    return job.model_copy(update={"train": job.train.model_copy(update={"tokenizer": tokenizer})})
+def with_frozen_inputs(job: JobSpec, store: Store) -> JobSpec:
+    """The job with its second tokenizer and its evaluation's rows where nodes find them: in the run's folder."""
+    changes: dict[str, Any] = {}
+    if job.train.tokenizer is not None:
+        changes["tokenizer"] = TokenizerSpec(extend=f"{store.uri}/{TOKENIZER}")
+    if job.train.eval is not None and job.train.eval.file is not None:
+        key = store.list(EVALUATION_FOLDER + "/")[0]
+        changes["eval"] = job.train.eval.model_copy(update={"file": f"{store.uri}/{key}"})
+    return job.model_copy(update={"train": job.train.model_copy(update=changes)}) if changes else job
 
 
 def frozen_files(store: Store) -> dict[str, str]:

@@ -217,7 +217,7 @@ def _run(ctx: AttemptContext, gpus: str | None) -> Failure:
     if ctx.until is not None:
         words = f"the stages up to {ctx.until} are done; those that follow have machines of their own"
         return Failure(StopReason.PART_DONE, words)
-    return Failure(StopReason.DONE, "all stages are done")
+    return Failure(StopReason.DONE, ctx.interruption.done_with or "all stages are done")
 
 
 def _poll(store: Store, interruption: Interruption, arguments: NodeArguments) -> Callable[[], None]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from alpaca_jobs.data.rows import Row
+from alpaca_jobs.run_layout import EVAL_LOSS
+from checkpoints.best import best_commit
 from checkpoints.errors import NoGoodCommit
 from checkpoints.keys import CommitRef
 from checkpoints.lineage import counting_commits
@@ -92,6 +94,7 @@ def _train(
         if end.stopped_by != "done":
             ctx.interruption.left_with = end.words
             return
+        ctx.interruption.done_with = end.words
         _export(ctx, stage)
     finally:
         stage.end()
@@ -123,7 +126,7 @@ def _rows(ctx: AttemptContext, runtime: RayRuntime, *, base_is_open: bool) -> Se
 
 
 def _export(ctx: AttemptContext, stage: TrainStage | CommandStage) -> None:
-    """Export the newest train commit, this attempt's own last one included; a command's model is what it wrote."""
+    """Export the best or the newest train commit, this attempt's own included; a command's model is what it wrote."""
     ctx.marker.enter(Phase.EXPORT)
     if isinstance(stage, CommandStage):
         logger.info("the command's model is committed, weights sha256 %s", stage.export())
@@ -132,6 +135,16 @@ def _export(ctx: AttemptContext, stage: TrainStage | CommandStage) -> None:
     trained = [ref for ref in commits if ref.stage == "train"]
     if not trained:
         raise NoGoodCommit("There is no train commit to export although training ended; nothing was exported.")
-    ref: CommitRef = trained[0]
+    ref = _chosen(ctx, trained)
     digest = stage.export(ref)
     logger.info("model of step %d exported, weights sha256 %s", ref.position, digest)
+
+
+def _chosen(ctx: AttemptContext, trained: Sequence[CommitRef]) -> CommitRef:
+    """Of the train commits that count, newest first, the one whose model is exported (`export.which`)."""
+    if not ctx.job.exports_best:
+        return trained[0]
+    best = best_commit(ctx.store, ctx.layout, trained, EVAL_LOSS)
+    if best is None:
+        logger.warning("no evaluation gave a finite loss, so the last state is exported")
+    return best or trained[0]

@@ -12,7 +12,7 @@ from alpaca_jobs.spec_io import job_to_dict
 from checkpoints.keys import CommitRef
 from cluster.hazard import losses_per_hour
 from cluster.node.attempt_context import AttemptContext
-from cluster.node.inputs import with_frozen_tokenizer
+from cluster.node.inputs import with_frozen_inputs
 from cluster.node.ray_runtime import RayRuntime
 from cluster.node.train_worker import ExportOrder, TrainWorker, WorkerAssignment
 
@@ -28,7 +28,8 @@ _POLL_S = 0.2
 class TrainEnd:
     """How the stage ended: `stopped_by` is done or notice; `step` the last one made, `saved` the last one committed.
 
-    `words`: what was saved and what was not, for the end record.
+    `words`: what was saved and what was not, or why it ended before the last step, for the end record; empty if there
+    is nothing to say.
     """
 
     stopped_by: str
@@ -58,7 +59,7 @@ class TrainStage:
     def load(self, rows: Sequence[Row] | str) -> None:
         """Turn rows (or the file of rows at a URI) into what the workers train on; once, before anything else."""
         self._runtime.results(self._prepared)
-        job = job_to_dict(with_frozen_tokenizer(self._ctx.job, self._ctx.store))
+        job = job_to_dict(with_frozen_inputs(self._ctx.job, self._ctx.store))
         self._dataset = self._workers[0].tokenize.remote(job, self._runtime.share(rows))
         self._runtime.results([self._dataset])
 
@@ -81,7 +82,8 @@ class TrainStage:
         )  # fmt: skip
         calls = [worker.run.remote(assignment, self._dataset) for worker in self._workers]
         result: TrainResult = self._until_done(calls)[0]
-        return TrainEnd(result.stopped_by, step=result.final_step, saved=result.saved_step, words=result.words)
+        words = result.words if result.stopped_by != "done" or result.stopped_early else ""
+        return TrainEnd(result.stopped_by, step=result.final_step, saved=result.saved_step, words=words)
 
     def _rendezvous(self) -> str:
         """Where the workers meet: a file on the one machine there is, else a port of the first worker's machine."""

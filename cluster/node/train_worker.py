@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpaca_jobs.data.rows import Row
-from alpaca_jobs.run_layout import LAYOUT
+from alpaca_jobs.run_layout import EVAL_LOSS, LAYOUT
 from alpaca_jobs.spec import JobSpec, TeacherSpec
 from alpaca_jobs.spec_io import job_from_dict
 from checkpoints.attempts import AttemptLog
@@ -29,6 +29,7 @@ from cluster.phase import Phase, PhaseMarker
 if TYPE_CHECKING:
     from alpaca_jobs.training.control import TrainResult
     from alpaca_jobs.training.dataset import Dataset
+    from alpaca_jobs.training.evaluation import EvaluationReport
     from alpaca_jobs.training.metrics import StepMetrics
     from alpaca_jobs.training.model_card import CardFacts
     from checkpoints.torch_bridge import SaveResult
@@ -106,6 +107,10 @@ class WorkerControl:
         if self._marker is not None:
             self._marker.reached("train", metrics.step)
         self.tell({"kind": "step", "total_steps": self._total_steps, **asdict(metrics)})
+
+    def evaluated(self, report: EvaluationReport) -> None:
+        """Rank 0: the loss of the held-out rows was measured."""
+        self.tell({"kind": "eval", **asdict(report)})
 
     def saved(self, result: SaveResult) -> None:
         """Rank 0: a checkpoint was committed, or given up."""
@@ -190,6 +195,7 @@ class TrainWorker:
         checkpointer = Checkpointer(
             store, LAYOUT, stage="train", attempt=assignment.attempt, fence=Fence(log, assignment.attempt),
             keep=job.checkpoints.keep, keep_every=job.checkpoints.keep_every,
+            best_by=EVAL_LOSS if job.train.eval is not None else None,
         )  # fmt: skip
         checkpointer.on_saving = self._control.saving
         try:
@@ -208,6 +214,7 @@ class TrainWorker:
                     ranks_per_node=assignment.world_size // job.compute.num_nodes,
                     device="cuda:0" if assignment.on_gpu else "cpu",
                     losses_per_hour=assignment.losses_per_hour,
+                    evaluation=dataset.evaluation,
                 )
             )
         finally:
@@ -241,7 +248,7 @@ class TrainWorker:
         exported = export_model(
             job.train, checkpointer=checkpointer, ref=order.ref, tokenizer_files=dataset.tokenizer_files,
             facts=card_facts(job, order.run_id, num_rows=len(dataset.rows), lineage=run_lineage(store, job)),
-            folder=folder,
+            folder=folder, merge=job.export.merge,
         )  # fmt: skip
         fence.check()  # before a byte is stored; the writer asks again before the manifest
         writer = CommitWriter(store, LAYOUT, CommitRef("export", 0, order.attempt), fence=fence)

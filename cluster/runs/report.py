@@ -23,6 +23,7 @@ from cluster.node.pace import Pace, pace_of
 from cluster.plan import LaunchPlan
 from cluster.recovery import Decision
 from cluster.runs.attempt_summary import AttemptSummary, summarize_attempts
+from cluster.runs.evaluated import Evaluated, read_evaluated
 from cluster.runs.goodput import Goodput, lost_steps, split_time
 from cluster.runs.recoveries import Recovery, recoveries_of
 from cluster.runs.spending import teacher_usd
@@ -43,6 +44,7 @@ class RunReport:
         compute_usd: for machines; None if any price is unknown. teacher_usd: None if its price is.
         recoveries: what going on after each lost machine took, split.
         pace: how fast it worked, for the estimates of later runs.
+        evaluated: losses of held-out rows; None if nothing was evaluated.
     """
 
     run_id: str
@@ -61,6 +63,7 @@ class RunReport:
     teacher_usd: float | None
     recoveries: tuple[Recovery, ...]
     pace: Pace
+    evaluated: Evaluated | None = None
 
     @property
     def cost_usd(self) -> float | None:
@@ -80,6 +83,7 @@ class RunReport:
             "requests_repeated": self.requests_repeated, "compute_usd": self.compute_usd,
             "teacher_usd": self.teacher_usd, "cost_usd": self.cost_usd,
             "recoveries": [one.to_json() for one in self.recoveries], "pace": self.pace.to_json(),
+            "evaluated": self.evaluated.to_json() if self.evaluated else None,
         }  # fmt: skip
 
 
@@ -118,6 +122,7 @@ def make_report(store: Store, run_id: str, outcome: Decision) -> RunReport:
         events=events,
         asked=count_asked(store),
         rows=rows_kept(store, commits),
+        evaluated=read_evaluated(store, commits),
     )
 
 
@@ -131,6 +136,7 @@ def render_report(
     events: list[Event],
     asked: Asked,
     rows: int | None,
+    evaluated: Evaluated | None = None,
 ) -> RunReport:
     """Put a report together from what was read; `commits` are those that count, newest first."""
     costs = [one.cost_usd for one in attempts]
@@ -152,6 +158,7 @@ def render_report(
         teacher_usd=teacher_usd(events),
         recoveries=recoveries,
         pace=pace_of(events),
+        evaluated=evaluated,
     )
 
 

@@ -67,6 +67,7 @@ class RunView:
         drops, tokens, teacher_usd: of the generation so far: what was not kept, by reason (None when it is long over);
             tokens as its nodes counted them (TokenCount of alpaca_jobs/generation/statistics.py); dollars.
         recoveries: what going on after each lost machine took, split; of a run that is over, its report has them.
+        evaluated: step, loss, best_step, best_loss of held-out rows as last measured; None before, or once long over.
         data_card: URI of the page about the run's rows; None until they are all written.
         updated_at: ISO time of the newest event; empty before the first.
     """
@@ -95,6 +96,7 @@ class RunView:
     exit_code: int | None
     data_card: str | None
     recoveries: tuple[Recovery, ...] = ()
+    evaluated: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -193,6 +195,7 @@ def view_run(
         exit_code=_newest(events, "end").get("exit_code") if state.is_over else None,
         data_card=f"{store.uri}/{CARD}" if "generate" in plan.job.stages and store.exists(CARD) else None,
         recoveries=() if state.is_over else _recoveries(store, records),
+        evaluated=_newest(events, "eval") or None,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alpaca_jobs.spec import TrainSpec
-from alpaca_jobs.training.engines.protocol import trained_parameters
+from alpaca_jobs.training.engines.protocol import trained_parameters, without_training
 from alpaca_jobs.training.optimizer import split_by_decay
 from checkpoints.torch_zero import apply_zero_state, zero_state
 
@@ -63,6 +64,10 @@ class DeepSpeedZero:
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """As the protocol says."""
+        return without_training(self._engine)
 
     def state(self) -> dict[str, Any]:
         """As the protocol says. DeepSpeed's own counters stay out: the loop has them."""

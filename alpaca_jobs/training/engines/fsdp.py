@@ -7,7 +7,8 @@ node, so that layers are gathered over the fast links only. `cpu_offload` keeps 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from alpaca_jobs.errors import TrainingError
 from alpaca_jobs.spec import TrainSpec
-from alpaca_jobs.training.engines.protocol import kept_tensors, trained_parameters
+from alpaca_jobs.training.engines.protocol import kept_tensors, trained_parameters, without_training
 from alpaca_jobs.training.optimizer import ShardedAdamW
 
 
@@ -55,6 +56,19 @@ class Fsdp:
         self._optimizer.step(learning_rate=learning_rate, scale=scale)
         for param in self._params.values():
             param.grad = None
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """As the protocol says. A forward pass without a backward pass leaves the outermost parameters gathered, where
+        a checkpoint would find whole tensors in place of shards; so they are given back.
+        """
+        from torch.distributed.fsdp import FSDPModule
+
+        with without_training(self.model):
+            yield
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def state(self) -> dict[str, Any]:
         """As the protocol says."""

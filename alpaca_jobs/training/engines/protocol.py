@@ -7,8 +7,11 @@ shapes, so that a checkpoint of one engine is continued by another.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -35,6 +38,12 @@ class Engine(Protocol):
         """Update the parameters with gradients times `scale` (for clipping), and drop the gradients."""
         ...
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Within it, forward passes of the model as it is: without gradients and dropout. Afterwards nothing has
+        changed; not inside a step.
+        """
+        ...
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds, nested by name: model, optimizer. Loading writes into these very tensors."""
         ...
@@ -46,6 +55,18 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give back what outlives the object otherwise."""
         ...
+
+
+@contextmanager
+def without_training(model: Any) -> Iterator[None]:
+    """No gradients, no dropout, no recomputing; the model is put back to how it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -8,6 +8,7 @@ more than two ranks then come in another order, so that a resume would lose bits
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alpaca_jobs.spec import TrainSpec
-from alpaca_jobs.training.engines.protocol import kept_tensors, trained_parameters
+from alpaca_jobs.training.engines.protocol import kept_tensors, trained_parameters, without_training
 from alpaca_jobs.training.optimizer import ShardedAdamW
 
 BUCKET_BYTES = 32 * 2**20
@@ -67,6 +68,10 @@ class Replicated:
         for param in self._params.values():
             param.grad = None
         self._refresh()
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """As the protocol says."""
+        return without_training(self.model)
 
     def state(self) -> dict[str, Any]:
         """As the protocol says."""

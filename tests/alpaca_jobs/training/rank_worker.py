@@ -20,6 +20,7 @@ from alpaca_jobs.data.rows import Row
 from alpaca_jobs.errors import TrainingError
 from alpaca_jobs.spec import CheckpointSpec, TrainSpec
 from alpaca_jobs.training.control import TrainContext, TrainResult
+from alpaca_jobs.training.evaluation import EvaluationReport
 from alpaca_jobs.training.loop import run_training
 from alpaca_jobs.training.metrics import StepMetrics
 from alpaca_jobs.training.recipes import build_tokenizer, tokenize_rows
@@ -55,6 +56,7 @@ class Control:
         self.was_loaded = False
         self.metrics: list[StepMetrics] = []
         self.saves: list[SaveResult] = []
+        self.evaluations: list[EvaluationReport] = []
 
     def loaded(self, ref: CommitRef | None, fallbacks: Sequence[str]) -> None:
         self.loaded_ref, self.fallbacks, self.was_loaded = ref, list(fallbacks), True
@@ -64,6 +66,9 @@ class Control:
 
     def saved(self, result: SaveResult) -> None:
         self.saves.append(result)
+
+    def evaluated(self, report: EvaluationReport) -> None:
+        self.evaluations.append(report)
 
     def notice(self) -> float | None:
         self._asked_notice += 1
@@ -82,6 +87,7 @@ def train_once(run: dict[str, Any], *, rank: int, world_size: int) -> dict[str, 
     train = TrainSpec(**run["train"])
     made = rows(run.get("num_rows", 40))
     files = build_tokenizer(train, made)
+    tokenizer = load_tokenizer(files)
     store = Store.open(run["store"])
     checkpointer = Checkpointer(store, LAYOUT, stage="train", attempt=run["attempt"], fence=None, keep=None)
     commits = sorted(list_commits(store, LAYOUT, "train"), key=LAYOUT.sort_key, reverse=True)
@@ -94,12 +100,13 @@ def train_once(run: dict[str, Any], *, rank: int, world_size: int) -> dict[str, 
         checkpoints=CheckpointSpec(interval_steps=run.get("interval", 5)),
         rank=rank,
         world_size=world_size,
-        rows=tokenize_rows(made, load_tokenizer(files), train),
+        rows=tokenize_rows(made, tokenizer, train),
         tokenizer_files=files,
         checkpointer=checkpointer,
         candidates=commits,
         control=control,
         ranks_per_node=run.get("ranks_per_node"),
+        evaluation=tokenize_rows(made[-run["held_out"] :], tokenizer, train) if "held_out" in run else None,
     )
     dist.barrier()  # nobody lists while another rank's attempt already commits
 
@@ -165,6 +172,8 @@ def _heard(control: Control) -> dict[str, Any]:
         "loaded": None if control.loaded_ref is None else control.loaded_ref.position,
         "fallbacks": control.fallbacks,
         "saved": [result.position for result in control.saves if result.committed],
+        "evaluations": [[report.step, report.loss.hex()] for report in control.evaluations],
+        "best": [report.step for report in control.evaluations if report.is_best],
         "steps": [metrics.step for metrics in control.metrics],
         "grad_norms": [metrics.grad_norm for metrics in control.metrics],
     }

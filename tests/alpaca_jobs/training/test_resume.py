@@ -33,6 +33,9 @@ TINY = {
     "dtype": "float32",
     "exactness": "bits",
 }
+EVALUATED = {"eval": {"file": "held-out.jsonl", "every_steps": 4}}
+"""rank_worker.py holds rows of its own making out; the file is named and not read."""
+
 ONE_ROW = {**TINY, "global_batch_size": 1, "micro_batch_size": 1, "max_steps": 3}
 
 Answers = dict[str, list[dict[str, Any]]]
@@ -47,6 +50,9 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _runs(stores: Path, tiny_opt: Path) -> list[dict[str, Any]]:
     def run(name: str, store: str, attempt: int, **more: Any) -> dict[str, Any]:
         return {"name": name, "store": f"file://{stores / store}", "attempt": attempt, "train": TINY, **more}
+    evaluated = {**TINY, **EVALUATED}
+    early = {"file": "held-out.jsonl", "every_steps": 1, "stop_after": 2}
+    diverging = {**TINY, "learning_rate": 2.0, "max_grad_norm": 100.0, "lr_schedule": "constant", "eval": early}
 
     opt = {**TINY, "model": str(tiny_opt), "dtype": "bfloat16"}
     return [
@@ -68,6 +74,12 @@ def _runs(stores: Path, tiny_opt: Path) -> list[dict[str, Any]]:
         run("noticed", "noticed", 1, notice={"rank": 1, "step": 7, "seconds": 30.0}),
         run("late notice", "late", 1, notice={"rank": 1, "step": 7, "seconds": 0.0}),
         run("OPT undisturbed", "opt-undisturbed", 1, train=opt),
+        run("OPT evaluated", "opt-evaluated", 1, train={**opt, **EVALUATED}, held_out=9),
+        run("evaluated", "evaluated", 1, train=evaluated, held_out=9),
+        run("evaluated, stopped", "evaluated-2", 1, train=evaluated, held_out=9, stop_at=8),
+        run("evaluated, resumed", "evaluated-2", 2, train=evaluated, held_out=9),
+        run("diverging", "diverging", 1, train=diverging, held_out=9),
+        run("diverging, again", "diverging", 2, train=diverging, held_out=9),
         run("OPT stopped", "opt-resumed", 1, train=opt, stop_at=3),
         run("OPT resumed", "opt-resumed", 2, train=opt),
     ]
@@ -197,6 +209,59 @@ def test_a_rank_without_rows_takes_part_with_no_weight(
 def test_another_world_size_trains_on_the_same_batches(
     answers: Answers, stores: Path, worker: Any, one_rank: None, tmp_path: Path
 ) -> None:
+
+
+def test_a_run_with_evaluation_trains_to_the_bits_of_one_without(answers: Answers, stores: Path) -> None:
+    undisturbed, evaluated = answers["undisturbed"][0], answers["evaluated"][0]
+    assert evaluated["losses"] == undisturbed["losses"]
+    assert _state_digests(stores, "evaluated", 12, 1) == _state_digests(stores, "undisturbed", 12, 1)
+    opt = answers["OPT evaluated"][0]  # with dropout
+    assert opt["losses"] == answers["OPT undisturbed"][0]["losses"]
+    assert _state_digests(stores, "opt-evaluated", 12, 1) == _state_digests(stores, "opt-undisturbed", 12, 1)
+    assert len(opt["evaluations"]) == 3
+
+
+def test_the_loss_of_held_out_rows_is_the_mean_over_their_tokens_whatever_the_ranks(
+    answers: Answers, worker: Any, one_rank: None, tmp_path: Path
+) -> None:
+    first = answers["evaluated"][0]
+    assert [step for step, _ in first["evaluations"]] == [4, 8, 12]
+    assert answers["evaluated"][1]["evaluations"] == []  # only rank 0 tells the node
+    run = {"store": f"file://{tmp_path}", "attempt": 1, "train": {**TINY, **EVALUATED}, "held_out": 9}
+    alone = worker.train_once(run, rank=0, world_size=1)
+    theirs = [float.fromhex(loss) for _, loss in first["evaluations"]]
+    assert [float.fromhex(loss) for _, loss in alone["evaluations"]] == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_resumed_run_evaluates_at_the_same_steps_with_the_same_bits(answers: Answers, stores: Path) -> None:
+    undisturbed, stopped, resumed = (answers[f"evaluated{part}"][0] for part in ("", ", stopped", ", resumed"))
+    assert stopped["saved_step"] == 8
+    assert stopped["evaluations"] == undisturbed["evaluations"][:1], "asked to leave, it left, and did not evaluate"
+    assert resumed["evaluations"] == undisturbed["evaluations"][1:]
+    meta = _meta(stores, "evaluated-2", 12, 2)
+    assert meta["evaluations"] == undisturbed["evaluations"] == _meta(stores, "evaluated", 12, 1)["evaluations"]
+
+
+def test_every_state_that_is_the_best_so_far_is_saved_with_its_loss(answers: Answers, stores: Path) -> None:
+    first = answers["evaluated"][0]
+    losses = {step: float.fromhex(loss) for step, loss in first["evaluations"]}
+    assert first["best"] == [4, 8, 12], "this one learns all the time"
+    assert first["saved"] == [4, 5, 8, 10, 12]
+    assert {step: _meta(stores, "evaluated", step, 1)["metrics"]["eval_loss"] for step in losses} == losses
+    assert "metrics" not in _meta(stores, "evaluated", 5, 1)
+    assert _meta(stores, "evaluated-2", 8, 2)["metrics"]["eval_loss"] == losses[8], "saved again, now with its loss"
+
+
+def test_training_stops_early_and_a_resume_does_not_go_on(answers: Answers, stores: Path) -> None:
+    first, second = answers["diverging"]
+    assert first["stopped_by"] == second["stopped_by"] == "done"
+    steps, best = [step for step, _ in first["evaluations"]], first["best"][-1]
+    assert steps == list(range(1, first["final_step"] + 1))
+    assert first["final_step"] == best + 2 < NUM_STEPS
+    assert f"Stopped early after step {best + 2}: 2 evaluations in a row brought no lower loss" in first["words"]
+    assert first["saved_step"] == first["final_step"]
+    again = answers["diverging, again"][0]
+    assert (again["steps"], again["saved"], again["words"]) == ([], [], first["words"])
     """One rank continues what two began, from the very checkpoint, and agrees with them to rounding."""
     import shutil
 

@@ -1,0 +1,191 @@
+"""Which rows are held out, what counts as best and when training stops; and engines on two ranks, with and without."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from alpaca_jobs.data.rows import Row
+from alpaca_jobs.errors import DataError
+from alpaca_jobs.spec import TrainSpec
+from alpaca_jobs.training.dataset import prepare_dataset
+from alpaca_jobs.training.evaluation import (
+    best_evaluation,
+    is_due,
+    read_evaluations,
+    split_rows,
+    stop_words,
+    write_evaluations,
+)
+from alpaca_jobs.training.fingerprint import train_fingerprint
+from alpaca_jobs.training.loss import chunked_cross_entropy
+from checkpoints.keys import CommitRef, Layout, Stage
+from checkpoints.reader import CommitReader
+from checkpoints.store import Store
+
+ROWS = [Row(f"Say {i}.", "", f"{i}") for i in range(1000)]
+NAN = float("nan")
+
+
+def test_a_rows_side_depends_on_the_seed_and_its_own_words_alone() -> None:
+    trained, held_out = split_rows(ROWS, fraction=0.1, seed=1)
+    assert 70 <= len(held_out) <= 130
+    assert sorted([*trained, *held_out], key=ROWS.index) == ROWS
+    assert split_rows(ROWS[::-1], fraction=0.1, seed=1)[1] == held_out[::-1], "not on its place"
+    assert split_rows(ROWS[:500], fraction=0.1, seed=1)[1] == [row for row in held_out if row in ROWS[:500]]
+    assert split_rows(ROWS, fraction=0.1, seed=2)[1] != held_out
+    twice = split_rows(ROWS * 2, fraction=0.1, seed=1)
+    assert twice[1] == held_out * 2, "the same words are never on both sides"
+
+
+def test_one_row_at_least_is_held_out_and_one_at_least_trained_on() -> None:
+    assert len(split_rows(ROWS[:3], fraction=1e-9, seed=1)[1]) == 1
+    with pytest.raises(DataError, match=r"none is left to train on\. Lower it"):
+        split_rows(ROWS[:1], fraction=0.5, seed=1)
+
+
+def test_held_out_rows_are_in_no_batch_and_change_the_fingerprint_of_those_that_are() -> None:
+    rows = [Row(f"Say {i} in words, and nothing else.", "", f"number {i}") for i in range(60)]
+    plain = TrainSpec(model="tiny-llama", global_batch_size=4, epochs=1)
+    train = TrainSpec(model="tiny-llama", global_batch_size=4, epochs=1, eval={"fraction": 0.2})  # type: ignore[arg-type]
+    dataset = prepare_dataset(train, rows)
+    trained, held_out = split_rows(rows, fraction=0.2, seed=train.seed)
+    assert dataset.evaluation is not None
+    assert (len(dataset.rows), len(dataset.evaluation)) == (len(trained), len(held_out))
+    assert dataset.num_steps == -(-len(trained) // 4)
+    assert dataset.rows.digest == prepare_dataset(plain, trained).rows.digest
+    files = dataset.tokenizer_files
+    prints = [
+        train_fingerprint(spec, data_digest=digest, tokenizer_files=files)
+        for spec, digest in ((plain, "a"), (train, "a"), (train, "b"))
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_rows_of_a_file_are_held_out_instead(tmp_path: Path) -> None:
+    path = tmp_path / "held.jsonl"
+    path.write_text("".join(json.dumps({"instruction": f"Say {i}.", "output": "x"}) + "\n" for i in range(5)))
+    spec = {"model": "tiny-llama", "global_batch_size": 4, "eval": {"file": str(path)}}
+    dataset = prepare_dataset(TrainSpec(**spec), ROWS[:40])  # type: ignore[arg-type]
+    assert dataset.evaluation is not None
+    assert (len(dataset.rows), len(dataset.evaluation)) == (40, 5)
+
+
+def test_evaluations_come_at_multiples_and_after_the_last_step() -> None:
+    assert [step for step in range(12) if is_due(step, every_steps=4, num_steps=10)] == [4, 8, 10]
+
+
+def test_the_best_is_the_lowest_finite_loss_and_the_first_of_equals() -> None:
+    assert best_evaluation([]) is None
+    assert best_evaluation([(4, NAN), (8, float("inf"))]) is None
+    assert best_evaluation([(4, NAN), (8, 2.0), (12, 1.5), (16, 1.5), (20, 3.0)]) == (12, 1.5)
+
+
+def test_training_stops_after_so_many_evaluations_without_a_lower_loss() -> None:
+    done = [(4, 3.0), (8, 2.0), (12, 2.0), (16, 2.5)]
+    assert stop_words(done, None) is None
+    assert stop_words(done, 3) is None
+    assert stop_words([], 1) is None
+    words = stop_words(done, 2)
+    assert words is not None
+    assert "Stopped early after step 16: 2 evaluations" in words
+    assert "the lowest, 2.0000, was after step 8" in words
+    assert "none was a finite number" in (stop_words([(4, NAN), (8, NAN)], 2) or "")
+
+
+def test_evaluations_are_kept_to_the_last_bit() -> None:
+    done = [(4, 0.1 + 0.2), (8, float("inf"))]
+    assert read_evaluations(json.loads(json.dumps({"evaluations": write_evaluations(done)}))) == done
+    assert read_evaluations({}) == []
+
+
+def test_without_gradients_the_chunked_loss_makes_none() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(6, 8, generator=generator, requires_grad=True)
+    weight = torch.randn(50, 8, generator=generator, requires_grad=True)
+    labels = torch.arange(6)
+    asked: list[Any] = []
+    zeros = torch.zeros_like
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(torch, "zeros_like", lambda *args, **more: asked.append(args) or zeros(*args, **more))
+        loss = chunked_cross_entropy(hidden, weight, labels)
+    assert not asked
+    assert torch.equal(loss, chunked_cross_entropy(hidden, weight, labels).detach())
+
+
+WORKER = Path(__file__).with_name("rank_worker.py")
+LAYOUT = Layout((Stage("train", "checkpoints", "step-", 8),))
+TINY = {
+    "model": "tiny-llama", "global_batch_size": 7, "micro_batch_size": 2, "learning_rate": 2e-3, "max_length": 128,
+    "dtype": "float32", "exactness": "bits", "max_steps": 4,
+}  # fmt: skip
+ENGINES: dict[str, dict[str, Any]] = {
+    "hybrid": {"engine": "fsdp", "sharding": "hybrid"},
+    "offload": {"engine": "fsdp", "cpu_offload": True, "gradient_checkpointing": True},
+    "ddp bf16": {"engine": "ddp", "dtype": "bfloat16"},
+    "zero2": {"engine": "deepspeed-zero2"},
+    "zero3": {"engine": "deepspeed-zero3"},
+    "lora fsdp": {"engine": "fsdp", "method": "lora", "learning_rate": 1e-2},
+    "lora zero3": {"engine": "deepspeed-zero3", "method": "lora", "learning_rate": 1e-2},
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """What rank 0 of every training here said, by name, and where the stores are; one start of two ranks for all."""
+    scratch = tmp_path_factory.mktemp("two-ranks")
+    runs = [
+        {
+            "name": f"{name}{part}", "store": f"file://{scratch / name}{part}", "attempt": 1, "interval": 3,
+            "train": {**TINY, **keys, **more}, "num_rows": 35, "held_out": 9, "ranks_per_node": 1,
+        }
+        for name, keys in ENGINES.items()
+        for part, more in (("", {}), (", evaluated", {"eval": {"file": "held-out.jsonl", "every_steps": 1}}))
+    ]  # fmt: skip
+    plan = {"world_size": 2, "meeting_point": str(scratch / "meet"), "runs": runs, "answers": str(scratch / "answers")}
+    (scratch / "plan.json").write_text(json.dumps(plan))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(scratch / "plan.json"), str(rank)],
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=480)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(text[-5000:] for text in said)
+    return scratch, json.loads((scratch / "answers-0.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("name", ENGINES)
+def test_on_every_engine_evaluation_changes_no_bit(name: str, answers: tuple[Path, dict[str, Any]]) -> None:
+    scratch, told = answers
+    plain, evaluated = told[name], told[f"{name}, evaluated"]
+    assert "error" not in evaluated, evaluated["text"]
+    assert evaluated["losses"] == plain["losses"]
+    digests = [
+        [
+            block.digest
+            for entry in CommitReader.open(
+                Store.open(f"file://{scratch / name}{part}"), LAYOUT, CommitRef("train", 4, 1)
+            ).manifest.objects
+            for block in entry.blocks
+        ]
+        for part in ("", ", evaluated")
+    ]
+    assert digests[0] == digests[1]
+    losses = np.array([float.fromhex(loss) for _, loss in evaluated["evaluations"]])
+    assert [step for step, _ in evaluated["evaluations"]] == [1, 2, 3, 4]
+    theirs = [float.fromhex(loss) for _, loss in told["zero2, evaluated"]["evaluations"]]
+    if "method" not in ENGINES[name]:
+        assert losses == pytest.approx(theirs, abs=3e-2 if "dtype" in ENGINES[name] else 1e-5)
