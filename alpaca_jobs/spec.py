@@ -97,6 +97,11 @@ class JobSpec(SpecPart):
     """NAMES of environment variables handed to the nodes; their values are in no file of ours."""
 
     @property
+    def exports_best(self) -> bool:
+        """Whether the state with the lowest evaluation loss is exported, and not the last."""
+        return (self.export.which or "best") == "best" and self.train.eval is not None
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """Stages in order of time; generation is left out when the rows exist already."""
         return ("train", "export") if self.data.from_ is not None else ("generate", "train", "export")
@@ -117,6 +122,12 @@ class JobSpec(SpecPart):
                 f"is {self.compute.num_nodes}, but train.method is command, which runs on one machine. Set num_nodes: "
                 "1, and ask for more GPUs in it",
             )
+        if self.export.which == "best" and self.train.eval is None:
+            refuse(
+                "export.which",
+                "is best, but nothing is measured that could say which state that is. Set train.eval, such as "
+                "{fraction: 0.01}, or leave export.which out",
+            )
         if self.train.recipe == "vicuna" and self.data.from_ is None:
             refuse(
                 "train.recipe",
@@ -124,14 +135,3 @@ class JobSpec(SpecPart):
                 "file of conversations, or recipe: alpaca",
             )
         return self
-    @property
-    def exports_best(self) -> bool:
-        """Whether the state with the lowest evaluation loss is exported, and not the last."""
-        return (self.export.which or "best") == "best" and self.train.eval is not None
-
-        if self.export.which == "best" and self.train.eval is None:
-            refuse(
-                "export.which",
-                "is best, but nothing is measured that could say which state that is. Set train.eval, such as "
-                "{fraction: 0.01}, or leave export.which out",
-            )

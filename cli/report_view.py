@@ -102,11 +102,19 @@ def status_grids(view: Mapping[str, Any]) -> list[render.Grid]:
     if any((drops := view.get("drops") or {}).values()):
         rows.append(("dropped", words.drops(drops)))
     if view.get("tokens"):
-    if view.get("evaluated"):
-        rows.append(("evaluation", words.evaluation(view["evaluated"])))
         rows.append(("tokens", words.tokens(view["tokens"])))
     if view.get("teacher_usd"):
         rows.append(("teacher", words.money(view["teacher_usd"])))
+    if view["step"] is not None:
+        total = f" of {view['total_steps']:,}" if view["total_steps"] else ""
+        rows.append(("step", f"{view['step']:,}{total}, loss {words.number(view['loss'], 4)}"))
+        rows.append(("speed", f"{words.number(view['tokens_per_second'])} tokens/s"))
+        rows.append(("unsaved", words.plural(view["lag_steps"] or 0, "step")))
+    if view.get("evaluated"):
+        rows.append(("evaluation", words.evaluation(view["evaluated"])))
+    rows += _turns(view)
+    if view["data_card"]:
+        rows.append(("data card", view["data_card"]))
     rows.append(("committed", _position(view["newest_commit"])))
     rows.append(("store", f"{view['store_uri']}/{view['run_id']}"))
     grids = [render.pairs(view["run_id"], rows)]

@@ -33,10 +33,10 @@ TINY = {
     "dtype": "float32",
     "exactness": "bits",
 }
+ONE_ROW = {**TINY, "global_batch_size": 1, "micro_batch_size": 1, "max_steps": 3}
+
 EVALUATED = {"eval": {"file": "held-out.jsonl", "every_steps": 4}}
 """rank_worker.py holds rows of its own making out; the file is named and not read."""
-
-ONE_ROW = {**TINY, "global_batch_size": 1, "micro_batch_size": 1, "max_steps": 3}
 
 Answers = dict[str, list[dict[str, Any]]]
 
@@ -50,11 +50,11 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _runs(stores: Path, tiny_opt: Path) -> list[dict[str, Any]]:
     def run(name: str, store: str, attempt: int, **more: Any) -> dict[str, Any]:
         return {"name": name, "store": f"file://{stores / store}", "attempt": attempt, "train": TINY, **more}
+
+    opt = {**TINY, "model": str(tiny_opt), "dtype": "bfloat16"}
     evaluated = {**TINY, **EVALUATED}
     early = {"file": "held-out.jsonl", "every_steps": 1, "stop_after": 2}
     diverging = {**TINY, "learning_rate": 2.0, "max_grad_norm": 100.0, "lr_schedule": "constant", "eval": early}
-
-    opt = {**TINY, "model": str(tiny_opt), "dtype": "bfloat16"}
     return [
         run("undisturbed", "undisturbed", 1),
         run("finished before", "undisturbed", 2),
@@ -74,14 +74,14 @@ def _runs(stores: Path, tiny_opt: Path) -> list[dict[str, Any]]:
         run("noticed", "noticed", 1, notice={"rank": 1, "step": 7, "seconds": 30.0}),
         run("late notice", "late", 1, notice={"rank": 1, "step": 7, "seconds": 0.0}),
         run("OPT undisturbed", "opt-undisturbed", 1, train=opt),
+        run("OPT stopped", "opt-resumed", 1, train=opt, stop_at=3),
+        run("OPT resumed", "opt-resumed", 2, train=opt),
         run("OPT evaluated", "opt-evaluated", 1, train={**opt, **EVALUATED}, held_out=9),
         run("evaluated", "evaluated", 1, train=evaluated, held_out=9),
         run("evaluated, stopped", "evaluated-2", 1, train=evaluated, held_out=9, stop_at=8),
         run("evaluated, resumed", "evaluated-2", 2, train=evaluated, held_out=9),
         run("diverging", "diverging", 1, train=diverging, held_out=9),
         run("diverging, again", "diverging", 2, train=diverging, held_out=9),
-        run("OPT stopped", "opt-resumed", 1, train=opt, stop_at=3),
-        run("OPT resumed", "opt-resumed", 2, train=opt),
     ]
 
 
@@ -209,6 +209,16 @@ def test_a_rank_without_rows_takes_part_with_no_weight(
 def test_another_world_size_trains_on_the_same_batches(
     answers: Answers, stores: Path, worker: Any, one_rank: None, tmp_path: Path
 ) -> None:
+    """One rank continues what two began, from the very checkpoint, and agrees with them to rounding."""
+    import shutil
+
+    shutil.copytree(stores / "resumed", tmp_path / "resumed")
+    run = {"store": f"file://{tmp_path / 'resumed'}", "attempt": 9, "train": TINY, "from_step": 8}
+    alone = worker.train_once(run, rank=0, world_size=1)
+    assert alone["loaded"] == 8
+    theirs = [float.fromhex(loss) for loss in answers["undisturbed"][0]["losses"][8:]]
+    assert [float.fromhex(loss) for loss in alone["losses"]] == pytest.approx(theirs, abs=1e-5)
+    assert alone["grad_norms"] == pytest.approx(answers["undisturbed"][0]["grad_norms"][8:], rel=1e-4)
 
 
 def test_a_run_with_evaluation_trains_to_the_bits_of_one_without(answers: Answers, stores: Path) -> None:
@@ -262,13 +272,3 @@ def test_training_stops_early_and_a_resume_does_not_go_on(answers: Answers, stor
     assert first["saved_step"] == first["final_step"]
     again = answers["diverging, again"][0]
     assert (again["steps"], again["saved"], again["words"]) == ([], [], first["words"])
-    """One rank continues what two began, from the very checkpoint, and agrees with them to rounding."""
-    import shutil
-
-    shutil.copytree(stores / "resumed", tmp_path / "resumed")
-    run = {"store": f"file://{tmp_path / 'resumed'}", "attempt": 9, "train": TINY, "from_step": 8}
-    alone = worker.train_once(run, rank=0, world_size=1)
-    assert alone["loaded"] == 8
-    theirs = [float.fromhex(loss) for loss in answers["undisturbed"][0]["losses"][8:]]
-    assert [float.fromhex(loss) for loss in alone["losses"]] == pytest.approx(theirs, abs=1e-5)
-    assert alone["grad_norms"] == pytest.approx(answers["undisturbed"][0]["grad_norms"][8:], rel=1e-4)
