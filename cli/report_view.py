@@ -91,14 +91,6 @@ def status_grids(view: Mapping[str, Any]) -> list[render.Grid]:
         target = f" of {view['target_rows']:,}" if view["target_rows"] else ""
         accepted = "" if view["accept_rate"] is None else f", {words.share(view['accept_rate'])} accepted"
         rows.append(("rows kept", f"{view['rows']:,}{target}{accepted}"))
-    if view["step"] is not None:
-        total = f" of {view['total_steps']:,}" if view["total_steps"] else ""
-        rows.append(("step", f"{view['step']:,}{total}, loss {words.number(view['loss'], 4)}"))
-        rows.append(("speed", f"{words.number(view['tokens_per_second'])} tokens/s"))
-        rows.append(("unsaved", words.plural(view["lag_steps"] or 0, "step")))
-    rows += _turns(view)
-    if view["data_card"]:
-        rows.append(("data card", view["data_card"]))
     if any((drops := view.get("drops") or {}).values()):
         rows.append(("dropped", words.drops(drops)))
     if view.get("tokens"):
