@@ -63,9 +63,9 @@ class RunView:
         place: of the newest attempt.
         newest_commit: newest state that counts; None before the first.
         rows, target_rows, accept_rate, step, total_steps, loss, tokens_per_second: as its nodes last said.
-        lag_steps: training steps that a kill now would cost; None before training.
         drops, tokens, teacher_usd: of the generation so far: what was not kept, by reason (None when it is long over);
             tokens as its nodes counted them (TokenCount of alpaca_jobs/generation/statistics.py); dollars.
+        lag_steps: training steps that a kill now would cost; None before training.
         recoveries: what going on after each lost machine took, split; of a run that is over, its report has them.
         evaluated: step, loss, best_step, best_loss of held-out rows as last measured; None before, or once long over.
         data_card: URI of the page about the run's rows; None until they are all written.
@@ -85,11 +85,11 @@ class RunView:
     rows: int | None
     target_rows: int | None
     accept_rate: float | None
-    step: int | None
-    total_steps: int | None
     drops: Mapping[str, int] | None
     tokens: Mapping[str, int] | None
     teacher_usd: float | None
+    step: int | None
+    total_steps: int | None
     loss: float | None
     tokens_per_second: float | None
     lag_steps: int | None
@@ -168,11 +168,11 @@ def view_run(
             lives = age_s <= _DEAD_S and is_lease_moving(log, sample_s=sample_s)
             state = state if lives else RunState.SILENT
     generation, step = _newest(events, "generation"), _newest(events, "step")
+    part = {} if generation else newest_part(store, commits)
     newest_step = max((ref.position for ref in commits if ref.stage == "train"), default=0)
     return RunView(
         run_id=run_id,
         job_name=plan.job.name,
-    part = {} if generation else newest_part(store, commits)
         store_uri=root.uri,
         state=state,
         words=_words(events, state, run_id, is_watched=is_watched),
@@ -184,13 +184,13 @@ def view_run(
         rows=generation.get("rows", part.get("rows_total")),
         target_rows=plan.job.data.num_rows if "generate" in plan.job.stages else None,
         accept_rate=generation.get("accept_rate"),
+        drops=generation.get("drops"),
+        tokens=generation.get("tokens", part.get("tokens_total")),
+        teacher_usd=generation.get("usd", part.get("teacher_usd")),
         step=step.get("step"),
         total_steps=step.get("total_steps"),
         loss=step.get("loss"),
         tokens_per_second=step.get("tokens_per_second"),
-        drops=generation.get("drops"),
-        tokens=generation.get("tokens", part.get("tokens_total")),
-        teacher_usd=generation.get("usd", part.get("teacher_usd")),
         lag_steps=max(int(step["step"]) - newest_step, 0) if "step" in step else None,
         exit_code=_newest(events, "end").get("exit_code") if state.is_over else None,
         data_card=f"{store.uri}/{CARD}" if "generate" in plan.job.stages and store.exists(CARD) else None,
