@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 MAX_CANDIDATES = 8
 NEVER = "never"
+_COLUMNS = ("where", "machine", "pricing", ">time p10", ">p50", ">p90", ">cost p10", ">p50", ">p90", ">losses")
 UNKNOWN_TIME = "how long it takes without GPUs is known after a first run on such a machine"
 
 
 def estimate_grids(found: JobEstimate) -> list[render.Grid]:
-    """Places with their hours and dollars; what the first one's dollars are; the factors."""
+    """Places with their hours and dollars; the first one's rows and training apart; its dollars; the factors."""
     first = found.candidates[0]
-    grids = [_places(found), _parts(first, found.on_demand), _factors(found.factors)]
+    grids = [_places(found), _stages(first), _parts(first, found.on_demand), _factors(found.factors)]
     return [grid for grid in grids if grid.rows]
 
 
@@ -62,7 +63,7 @@ def _places(found: JobEstimate) -> render.Grid:
         f"p10, p50, p90: what one play in ten, in two, nine in ten of {found.draws} (seed {found.seed}) stay under."
     )
     return render.Grid(
-        ("try", "where", "machine", "pricing", ">time p10", ">p50", ">p90", ">cost p10", ">p50", ">p90", ">losses"),
+        ("try", *_COLUMNS),
         tuple((number, *_row(one)) for number, one in listed),
         title=f"Estimate of {found.plan.job.name}, the whole job",
         notes=tuple(notes),
@@ -70,12 +71,28 @@ def _places(found: JobEstimate) -> render.Grid:
 
 
 def _row(one: CandidateEstimate) -> tuple[str, ...]:
-    usd = one.cost_usd or one.machines_usd
+    return _cells(one.placement, one.hours, one.cost_usd or one.machines_usd, one.preemptions)
+
+
+def _cells(place: Placement, hours: Quantiles | None, usd: Quantiles | None, preemptions: float) -> tuple[str, ...]:
     return (
-        *_place(one.placement),
-        *(_hours(one.hours, name) for name in ("p10", "p50", "p90")),
+        *_place(place),
+        *(_hours(hours, name) for name in ("p10", "p50", "p90")),
         *(_money(usd, name) for name in ("p10", "p50", "p90")),
-        words.number(one.preemptions, 2),
+        words.number(preemptions, 2),
+    )
+
+
+def _stages(first: CandidateEstimate) -> render.Grid:
+    """Rows and training, each on its own machines; no rows where there is but one of them."""
+    several = first.stages if len(first.stages) > 1 else ()
+    return render.Grid(
+        ("part", *_COLUMNS),
+        tuple((one.name, *_cells(one.placement, one.hours, one.cost_usd, one.preemptions)) for one in several),
+        title="Its parts, one after the other",
+        notes=(
+            "The cost of a part is its machines, and for the rows the teacher. What belongs to neither stands below.",
+        ),
     )
 
 

@@ -48,6 +48,7 @@ def test_estimate_shows_places_parts_and_factors(cli: Cli, job_file: Callable[..
     assert shown.returncode == 0, shown.stderr
     for part in (
         "Estimate of alpaca-7b, the whole job", "cost p10", "instead", "on_demand", "controller", "generation machine",
+        "Its parts, one after the other",
         "6 x 6.74 B parameters x 20 M tokens", "MFU", "prior: published runs that were tuned", "AWS V100 traces",
     ):  # fmt: skip
         assert part in shown.stdout

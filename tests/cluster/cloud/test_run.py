@@ -25,7 +25,7 @@ from cluster.cloud.sky_backend import JobStatus
 from cluster.control import ask_cancel
 from cluster.course import Course
 from cluster.errors import ClusterError, LaunchFailed, RunActive, RunNotFound
-from cluster.events import read_events, utc_now
+from cluster.events import EventWriter, read_events, utc_now
 from cluster.node.node_group import NodeGroup
 from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.recovery import Action, Decision, RecoveryPolicy, StopReason
@@ -264,6 +264,25 @@ def test_a_run_in_two_parts_starts_each_on_its_own_machines_and_ends_with_the_la
     assert [part.until for part in parts_left(cloud.store, cloud.session.plan)] == [None]
     cloud.attempt(3, big[0], reason="done")
     assert training.decide().action is Action.FINISH
+
+
+def test_status_shows_what_each_recovery_of_a_run_took_while_it_goes_on(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path)
+    run = cloud.run()
+    for number in (1, 2):
+        if number == 2:
+            run.tell(run.decide(), state="started", number=2, place=PLACES[1].name, placement=PLACES[1].to_json())
+        cloud.attempt(number, PLACES[number - 1], commit=number, reason="lost" if number == 1 else None)
+        node = EventWriter(cloud.store, number, "node")
+        node.emit("step", step=number, total_steps=9)
+        node.close()
+    (recovery,) = view_run(cloud.root, "demo-x3fkd", is_alive=True).recoveries
+    assert recovery.attempt == 2
+    assert recovery.total_s < 10
+    assert None not in (recovery.notice_s, recovery.buy_s, recovery.set_up_s, recovery.start_s)
+    run.close(Decision(Action.GIVE_UP, "Enough.", exit_code=4, reason=StopReason.BUDGET))
+    assert view_run(cloud.root, "demo-x3fkd").recoveries == ()  # the report has them
+    assert [one["attempt"] for one in (read_report(cloud.store) or {})["recoveries"]] == [2]
 
 
 def test_an_environment_that_is_not_ours_is_refused(tmp_path: Path) -> None:

@@ -219,6 +219,29 @@ def test_rows_are_written_by_the_cheapest_machine_without_gpus_and_a_controller_
     assert side_of(job(compute__infra=["lambda"], compute__gpus="A100-80GB:8")) == SideMachines()
 
 
+def test_rows_and_training_are_told_apart_each_on_its_own_machines() -> None:
+    spec = job()
+    teacher, side = estimate_teacher(spec.data), side_of(spec)
+    found = first(spec, teacher=teacher, side=side)
+    rows, training = found.stages
+    assert (rows.placement, training.placement) == (side.generation, found.placement)
+    assert training.course == found.course
+    assert rows.preemptions + training.preemptions == pytest.approx(found.preemptions)
+    assert found.hours is not None
+    # Quantiles do not add up, but between the best and the worst of both lies the whole.
+    assert rows.hours.p10 + training.hours.p10 <= found.hours.p50 <= rows.hours.p90 + training.hours.p90
+    assert rows.cost_usd is not None
+    assert training.cost_usd is not None
+    assert found.cost_usd is not None
+    assert teacher.cost_usd is not None
+    assert rows.cost_usd.p50 == pytest.approx(teacher.cost_usd, rel=0.1)
+    assert rows.cost_usd.p10 + training.cost_usd.p10 < found.cost_usd.p50
+    assert [one["name"] for one in found.to_json()["stages"]] == ["rows", "training"]
+    unpriced = first(spec, teacher=replace(teacher, cost_usd=None), side=side).stages
+    assert [one.cost_usd is None for one in unpriced] == [True, False]
+    assert [one.name for one in first(spec).stages] == ["training"]  # nobody writes rows here
+
+
 def test_whole_job_is_the_sum_of_its_stages() -> None:
     spec = job(compute__spot=False)
     plan, teacher = plan_for(spec), estimate_teacher(spec.data)
