@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,44 @@ def run_cli(repo_root: Path) -> Any:
         return subprocess.run(
             [str(command), *args], capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, **kwargs
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_ranks(repo_root: Path) -> Callable[..., list[tuple[str, str]]]:
+    """Run one process for each command at the same time, to the end; returns what each said (stdout, stderr).
+
+    When one fails or takes too long all are ended: a rank whose peers are gone waits for ever.
+    """
+
+    def run(commands: Sequence[Sequence[str]], *, timeout: float, **environ: str) -> list[tuple[str, str]]:
+        with contextlib.ExitStack() as files:
+            outputs = [[files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)] for _ in commands]
+            ranks = [
+                subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=error, cwd=repo_root, env=os.environ | environ
+                )
+                for command, (out, error) in zip(commands, outputs, strict=True)
+            ]
+            try:
+                give_up_at = time.monotonic() + timeout
+                while any(rank.poll() is None for rank in ranks) and time.monotonic() < give_up_at:
+                    if any(rank.returncode for rank in ranks):
+                        give_up_at = min(give_up_at, time.monotonic() + 5)  # the others say what they have to say
+                    time.sleep(0.1)
+            finally:
+                for rank in ranks:
+                    rank.kill()
+                    rank.wait()
+            said = []
+            for out, error in outputs:
+                out.seek(0)
+                error.seek(0)
+                said.append((out.read(), error.read()))
+        codes = [rank.returncode for rank in ranks]
+        assert codes == [0] * len(ranks), "\n".join(f"{codes}\n{out[-3000:]}{error[-5000:]}" for out, error in said)
+        return said
 
     return run
 

@@ -17,7 +17,7 @@ def example(name: str) -> JobSpec:
 
 
 def test_demo_comes_first() -> None:
-    assert example_names() == ("demo", "alpaca-13b", "alpaca-7b", "opt-6.7b", "trl-sft", "vicuna-7b")
+    assert example_names() == ("demo", "alpaca-13b", "alpaca-7b", "opt-6.7b", "own-teacher", "trl-sft", "vicuna-7b")
 
 
 def test_unknown_example_is_answered_with_the_nearest() -> None:

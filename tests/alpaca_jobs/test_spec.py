@@ -207,3 +207,28 @@ def test_a_teachers_list_price_is_filled_in_and_a_jobs_own_goes_first(
     spec = TeacherSpec.model_validate(teacher)
     assert (spec.price_per_million_input_usd, spec.price_per_million_output_usd) == prices
     assert TeacherSpec.model_validate(spec.model_dump()) == spec
+
+
+def test_a_teacher_of_ones_own_is_free_of_tokens_keeps_no_key_and_survives_json() -> None:
+    teacher = TeacherSpec.model_validate({"serve": "open/model-7B"})
+    assert (teacher.model, teacher.api_key_env, teacher.needs_key) == ("open/model-7B", None, False)
+    assert (teacher.price_per_million_input_usd, teacher.price_per_million_output_usd) == (0.0, 0.0)
+    assert TeacherSpec.model_validate(teacher.model_dump(mode="json")) == teacher
+    assert TeacherSpec.model_validate({"serve": "gpt-4o-mini"}).price_per_million_input_usd == 0.0, "no list price"
+
+
+@pytest.mark.parametrize(
+    ("server", "compute", "words"),
+    [
+        ({}, {"infra": ["aws"], "gpus": "A100:8"}, "names no GPUs, but open/model-7B needs a machine"),
+        ({"gpus": "L4:1"}, {"infra": ["aws"], "workers": 2, "rows_apart": False}, "is served on a machine of its own"),
+        ({"gpus": "L4:1"}, {"infra": ["k8s"], "gpus": "A100:8"}, "on k8s the rows are written on the machine that"),
+        ({}, {"workers": 1, "num_nodes": 2}, "is served on one machine, for the requests of that machine"),
+    ],
+)
+def test_a_teacher_of_ones_own_needs_a_machine_that_serves_it(
+    server: dict[str, Any], compute: dict[str, Any], words: str
+) -> None:
+    data = {"teacher": {"serve": "open/model-7B", "server": server}}
+    with pytest.raises(ValidationError, match=words):
+        JobSpec.model_validate(job(data=data, compute=compute, store="s3://b/r"))

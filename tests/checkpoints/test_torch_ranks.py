@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,25 +14,15 @@ WORLD = 4
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> dict[str, Any]:
+def answers(tmp_path_factory: pytest.TempPathFactory, run_ranks: Any) -> dict[str, Any]:
     """What programs/ranks.py found."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder = tmp_path_factory.mktemp("ranks")
     program = Path(__file__).parent / "programs" / "ranks.py"
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(rank), str(port), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=repo_root,
-        )
-        for rank in range(WORLD)
-    ]
-    outputs = [rank.communicate(timeout=110) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * WORLD, "\n".join(error for _, error in outputs)
+    commands = [[sys.executable, str(program), str(rank), str(port), str(folder)] for rank in range(WORLD)]
+    outputs = run_ranks(commands, timeout=200)
     found: dict[str, Any] = json.loads(outputs[0][0])
     return found
 

@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import socket
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,8 @@ from checkpoints.torch_bridge import Checkpointer
 from checkpoints.torch_flat import FlatShard, flat_boxes
 from checkpoints.torch_state import flatten_state
 from checkpoints.torch_zero import zero_state
+
+RunRanks = Callable[..., list[tuple[str, str]]]
 
 
 @given(st.lists(st.integers(1, 5), max_size=4), st.data())
@@ -96,23 +98,17 @@ def test_an_engine_whose_state_is_not_in_reach_is_refused_in_words(changed: dict
         zero_state(engine)
 
 
-def _start(world_size: int, jobs: list[dict[str, Any]], repo_root: Path) -> list[dict[str, Any]]:
+def _start(world_size: int, jobs: list[dict[str, Any]], run_ranks: RunRanks) -> list[dict[str, Any]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     program = Path(__file__).parent / "programs" / "zero.py"
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(rank), str(world_size), str(port), json.dumps(jobs)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=repo_root,
-        )
-        for rank in range(world_size)
-    ]
-    outputs = [rank.communicate(timeout=280) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * world_size, "\n".join(error for _, error in outputs)
+    jobs_text = json.dumps(jobs)
+    ranks = range(world_size)
+    outputs = run_ranks(
+        [[sys.executable, str(program), str(rank), str(world_size), str(port), jobs_text] for rank in ranks],
+        timeout=280,
+    )
     (line,) = (line for line in outputs[0][0].splitlines() if line.startswith("ANSWER "))
     answers: list[dict[str, Any]] = json.loads(line.removeprefix("ANSWER "))
     return answers
@@ -121,7 +117,7 @@ def _start(world_size: int, jobs: list[dict[str, Any]], repo_root: Path) -> list
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_what_zero_saved_on_two_ranks_goes_on_at_any_world_size_stage_and_in_one_process(
-    tmp_path: Path, repo_root: Path
+    tmp_path: Path, run_ranks: RunRanks
 ) -> None:
     """One start of DeepSpeed for each world size: imports take most of the time."""
 
@@ -143,7 +139,7 @@ def test_what_zero_saved_on_two_ranks_goes_on_at_any_world_size_stage_and_in_one
             job("half-on", 2, "half", 4, 5, "bf16"),
             job("half-whole", 2, None, 1, 5, "bf16"),
         ],
-        repo_root,
+        run_ranks,
     )
     whole, saved_2, on_2, saved_3, on_3, half, half_on, half_whole = two
     assert on_2["loaded"] == saved_2["trained"]
@@ -157,7 +153,7 @@ def test_what_zero_saved_on_two_ranks_goes_on_at_any_world_size_stage_and_in_one
             if world_size != 3 and stage == 3:
                 continue  # the other stage, once, is enough
             name = f"{source}-on-{world_size}"
-            (answer,) = _start(world_size, [job(name, stage, source, 4, 5)], repo_root)
+            (answer,) = _start(world_size, [job(name, stage, source, 4, 5)], run_ranks)
             assert answer["loaded"] == saved["trained"], f"{source} on {world_size} ranks, stage {stage}"
             assert answer["global_steps"] == 3
             assert len(answer["losses"]) == 2

@@ -7,8 +7,6 @@ differences seen (2026-11-21, torch 2.13, gloo): float32 5e-7 of a loss over 5 s
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -83,7 +81,7 @@ def _runs(stores: Path, tiny_opt: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def answers(stores: Path, tiny_opt: Path, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+def answers(stores: Path, tiny_opt: Path, tmp_path_factory: pytest.TempPathFactory, run_ranks: Any) -> Answers:
     """What every training of this file said, by name; one answer per rank."""
     scratch = tmp_path_factory.mktemp("two-ranks")
     plan = {
@@ -91,16 +89,10 @@ def answers(stores: Path, tiny_opt: Path, tmp_path_factory: pytest.TempPathFacto
         "answers": str(scratch / "answers"),
     }  # fmt: skip
     (scratch / "plan.json").write_text(json.dumps(plan))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(scratch / "plan.json"), str(rank)],
-            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=480)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(text[-5000:] for text in said)
+    run_ranks(
+        [[sys.executable, str(WORKER), str(scratch / "plan.json"), str(rank)] for rank in range(2)],
+        timeout=480, GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1",
+    )  # fmt: skip
     told = [json.loads((scratch / f"answers-{rank}.json").read_text()) for rank in range(2)]
     return {name: [answer[name] for answer in told] for name in told[0]}
 

@@ -6,8 +6,6 @@ One start of two processes carries all trainings of this file (rank_worker.py); 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,24 +84,16 @@ def _runs(stores: Path, tiny_opt: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def answers(stores: Path, tiny_opt: Path, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+def answers(stores: Path, tiny_opt: Path, tmp_path_factory: pytest.TempPathFactory, run_ranks: Any) -> Answers:
     """What every training of this file said, by name; one answer per rank."""
     scratch = tmp_path_factory.mktemp("two-ranks")
     runs = _runs(stores, tiny_opt)
     plan = {"world_size": 2, "meeting_point": str(scratch / "meet"), "runs": runs, "answers": str(scratch / "answers")}
     (scratch / "plan.json").write_text(json.dumps(plan))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(scratch / "plan.json"), str(rank)],
-            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=380)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(said)
+    run_ranks(
+        [[sys.executable, str(WORKER), str(scratch / "plan.json"), str(rank)] for rank in range(2)],
+        timeout=380, GLOO_SOCKET_IFNAME="lo",
+    )  # fmt: skip
     told = [json.loads((scratch / f"answers-{rank}.json").read_text()) for rank in range(2)]
     return {name: [answer[name] for answer in told] for name in told[0]}
 

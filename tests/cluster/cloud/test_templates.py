@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_jobs.spec import JobSpec
+from alpaca_jobs.spec import JobSpec, TeacherSpec
 from cluster.cloud.templates import TaskSettings, render_tasks, secret_names
 from cluster.errors import BackendMissing
 from cluster.launch.planner import offers_for, plan_launch
 from cluster.plan import LaunchPlan, Placement, Pricing
-from cluster.price.offers import SNAPSHOT
+from cluster.price.offers import SNAPSHOT, PriceList, load_offers
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 SETTINGS = TaskSettings(session="000001", code_folder="/laptop/.alpaca-jobs/code/0.1.0-abc", has_plugin=True)
@@ -67,6 +67,17 @@ def of_own(infra: str, **compute: object) -> LaunchPlan:
     return plan_launch(plan.job, run_id=plan.run_id, offers=offers_for(plan.job), code_version="0.1.0+abc")
 
 
+def of_own_teacher() -> LaunchPlan:
+    """Rows by a model that the first machine serves, then training: as the planner makes it, two places of each."""
+    teacher = {"serve": "Qwen/Qwen2.5-7B-Instruct", "server": {"gpus": "L4:1"}}
+    compute = {"infra": ["gcp"], "gpus": "A100-80GB:8", "regions": ["us-central1"]}
+    job = a_plan(data={"num_rows": 8, "teacher": teacher}, compute=compute).job
+    offers = load_offers(["gcp"], catalogs=SNAPSHOT, machines="gpu")
+    side = PriceList(tuple(one for one in offers if one.gpus == "L4:1"))
+    plan = plan_launch(job, run_id="demo-x3fkd", offers=offers, side_offers=side, code_version="0.1.0+abc")
+    return replace(plan, candidates=plan.candidates[:1])
+
+
 A100S = {"infra": ["aws", "gcp"], "gpus": "A100-80GB:8"}
 THIRTEEN_B = {"recipe": "alpaca", "model": "huggyllama/llama-13b"}
 CASES = {
@@ -82,6 +93,7 @@ CASES = {
         SETTINGS,
     ),
     "rows_then_gpus": (replace(on_gpus(a_plan(compute=A100S)), generation=a_plan().candidates), SETTINGS),
+    "own_teacher": (of_own_teacher(), SETTINGS),
     "k8s": (of_own("k8s", gpus="A100-80GB:8", regions=["kind-lab"]), SETTINGS),
     "slurm": (of_own("slurm", workers=4), SETTINGS),
     "ssh": (of_own("ssh", workers=2, regions=["my-pool"], num_nodes=2), SETTINGS),
@@ -136,6 +148,8 @@ for path in sys.argv[1:]:
         f"two_gpu_machines.yaml demo-x3fkd 2 {gpus}",
         f"rows_then_gpus.yaml demo-x3fkd-rows 1 {spot}",
         f"rows_then_gpus.yaml demo-x3fkd-train 1 {gpus}",
+        "own_teacher.yaml demo-x3fkd-rows 1 GCP/us-central1/g2-standard-4/{'L4': 1}/True",
+        f"own_teacher.yaml demo-x3fkd-train 1 GCP/us-central1/a2-ultragpu-8g/{a100s}/True",
         f"k8s.yaml demo-x3fkd 1 Kubernetes/kind-lab/None/{a100s}/False",
         "slurm.yaml demo-x3fkd 1 Slurm/None/4+/None/False",
         "ssh.yaml demo-x3fkd 2 SSH/ssh-my-pool/2+/None/False",
@@ -146,6 +160,19 @@ def test_a_part_that_is_done_is_not_in_the_task_of_a_resume() -> None:
     plan, settings = CASES["rows_then_gpus"]
     assert render_tasks(plan, settings, plan.parts[1:]).count("\nrun: |") == 1
     assert render_tasks(plan, settings).count("\nrun: |") == 2
+
+
+def test_a_teacher_of_the_runs_own_is_installed_where_the_rows_are_written_and_nowhere_else() -> None:
+    plan, settings = CASES["own_teacher"]
+    rows, training = render_tasks(plan, settings).split("\n---\n")[1:]
+    assert "accelerators: L4:1" in rows
+    assert "pip install --quiet vllm==0.33.0" in rows
+    assert "vllm" not in training
+    on_own = of_own("k8s", gpus="A100-80GB:8")
+    served = on_own.job.model_copy(
+        update={"data": on_own.job.data.model_copy(update={"teacher": TeacherSpec.model_validate({"serve": "m"})})}
+    )
+    assert "alpaca-jobs-vllm" in render_tasks(replace(on_own, job=served), settings)
 
 
 def test_machines_that_work_together_get_a_token_of_their_own_as_a_secret() -> None:
