@@ -5,6 +5,7 @@ A model that is not here still trains; only the checks that need its size or con
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -41,3 +42,13 @@ KNOWN_MODELS: dict[str, KnownModel] = {
     "Qwen/Qwen2.5-0.5B": KnownModel(494_032_768, 32_768),
     "openai-community/gpt2": KnownModel(124_439_808, 1024, has_rope=False),
 }
+
+_SIZE_IN_NAME = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)[bB](?![A-Za-z0-9])")
+
+
+def parameters_by_name(model: str) -> int | None:
+    """A model's size: known here, or as its name says it (Qwen2.5-7B-Instruct); None where neither does."""
+    if model in KNOWN_MODELS:
+        return KNOWN_MODELS[model].num_parameters
+    sizes = _SIZE_IN_NAME.findall(model.rpartition("/")[2])
+    return round(float(sizes[0]) * 1e9) if len(sizes) == 1 else None

@@ -74,6 +74,34 @@ def _check_secrets(value: Any) -> Any:
     return value
 
 
+def _check_server(teacher: TeacherSpec, compute: ComputeSpec) -> None:
+    """Refuse a teacher of the run's own where no machine could serve it."""
+    has_machine = not compute.is_local and not compute.is_own
+    if has_machine and teacher.server.gpus is None:
+        refuse(
+            "data.teacher.server",
+            f"names no GPUs, but {teacher.serve} needs a machine that serves it. Add server: {{gpus: L4:1}}, as many "
+            "as the model takes",
+        )
+    if has_machine and compute.rows_apart is False:
+        refuse(
+            "compute.rows_apart",
+            f"is false, but {teacher.serve} is served on a machine of its own, where the rows are written. Remove it",
+        )
+    if not has_machine and teacher.server.gpus is not None:
+        refuse(
+            "data.teacher.server.gpus",
+            f"is {teacher.server.gpus}, but on {compute.infra[0]} the rows are written on the machine that trains, "
+            "with the GPUs it has. Remove it",
+        )
+    if not has_machine and compute.num_nodes > 1:
+        refuse(
+            "compute.num_nodes",
+            f"is {compute.num_nodes}, but {teacher.serve} is served on one machine, for the requests of that machine. "
+            "Set num_nodes: 1, or serve it elsewhere and name its base_url",
+        )
+
+
 class JobSpec(SpecPart):
     """A whole job: rows, model, machines, limits. Paths are relative to the job file, `store` to where you stand."""
 
@@ -116,6 +144,8 @@ class JobSpec(SpecPart):
                 f"Add secrets: [{teacher.api_key_env}] (the name, not the key), or set api_key_env: null for a "
                 "server that asks for none",
             )
+        if isinstance(teacher, TeacherSpec) and teacher.serve is not None:
+            _check_server(teacher, self.compute)
         if self.train.method == "command" and self.compute.num_nodes > 1:
             refuse(
                 "compute.num_nodes",

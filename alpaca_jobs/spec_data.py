@@ -21,6 +21,7 @@ from alpaca_jobs.spec_base import (
     want_hidden,
 )
 from alpaca_jobs.spec_filters import FiltersSpec, filters_of_recipe
+from alpaca_jobs.spec_server import ServerSpec
 from alpaca_jobs.teacher_prices import list_price
 
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # compared, never bound
@@ -36,10 +37,15 @@ def _check_base_url(value: str) -> str:
 
 
 class TeacherSpec(SpecPart):
-    """An LLM behind an OpenAI-compatible address that writes the rows."""
+    """An LLM behind an OpenAI-compatible address that writes the rows, or one that the run serves itself."""
 
     model: str = Field(min_length=1)
-    """The model's name as the server knows it, for example gpt-4o-mini."""
+    """The model's name as the server knows it, for example gpt-4o-mini; with serve that one, if left out."""
+    serve: str | None = Field(default=None, min_length=1)
+    """An open model that the machine which writes the rows serves for as long as it writes them, such as
+    Qwen/Qwen2.5-7B-Instruct; null: the teacher is a server that is there. What it costs is the machine."""
+    server: ServerSpec = ServerSpec()
+    """How it is served (with serve only)."""
     base_url: Annotated[str, AfterValidator(_check_base_url)] | None = None
     """Address of an OpenAI-compatible server, ending in /v1; null means the OpenAI API itself."""
     api: Literal["completions", "chat"] = "chat"
@@ -75,7 +81,13 @@ class TeacherSpec(SpecPart):
     @model_validator(mode="before")
     @classmethod
     def _at_list_price(cls, value: Any) -> Any:
-        """Fill in the list price, so that the plan, the ledger and a rendered job all show the price that is used."""
+        """Fill in the list price, so that the plan, the ledger and a rendered job all show the price that is used.
+
+        A model of one's own has none: the machine is paid for, not the token, and the key is made for each attempt.
+        """
+        if isinstance(value, dict) and isinstance(value.get("serve"), str):
+            free = {"price_per_million_input_usd": 0.0, "price_per_million_output_usd": 0.0}
+            return {"model": value["serve"], "api_key_env": None, **free, **value}
         names = ("price_per_million_input_usd", "price_per_million_output_usd")
         if not isinstance(value, dict) or any(value.get(name) is not None for name in names):
             return value
@@ -89,6 +101,28 @@ class TeacherSpec(SpecPart):
     def _json_is_for_chat(self) -> TeacherSpec:
         if self.answer_format == "json" and self.api != "chat":
             refuse("answer_format", "is json, which only the chat interface has. Set api: chat, or answer_format: text")
+        return self
+
+    @model_validator(mode="after")
+    def _serves_or_asks(self) -> TeacherSpec:
+        if self.serve is None:
+            if self.server != ServerSpec():
+                refuse("server", "says how a model is served, but serve names none. Set serve: MODEL, or remove server")
+            return self
+        there = f"but serve is {self.serve}, which the run serves itself"
+        if self.base_url is not None:
+            refuse("base_url", f"is set, {there}, at an address of its own. Remove one of the two")
+        if self.model != self.serve:
+            refuse("model", f"is {self.model}, {there} under that name. Remove model")
+        if self.api_key_env is not None:
+            refuse("api_key_env", f"is set, {there} with a key made for each attempt. Remove api_key_env")
+        if self.batch_api:
+            refuse("batch_api", f"is true, {there}, without a Batch API. Remove batch_api")
+        if self.price_per_million_input_usd or self.price_per_million_output_usd:
+            refuse(
+                "price_per_million_input_usd",
+                f"or _output_usd is set, {there}: the machine is paid for, not the token. Remove both",
+            )
         return self
 
     @property

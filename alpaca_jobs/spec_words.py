@@ -111,11 +111,14 @@ def _nearest(shown: str, choices: str) -> str:
     return f". Did you mean {close[0]}?" if close and len(names) > 1 else ""
 
 
+_UNION_TAGS = ("as-keys", "as-word")
+
+
 def _yaml_path(loc: tuple[int | str, ...], values: Any) -> KeyPath:
     """A path in the file from pydantic's, which also names union members and validators on the way."""
     path: list[str | int] = []
     for index, part in enumerate(loc):
-        is_last = index == len(loc) - 1
+        is_last = index == len(loc) - 1 and part not in _UNION_TAGS
         if isinstance(values, dict) and isinstance(part, str) and (part in values or is_last):
             values = values.get(part, _MISSING)
             path.append(part)

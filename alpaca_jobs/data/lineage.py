@@ -43,6 +43,10 @@ def lineage_of(data: DataSpec, seeds: Sequence[SeedTask] | None = None) -> dict[
 
 def teacher_lineage(teacher: TeacherSpec) -> dict[str, str]:
     """Return who wrote something, and under which terms."""
+    if teacher.serve is not None:
+        own = f"What {teacher.model} wrote is subject to its licence. Read it before you publish rows or weights."
+        terms = " ".join([*known_terms(teacher.model, ""), own])
+        return {"teacher": f"{teacher.model}, served by the run itself", "terms": terms}
     host = urlsplit(teacher.base_url or f"https://{_OPENAI_HOST}").hostname or "an unknown host"
     known = known_terms(teacher.model, host)
     general = (

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Final
 
-from alpaca_jobs.known_models import KNOWN_MODELS
-from alpaca_jobs.spec import JobSpec
+from alpaca_jobs.known_models import KNOWN_MODELS, parameters_by_name
+from alpaca_jobs.spec import JobSpec, TeacherSpec
 from alpaca_jobs.spec_compute import OWN_INFRA
 from cluster.cloud.places import render_place, task_places
 from cluster.errors import BackendMissing
@@ -30,6 +31,8 @@ RAY_TOKEN: Final = "RAY_AUTH_TOKEN"
 DISK_GIB: Final = 100  # the node environment takes 6 GB on a GPU machine, a 7B model and its exported copy 28 GB
 _DISK_GIB_BESIDE_MODEL: Final = 60
 _DISK_BYTES_PER_PARAMETER: Final = 6  # downloaded and exported, 2 bytes each, and as much again while it is written
+_SERVER_GIB: Final = 20  # vLLM with its own torch and CUDA
+_DISK_BYTES_PER_SERVED_PARAMETER: Final = 2
 _PACKAGED = Path(__file__).parents[1] / "_templates"
 _CHECKOUT = Path(__file__).resolve().parents[2] / "sky"
 _STORE_EXTRAS: Final = {"gs": "gcs", "az": "azure", "abfs": "azure"}
@@ -106,7 +109,8 @@ def _render_part(plan: LaunchPlan, settings: TaskSettings, part: PlanPart, *, na
         session=settings.session,
         until=json.dumps(part.until or ""),
         secrets="{" + ", ".join(f"{secret}: null" for secret in secret_names(plan)) + "}",
-        extras=",".join(["node", *([_STORE_EXTRAS[scheme]] if scheme in _STORE_EXTRAS else [])]),
+        extras=",".join(["node", *plan.job.train.track, *([_STORE_EXTRAS[scheme]] if scheme in _STORE_EXTRAS else [])]),
+        server=_server(plan, part),
         time_limit=limit,
     )
 
@@ -119,12 +123,32 @@ def _what(plan: LaunchPlan, part: PlanPart) -> str:
     return f"{'What follows the rows' if len(plan.parts) > 1 else 'A whole run'} on {where}"
 
 
+def _server(plan: LaunchPlan, part: PlanPart) -> str:
+    """Lines of the set-up that install what serves the job's own teacher, where rows are written; none otherwise.
+
+    In an environment of its own: its torch is another than ours.
+    """
+    teacher = plan.job.data.teacher
+    if not isinstance(teacher, TeacherSpec) or teacher.serve is None:
+        return ""
+    if "generate" not in plan.job.stages or (part.until != "generate" and len(plan.parts) > 1):
+        return ""
+    return (
+        '\n  [ -x ~/alpaca-jobs-vllm/bin/python ] || "$uv" venv --quiet --python 3.11 ~/alpaca-jobs-vllm'
+        '\n  VIRTUAL_ENV="$HOME/alpaca-jobs-vllm" "$uv" pip install --quiet '
+        f"{shlex.quote(teacher.server.install)}  # serves data.teacher.serve"
+    )
+
+
 def _disk(job: JobSpec, part: PlanPart, place: Placement) -> str:
     """The line that asks for a disk; none for machines of the user's own, which have the disks they have."""
     if place.infra in OWN_INFRA:
         return ""
     known = KNOWN_MODELS.get(job.train.model)
     model = known.num_parameters * _DISK_BYTES_PER_PARAMETER / 2**30 if known and part.until != "generate" else 0.0
+    if part.until == "generate" and isinstance(job.data.teacher, TeacherSpec) and job.data.teacher.serve is not None:
+        size = parameters_by_name(job.data.teacher.serve) or 0
+        model = _SERVER_GIB + size * _DISK_BYTES_PER_SERVED_PARAMETER / 2**30
     return f"  disk_size: {max(DISK_GIB, math.ceil(_DISK_GIB_BESIDE_MODEL + model))}\n"
 
 

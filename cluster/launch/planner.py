@@ -14,14 +14,14 @@ from alpaca_jobs.known_models import KNOWN_MODELS
 from alpaca_jobs.spec import LOCAL_REGIONS, JobSpec
 from cluster.code_version import code_version as own_code_version
 from cluster.errors import PlanError
-from cluster.plan import LaunchPlan, Pricing
+from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.price.assumptions import Assumptions
 from cluster.price.gpu_choice import join, nearest_region, offers_with_gpus
 from cluster.price.memory_fit import BYTES_PER_PARAMETER, memory_fit
 from cluster.price.offers import CLOUDS, Offer, PriceList, load_offers
 from cluster.price.own_machines import OWN_MACHINES, own_offers
 from cluster.price.shape_choice import ShapeCost, rank_shapes
-from cluster.price.side_machines import generation_places, placement_of_offer
+from cluster.price.side_machines import generation_places, placement_of_offer, served_gpus, writes_rows_apart
 from cluster.price.workload import Workload, workload_of
 
 _Rank = Callable[[list[Offer]], tuple[ShapeCost, ...]]
@@ -37,10 +37,25 @@ def offers_for(job: JobSpec) -> PriceList:
 
 
 def side_offers_for(job: JobSpec, offers: PriceList) -> PriceList:
-    """Load the offers of machines without GPUs, which write rows or watch; `offers` are those of `offers_for(job)`."""
+    """Load the offers of machines without GPUs, which write rows or watch; `offers` are those of `offers_for(job)`.
+
+    Those with the GPUs that the job's own teacher is served by are among them.
+
+    Raises:
+        PlanError: nobody sells these GPUs.
+    """
     if job.compute.is_local or job.compute.is_own:
         return PriceList(())
-    return offers if job.compute.gpus is None else load_offers(job.compute.infra, machines="cpu")
+    small = offers if job.compute.gpus is None else load_offers(job.compute.infra, machines="cpu")
+    if (wanted := served_gpus(job)) is None:
+        return small
+    name, _, count = wanted.partition(":")
+    large = offers if job.compute.gpus is not None else load_offers(job.compute.infra, machines="gpu")
+    found = offers_with_gpus(
+        large, name, int(count), asked=f"data.teacher.server.gpus is {wanted}", sellers=job.compute.infra,
+        key="data.teacher.server.gpus: ",
+    )  # fmt: skip
+    return PriceList((*small, *found), small.sources)
 
 
 def plan_launch(
@@ -93,8 +108,19 @@ def plan_launch(
         world_size=world_size,
         code_version=code_version or own_code_version(),
         notes=tuple(notes),
-        generation=generation_places(job, [one for one in side_offers if one.region not in exclude_regions]),
+        generation=_writers(job, [one for one in side_offers if one.region not in exclude_regions]),
     )
+
+
+def _writers(job: JobSpec, offers: list[Offer]) -> tuple[Placement, ...]:
+    """Where the rows are written before the training; a teacher of the run's own has to be served somewhere."""
+    places = generation_places(job, offers)
+    if not places and writes_rows_apart(job) and (gpus := served_gpus(job)) is not None:
+        raise PlanError(
+            f"data.teacher.server.gpus is {gpus}, but no such machine has a price as compute.spot and compute.regions "
+            "allow it. Take other GPUs, set spot: false, or allow more regions."
+        )
+    return places
 
 
 def resolve_store(job: JobSpec, folder: Path) -> str:

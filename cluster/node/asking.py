@@ -5,6 +5,7 @@ Both keep the same promises: a request is reserved before it is sent, its answer
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -80,6 +81,12 @@ def load_awaited(store: Store, run_id: str, teacher: TeacherSpec) -> list[BatchR
     return BatchRecords(store, run_id).load_open() if teacher.batch_api else []
 
 
+def _minted_key(data: DataSpec, teacher: TeacherSpec) -> str | None:
+    """The key of a server that this attempt has started; actors began before it was made, and have it from nowhere."""
+    is_ours = isinstance(data.teacher, TeacherSpec) and data.teacher.serve is not None
+    return os.environ.get(teacher.api_key_env or "") if is_ours else None
+
+
 class LiveAsking:
     """Every request a call of one of `data.num_actors` actors, which share one gate."""
 
@@ -97,7 +104,7 @@ class LiveAsking:
         self._gates = self._start_gate(data)
         self._actors = runtime.actors(
             TeacherActor, data.num_actors, teacher.model_dump(), ctx.store_uri, ctx.run_id, ctx.attempt,
-            *map(runtime.peer, self._gates), concurrency=data.concurrency,
+            *map(runtime.peer, self._gates), concurrency=data.concurrency, key=_minted_key(data, teacher),
         )  # fmt: skip
 
     def _start_gate(self, data: DataSpec) -> list[Any]:

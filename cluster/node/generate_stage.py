@@ -109,7 +109,9 @@ class GenerateStage:
         seeds = load_seed_tasks(frozen_seed_tasks(ctx.store))
         self._recipe = make_recipe(self._data, seeds, self._state.rows, self._state.answers)
         self._state.answers = []
-        with teacher_endpoint(self._data.teacher, ctx.scratch, run_id=ctx.run_id) as teacher:
+        with teacher_endpoint(
+            self._data.teacher, ctx.scratch, run_id=ctx.run_id, num_gpus=ctx.gpus_per_node, may_wait=self._may_wait
+        ) as teacher:
             awaited = load_awaited(ctx.store, ctx.run_id, teacher)
             self._ledger = self._open_ledger(teacher, [record.key for record in awaited])
             self._asking = start_asking(ctx, self._runtime, teacher, self._ledger, awaited)

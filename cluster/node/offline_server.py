@@ -7,13 +7,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from alpaca_jobs.errors import TeacherUnreachable
 from alpaca_jobs.generation.offline_spec import offline_teacher_spec
 from alpaca_jobs.spec import TeacherSpec
+from cluster.node.served_teacher import served_teacher
 
 OFFLINE_LATENCY_S = (
     0.2  # a real teacher takes seconds; with none at all there would be nothing to watch or to interrupt
@@ -23,14 +24,25 @@ _START_LIMIT_S = 30.0
 
 @contextmanager
 def teacher_endpoint(
-    teacher: TeacherSpec | str | None, scratch: Path, *, run_id: str | None = None
+    teacher: TeacherSpec | str | None,
+    scratch: Path,
+    *,
+    run_id: str | None = None,
+    num_gpus: int = 0,
+    may_wait: Callable[[], bool] = lambda: True,
 ) -> Iterator[TeacherSpec]:
-    """Give the endpoint a job's teacher stands for; `offline` starts a server on this machine for as long as needed.
+    """Give the endpoint a job's teacher stands for; `offline`, and a model that the run serves itself, mean a server on
+    this machine, started for as long as needed.
 
     Args:
         scratch: where the server says that it is up.
         run_id: whose batches it keeps from one start to the next, as a provider does.
+        num_gpus, may_wait: served_teacher.py.
     """
+    if isinstance(teacher, TeacherSpec) and teacher.serve is not None:
+        with served_teacher(teacher, scratch, num_gpus=num_gpus, may_wait=may_wait) as endpoint:
+            yield endpoint
+        return
     if isinstance(teacher, TeacherSpec):
         yield teacher
         return

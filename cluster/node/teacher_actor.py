@@ -33,14 +33,17 @@ class TeacherActor:
         teacher: whom to ask; the key is read from this process's environment by the name it gives.
         store_uri, run_id, attempt: where answers are stored, and on whose behalf.
         gate: a RateGate that all actors share, as a peer; None for one of its own.
+        key: instead of the environment's, for a server that the attempt started itself.
     """
 
     def __init__(
-        self, teacher: dict[str, Any], store_uri: str, run_id: str, attempt: int, gate: Peer | None = None
-    ) -> None:
+        self, teacher: dict[str, Any], store_uri: str, run_id: str, attempt: int, gate: Peer | None = None,
+        key: str | None = None,
+    ) -> None:  # fmt: skip
         """Open the store and the teacher's client."""
         spec = TeacherSpec.model_validate(teacher)
-        key = os.environ.get(spec.api_key_env) if spec.api_key_env else None
+        if key is None and spec.api_key_env:
+            key = os.environ.get(spec.api_key_env)
         self._completer = Completer(spec, api_key=key, gate=None if gate is None else SharedGate(gate))
         self._store = Store.open(store_uri).child(run_id)
         self._attempt = attempt

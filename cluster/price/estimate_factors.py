@@ -12,6 +12,7 @@ from cluster.price.assumptions import PRIOR, Assumptions
 from cluster.price.courses import num_gpus, training_course
 from cluster.price.estimate import kept_gb, state_gb
 from cluster.price.hardware import peak_flops
+from cluster.price.served_cost import COMPARED_API, SERVED_SOURCE, START_S, at_an_api_usd
 from cluster.price.side_machines import SideMachines
 from cluster.price.teacher_cost import BATCH_SOURCE, SIZES_SOURCE, TeacherEstimate
 from cluster.price.throughput import FLOPS_PER_PARAMETER_AND_TOKEN
@@ -91,6 +92,14 @@ def _of_teacher(teacher: TeacherEstimate, assumed: Assumptions) -> Iterator[Fact
             words += "; a larger data.plan_ahead makes them fewer"
         yield Factor("teacher time", teacher.seconds / SECONDS_PER_HOUR, "h", words, BATCH_SOURCE)
         return
+    if teacher.served is not None:
+        yield Factor("teacher speed", teacher.served.tokens_per_second, "tokens/s", teacher.served.words, SERVED_SOURCE)
+        words = f"answer tokens / speed, and {START_S / 60:.0f} min to load the model; its machine is paid for"
+        yield Factor("teacher time", teacher.seconds / SECONDS_PER_HOUR, "h", words, SERVED_SOURCE)
+        if (other := at_an_api_usd(teacher.prompt_tokens, teacher.completion_tokens)) is not None:
+            words = f"the same tokens from {COMPARED_API}, to compare; not part of the cost"
+            yield Factor("instead, at an API", other[0], "USD", words, other[1])
+        return
     yield Factor("teacher time", teacher.seconds / SECONDS_PER_HOUR, "h", "all requests in flight", source)
 
 
@@ -150,9 +159,18 @@ def _of_store(plan: LaunchPlan, work: Workload, assumed: Assumptions) -> Iterato
     yield Factor("egress", assumed.egress_usd_per_gb, "USD per GB", words, "AWS, between its regions in the US, 2024")
 
 
+def _writer_words(side: SideMachines) -> str:
+    gpus = None if side.generation is None else side.generation.gpus
+    return (
+        f"the cheapest with {gpus}, for the teacher"
+        if gpus
+        else "the cheapest with 4 vCPUs; no GPU waits for a teacher"
+    )
+
+
 def _of_side(side: SideMachines) -> Iterator[Factor]:
     for name, place, words in (
-        ("generation machine", side.generation, "the cheapest with 4 vCPUs; no GPU waits for a teacher"),
+        ("generation machine", side.generation, _writer_words(side)),
         ("controller", side.controller, "SkyPilot's own, 4 vCPUs and 16 GiB, as long as the job lasts"),
     ):
         if place is not None and place.price_per_hour_usd is not None:

@@ -161,7 +161,8 @@ def _asks_alike(job: JobSpec, other: JobSpec) -> bool:
         data = one.data
         teacher: Any = data.teacher
         if isinstance(teacher, TeacherSpec):
-            teacher = (teacher.model, teacher.base_url, teacher.api, teacher.answer_format, teacher.batch_api)
+            served = (teacher.serve, teacher.server.gpus, teacher.server.args)
+            teacher = (teacher.model, teacher.base_url, teacher.api, teacher.answer_format, teacher.batch_api, served)
         return (
             teacher, data.recipe, data.max_instances, data.plan_ahead,
             data.seed_tasks, data.num_prompt_seeds, data.max_tasks_per_request, data.similarity_threshold,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from alpaca_jobs.spec import JobSpec
+from alpaca_jobs.spec import JobSpec, TeacherSpec
 from cluster.plan import Placement, Pricing
 from cluster.price.offers import Offer
 
@@ -23,8 +23,9 @@ class SideMachines:
     """Both, where they are needed and sold.
 
     Attributes:
-        generation: a machine without GPUs, so that no GPU waits for a teacher; None: rows are written where the
-            training runs, as those of a job without GPUs always are.
+        generation: a machine without GPUs, so that no GPU waits for a teacher, or with those that a teacher of the
+            run's own is served by; None: rows are written where the training runs, as those of a job without GPUs
+            mostly are.
         controller: None on this machine, or where no price list has such a machine.
     """
 
@@ -52,14 +53,25 @@ def writes_rows_apart(job: JobSpec) -> bool:
     compute = job.compute
     if compute.is_local or compute.is_own or "generate" not in job.stages:
         return False
+    if served_gpus(job) is not None:
+        return True
     return compute.gpus is not None if compute.rows_apart is None else compute.rows_apart
+
+
+def served_gpus(job: JobSpec) -> str | None:
+    """GPUs, NAME:COUNT, of the machine that serves the job's own teacher; None where the job names none."""
+    teacher = job.data.teacher
+    if not isinstance(teacher, TeacherSpec) or teacher.serve is None or teacher.server.gpus is None:
+        return None
+    name, _, count = teacher.server.gpus.partition(":")
+    return f"{name}:{count or 1}"
 
 
 def generation_places(job: JobSpec, offers: Iterable[Offer]) -> tuple[Placement, ...]:
     """Where the rows may be written, best first: the cheapest machine of each region; none if not apart, or not sold.
 
     Args:
-        offers: of machines without GPUs, of the job's clouds.
+        offers: of machines without GPUs, of the job's clouds; with the GPUs of `served_gpus` among them, if it has any.
     """
     if not writes_rows_apart(job):
         return ()
@@ -67,10 +79,13 @@ def generation_places(job: JobSpec, offers: Iterable[Offer]) -> tuple[Placement,
     allowed = [Pricing.ON_DEMAND] if spot is None else [Pricing.SPOT]
     if spot is not None and spot.on_demand != "never":
         allowed.append(Pricing.ON_DEMAND)
+    gpus = served_gpus(job)
     fitting = [
         one
         for one in offers
-        if one.price_per_hour_usd is not None and one.gpu_name is None and (one.vcpus or 0) >= GENERATION_VCPUS
+        if one.price_per_hour_usd is not None
+        and (one.gpus.lower() if one.gpus else None) == (gpus.lower() if gpus else None)
+        and (one.vcpus or 0) >= GENERATION_VCPUS
     ]
     regions = job.compute.regions or ()
     near = [one for one in fitting if one.region in regions] or fitting

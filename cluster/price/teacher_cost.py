@@ -12,6 +12,7 @@ from alpaca_jobs.generation.seeds import BUILTIN, SeedTask, load_seed_tasks
 from alpaca_jobs.spec import DataSpec, TeacherSpec
 from cluster.price.asked_stage import AskedStage
 from cluster.price.self_instruct_cost import ROWS_PER_INSTRUCTION, batch_rounds, self_instruct_stages
+from cluster.price.served_cost import START_S, ServedSpeed, served_speed
 
 BATCH_ROUND_S = 24 * 3600.0
 """Until a batch is answered, at most; often sooner. Source: OpenAI, "Batch API" guide (completion window 24 h)."""
@@ -64,6 +65,7 @@ class TeacherEstimate:
         cost_usd: None when the job states no prices; 0 for the offline teacher.
         stages: the kinds of requests, in the order in which they follow from each other.
         rounds: of batches, one after the other; None for a teacher that is asked directly, or whose pace was measured.
+        served: how fast a model of the run's own is taken to answer; None for any other, or where it was measured.
     """
 
     requests: int
@@ -74,6 +76,7 @@ class TeacherEstimate:
     cost_usd: float | None
     stages: tuple[AskedStage, ...] = ()
     rounds: int | None = None
+    served: ServedSpeed | None = None
 
 
 def estimate_teacher(
@@ -105,6 +108,7 @@ def estimate_teacher(
         cost_usd=_cost_usd(data, prompt_tokens, completion_tokens, rows, prior),
         stages=stages,
         rounds=rounds,
+        served=_served(data, prior),
     )
 
 
@@ -146,6 +150,12 @@ def _rounds(data: DataSpec, stages: Sequence[AskedStage], prior: TeacherAssumpti
     return math.ceil(stages[0].requests / capacity)
 
 
+def _served(data: DataSpec, prior: TeacherAssumptions) -> ServedSpeed | None:
+    if not isinstance(data.teacher, TeacherSpec) or data.teacher.serve is None or prior.rows_per_second is not None:
+        return None
+    return served_speed(data, tokens_per_second_each=prior.tokens_per_second)
+
+
 def _seconds(
     data: DataSpec, stages: Sequence[AskedStage], rows: int, rounds: int | None, prior: TeacherAssumptions
 ) -> float:
@@ -155,6 +165,8 @@ def _seconds(
         return sum(one.requests for one in stages) * prior.offline_s
     if rounds is not None:
         return rounds * prior.batch_round_s
+    if (speed := _served(data, prior)) is not None:
+        return START_S + sum(one.all_answer_tokens for one in stages) / speed.tokens_per_second
     at_once = data.num_actors * data.concurrency
     return sum(math.ceil(one.requests / at_once) * one.answer_tokens / prior.tokens_per_second for one in stages)
 
