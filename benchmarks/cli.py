@@ -27,12 +27,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from cluster.price.offers import SNAPSHOT
 
 REPO = Path(__file__).resolve().parent.parent
 PROGRAMS = Path(sys.executable).parent
 JOB = REPO / "alpaca_jobs" / "examples" / "alpaca-7b.yaml"
 GPUS = "A100-80GB:8"
-AIMS_S = {"alpaca-jobs --help": 0.5, "alpaca-jobs offers": 1.5, "alpaca-jobs estimate": 1.5}
 TASK = f"resources:\n  infra: aws\n  accelerators: {GPUS}\n  use_spot: true\nrun: echo done\n"
 START_S = 180.0
 
@@ -43,6 +45,28 @@ class Timing:
 
     wall_s: float
     cpu_s: float
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Seconds to stay under, by the wall clock or by CPU time (which other work on the machine moves little)."""
+
+    seconds: float
+    of: Literal["wall", "CPU"]
+
+    def is_met(self, found: Timing) -> bool:
+        """Whether a command's timing stays under it."""
+        return (found.wall_s if self.of == "wall" else found.cpu_s) < self.seconds
+
+    def __str__(self) -> str:
+        return f"under {self.seconds} s {self.of}"
+
+
+AIMS = {
+    "alpaca-jobs --help": Aim(0.4, "CPU"),
+    "alpaca-jobs offers": Aim(1.5, "wall"),
+    "alpaca-jobs estimate": Aim(1.5, "wall"),
+}
 
 
 def measure(command: list[str], environ: Mapping[str, str], repeats: int) -> Timing:
@@ -122,7 +146,7 @@ def write_settings(folder: Path, url: str) -> None:
     aws.mkdir()
     (aws / "credentials").write_text("[default]\naws_access_key_id = x\naws_secret_access_key = x\n")
     (aws / "config").write_text(f"[default]\nregion = us-east-1\nendpoint_url = {url}\n")
-    with (REPO / "cluster" / "prices" / "v8" / "aws" / "vms.csv").open(newline="") as file:
+    with (SNAPSHOT / "aws" / "vms.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     regions = sorted({row["Region"] for row in rows})
     images = [
@@ -238,12 +262,12 @@ def main(say: Callable[[str], None] = print) -> int:
                 say(f"`sky launch --dryrun` did not run here ({why}); `sky --help` was timed instead.")
     say(f"\n| command | median of {given.repeats}, wall | CPU | aim |\n|---|---:|---:|---|")
     for what, timing in found.items():
-        aim = f"under {AIMS_S[what]} s" if what in AIMS_S else ""
+        aim = AIMS.get(what, "")
         say(f"| `{what}` | {timing.wall_s:.2f} s | {timing.cpu_s:.2f} s | {aim} |")
     say("")
-    met = {what: found[what].wall_s < aim_s for what, aim_s in AIMS_S.items()}
+    met = {what: aim.is_met(found[what]) for what, aim in AIMS.items()}
     for what, is_met in met.items():
-        say(f"{what} answers in under {AIMS_S[what]} s: aim met: {'yes' if is_met else 'no'}")
+        say(f"{what} answers, {AIMS[what]}: aim met: {'yes' if is_met else 'no'}")
     return 0 if all(met.values()) else 1
 
 
