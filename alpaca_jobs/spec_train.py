@@ -147,6 +147,9 @@ class TrainSpec(SpecPart):
     """Seed of everything random in training."""
     eval: EvalSpec | None = None
     """Rows held out, how often their loss is measured, and when that ends training; null measures nothing."""
+    track: Annotated[tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(one_or_more)] = ()
+    """Trackers that are told of every step as well: tensorboard (files in the run's folder), wandb (its server with
+    WANDB_API_KEY in secrets, else files)."""
     gradient_checkpointing: bool | Literal["selective"] = False
     """Recompute activations in the backward pass. true: all of them, a third more work; selective: keep the results of
     matrix products and attention, recompute the cheap rest."""
@@ -224,6 +227,8 @@ class TrainSpec(SpecPart):
 
     def _check_command(self) -> None:
         if self.method == "command":
+            if self.track:
+                refuse("track", "is given, but method is command: your own program tracks itself. Leave track out")
             if self.eval is not None:
                 refuse("eval", "is given, but method is command: your own program evaluates. Leave eval out")
             if not self.command:

@@ -66,6 +66,8 @@ _EXTRA_OF_MODULE = {
     "markdownify": "data",
     "py3langid": "data",
     "sky": "sky",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
     "gcsfs": "gcs",
     "adlfs": "azure",
 }

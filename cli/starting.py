@@ -177,7 +177,7 @@ def check_installed(job: JobSpec) -> None:
     """
     if job.compute.is_local:
         generates = ("openai", "rapidfuzz", "rouge_score") if "generate" in job.stages else ()
-        require_modules("ray", "torch", "transformers", *generates)
+        require_modules("ray", "torch", "transformers", *generates, *job.train.track)
 
 
 def start(plan: LaunchPlan, estimate: JobEstimate | None = None) -> FoundRun:

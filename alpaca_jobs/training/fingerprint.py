@@ -11,7 +11,7 @@ from alpaca_jobs.spec import TrainSpec
 _NOT_MATHEMATICS = {
     "engine", "exactness", "micro_batch_size", "gradient_checkpointing", "cross_entropy", "prefetch_steps",
     "attention", "compile", "tf32", "sharding", "cpu_offload", "tokenizer",
-    "eval",
+    "eval", "track",
 }  # fmt: skip
 """Keys that change speed, memory or the order of sums, but not which function of which rows is computed.
 Evaluation is none: rows that it holds out are missing in the digest of those trained on."""

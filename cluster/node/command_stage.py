@@ -103,7 +103,7 @@ class CommandStage:
         if self._ctx.interruption.notice is not None:
             return TrainEnd("notice", self._step, self._saved, self._left_words(code))
         self._check(self._process, code, base_is_open=base_is_open)
-        return TrainEnd("done", self._step, self._saved, "the command is done")
+        return TrainEnd("done", self._step, self._saved, "")
 
     def export(self) -> str:
         """Commit the folder that the command wrote its model to; returns the weights' digest.

@@ -14,6 +14,8 @@ from cluster.hazard import losses_per_hour
 from cluster.node.attempt_context import AttemptContext
 from cluster.node.inputs import with_frozen_inputs
 from cluster.node.ray_runtime import RayRuntime
+from cluster.node.trackers import start_tracking
+from cluster.node.tracking import Tracking
 from cluster.node.train_worker import ExportOrder, TrainWorker, WorkerAssignment
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class TrainStage:
         self._workers: list[Any] = []
         self._prepared: list[Any] = []
         self._dataset: Any = None
+        self._tracking: Tracking | None = None
 
     def start(self, world_size: int) -> None:
         """Place the workers and let them import what they need; returns at once."""
@@ -80,8 +83,14 @@ class TrainStage:
             candidates=tuple(candidates), base_is_open=base_is_open, scratch=str(ctx.scratch),
             losses_per_hour=losses_per_hour(ctx.log.records(), ctx.attempt),
         )  # fmt: skip
-        calls = [worker.run.remote(assignment, self._dataset) for worker in self._workers]
-        result: TrainResult = self._until_done(calls)[0]
+        self._tracking = start_tracking(ctx)
+        try:
+            calls = [worker.run.remote(assignment, self._dataset) for worker in self._workers]
+            result: TrainResult = self._until_done(calls)[0]
+        finally:
+            if self._tracking is not None:
+                self._tracking.close()
+                self._tracking = None
         words = result.words if result.stopped_by != "done" or result.stopped_early else ""
         return TrainEnd(result.stopped_by, step=result.final_step, saved=result.saved_step, words=words)
 
@@ -126,8 +135,13 @@ class TrainStage:
         for fact in self._runtime.result(self._workers[0].drain.remote()):
             kind = fact.pop("kind")
             if kind == "loaded":
-                self._ctx.events.emit("base", stage="train", position=fact["position"] or 0)
+                ref: CommitRef | None = fact["ref"]
+                self._ctx.events.emit("base", stage="train", position=0 if ref is None else ref.position)
+                if self._tracking is not None:
+                    self._tracking.begin(ref)
                 for words in fact["fallbacks"]:
                     logger.warning("%s", words)
             else:
                 self._ctx.events.emit(kind, **fact)
+                if self._tracking is not None:
+                    self._tracking.told(kind, fact)

@@ -98,7 +98,7 @@ class WorkerControl:
         assert self._log is not None
         if self._assignment.base_is_open:
             self._log.put_base(self._assignment.attempt, ref)
-        self.tell({"kind": "loaded", "position": None if ref is None else ref.position, "fallbacks": list(fallbacks)})
+        self.tell({"kind": "loaded", "ref": ref, "fallbacks": list(fallbacks)})
         if self._marker is not None:
             self._marker.enter(Phase.STEP)
 
