@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from alpaca_jobs.errors import TrainingError
+from alpaca_jobs.run_layout import EVAL_LOSS
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.adapters import add_adapters, merge_adapters, write_adapters
 from alpaca_jobs.training.engines.protocol import kept_tensors, trained_parameters
 from alpaca_jobs.training.hub import TINY_LLAMA
 from alpaca_jobs.training.model import build_model, build_without_memory
-from alpaca_jobs.training.model_card import CardFacts, render_model_card
+from alpaca_jobs.training.model_card import DATA_CARD, CardFacts, render_model_card
 from alpaca_jobs.training.tokenizer import RowTokenizer, load_tokenizer, write_folder
 from alpaca_jobs.training.weights import weights_digest
+from checkpoints.best import metric_of
 from checkpoints.keys import CommitRef
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def export_model(
     it would be another model. Train again from the older one instead.
 
     Args:
-        facts: for the card; step, loss and digest are filled in from what is exported.
+        facts: for the card; step, losses and digest are filled in from what is exported.
         folder: made if missing; should be empty.
 
     Raises:
@@ -94,7 +96,11 @@ def export_model(
     digest = weights_digest(folder)
     hexes = manifest.meta["losses"]["hex"]
     loss = float.fromhex(hexes[-1]) if hexes else None
-    card = render_model_card(train, replace(facts, step=ref.position, loss=loss, weights_digest=digest))
+    eval_loss = metric_of(manifest, EVAL_LOSS)
+    facts = replace(facts, step=ref.position, loss=loss, weights_digest=digest, eval_loss=eval_loss)
+    card = render_model_card(train, facts)
+    if facts.data_card is not None:
+        (folder / DATA_CARD).write_bytes(facts.data_card)
     (folder / "README.md").write_text(card, encoding="utf-8")
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return Exported(files=tuple(files), weights_digest=digest, meta=manifest.meta)

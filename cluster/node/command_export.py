@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from alpaca_jobs.errors import CommandError
-from alpaca_jobs.training.model_card import render_model_card
+from alpaca_jobs.training.model_card import DATA_CARD, render_model_card
 from alpaca_jobs.training.weights import weights_digest
 from checkpoints.keys import CommitRef
 from checkpoints.writer import CommitWriter
 from cluster.node.attempt_context import AttemptContext
-from cluster.node.review import run_lineage
+from cluster.node.cost_so_far import cost_words
 from cluster.node.train_worker import card_facts
 
 CARD = "README.md"
@@ -30,17 +30,17 @@ def export_folder(ctx: AttemptContext, folder: Path, *, num_rows: int, step: int
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
     _check(files, folder)
     digest = weights_digest(folder)
-    lineage = run_lineage(ctx.store, ctx.job)
-    facts = replace(
-        card_facts(ctx.job, ctx.run_id, num_rows=num_rows, lineage=lineage), step=step, weights_digest=digest
-    )
+    known = card_facts(ctx.job, ctx.run_id, ctx.store, num_rows=num_rows, cost=cost_words(ctx))
+    facts = replace(known, step=step, weights_digest=digest)
     ctx.fence.check()  # before a byte is stored; the writer asks again before the manifest
     writer = CommitWriter(ctx.store, ctx.layout, CommitRef("export", 0, ctx.attempt), fence=ctx.fence)
     for name, path in files.items():
-        if name != CARD:
+        if name not in (CARD, DATA_CARD):
             with path.open("rb") as file:
                 is_empty = path.stat().st_size == 0
                 writer.put(name, b"" if is_empty else memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+    if facts.data_card is not None:
+        writer.put(DATA_CARD, facts.data_card)
     writer.put(CARD, render_model_card(ctx.job.train, facts).encode())
     writer.publish(meta={"weights_digest": digest, "step": step})
     return digest

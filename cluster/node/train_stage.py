@@ -12,6 +12,7 @@ from alpaca_jobs.spec_io import job_to_dict
 from checkpoints.keys import CommitRef
 from cluster.hazard import losses_per_hour
 from cluster.node.attempt_context import AttemptContext
+from cluster.node.cost_so_far import cost_words
 from cluster.node.inputs import with_frozen_inputs
 from cluster.node.ray_runtime import RayRuntime
 from cluster.node.trackers import start_tracking
@@ -106,7 +107,7 @@ class TrainStage:
         ctx = self._ctx
         order = ExportOrder(
             job=job_to_dict(ctx.job), store_uri=ctx.store_uri, run_id=ctx.run_id, attempt=ctx.attempt, ref=ref,
-            scratch=str(ctx.scratch),
+            scratch=str(ctx.scratch), cost=cost_words(ctx),
         )  # fmt: skip
         digest: str = self._until_done([self._workers[0].export.remote(order, self._dataset)])[0]
         return digest

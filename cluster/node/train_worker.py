@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from checkpoints.fence import Fence
 from checkpoints.keys import CommitRef
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
-from cluster.node.review import run_lineage
+from cluster.node.review import CARD, run_lineage
 from cluster.phase import Phase, PhaseMarker
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class WorkerAssignment:
 
 @dataclass(frozen=True)
 class ExportOrder:
-    """What to export: the model of train commit `ref`."""
+    """What to export: the model of train commit `ref`; `cost` is what the run has cost so far, in words."""
 
     job: dict[str, Any]
     store_uri: str
@@ -72,6 +72,7 @@ class ExportOrder:
     attempt: int
     ref: CommitRef
     scratch: str
+    cost: str = ""
 
 
 class WorkerControl:
@@ -247,7 +248,7 @@ class TrainWorker:
         checkpointer = Checkpointer(store, LAYOUT, stage="train", attempt=order.attempt, fence=None, keep=None)
         exported = export_model(
             job.train, checkpointer=checkpointer, ref=order.ref, tokenizer_files=dataset.tokenizer_files,
-            facts=card_facts(job, order.run_id, num_rows=len(dataset.rows), lineage=run_lineage(store, job)),
+            facts=card_facts(job, order.run_id, store, num_rows=len(dataset.rows), cost=order.cost),
             folder=folder, merge=job.export.merge,
         )  # fmt: skip
         fence.check()  # before a byte is stored; the writer asks again before the manifest
@@ -266,8 +267,9 @@ class TrainWorker:
         self._control.give_notice(window_s)
 
 
-def card_facts(job: JobSpec, run_id: str, *, num_rows: int, lineage: Mapping[str, str]) -> CardFacts:
-    """What the run knows for the model card; step, loss and digest are the exporter's to fill in."""
+def card_facts(job: JobSpec, run_id: str, store: Store, *, num_rows: int, cost: str) -> CardFacts:
+    """What the run knows for the model card; step, losses and digest are the exporter's to fill in."""
+    from alpaca_jobs.training.base_lineage import base_lineage
     from alpaca_jobs.training.model_card import CardFacts
 
     data = job.data
@@ -279,5 +281,6 @@ def card_facts(job: JobSpec, run_id: str, *, num_rows: int, lineage: Mapping[str
         origin = "rows composed by rule by the built-in offline teacher"
     return CardFacts(
         run_id=run_id, data=origin, is_demo=isinstance(data.teacher, str), num_rows=num_rows, step=0, loss=None,
-        weights_digest="", lineage=lineage,
+        weights_digest="", lineage=run_lineage(store, job), base=base_lineage(job.train), cost=cost,
+        data_card=store.get(CARD) if store.exists(CARD) else None,
     )  # fmt: skip
