@@ -88,7 +88,7 @@ def _check_server(teacher: TeacherSpec, compute: ComputeSpec) -> None:
             "compute.rows_apart",
             f"is false, but {teacher.serve} is served on a machine of its own, where the rows are written. Remove it",
         )
-    if not has_machine and teacher.server.gpus is not None:
+    if compute.is_own and teacher.server.gpus is not None:
         refuse(
             "data.teacher.server.gpus",
             f"is {teacher.server.gpus}, but on {compute.infra[0]} the rows are written on the machine that trains, "

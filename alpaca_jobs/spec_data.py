@@ -61,7 +61,7 @@ class TeacherSpec(SpecPart):
     max_tokens: PositiveWhole = 3072
     """Most new tokens per request (Alpaca: 3072)."""
     timeout_s: Positive = 120.0
-    """Seconds until one try of a request counts as lost."""
+    """Seconds until one try of a request counts as lost (with serve, if left out: 600)."""
     max_retries: Count = 6
     """Tries after the first one before a request is given up."""
     max_billed_retries: Count = 2
@@ -87,7 +87,8 @@ class TeacherSpec(SpecPart):
         """
         if isinstance(value, dict) and isinstance(value.get("serve"), str):
             free = {"price_per_million_input_usd": 0.0, "price_per_million_output_usd": 0.0}
-            return {"model": value["serve"], "api_key_env": None, **free, **value}
+            # A GPU answers a hundred requests at once, each of them slowly.
+            return {"model": value["serve"], "api_key_env": None, "timeout_s": 600.0, **free, **value}
         names = ("price_per_million_input_usd", "price_per_million_output_usd")
         if not isinstance(value, dict) or any(value.get(name) is not None for name in names):
             return value

@@ -27,7 +27,8 @@ class ServerSpec(SpecPart):
     args: tuple[Argument, ...] = ()
     """Arguments at the end, such as [--max-model-len, "8192"]."""
     gpus: Annotated[str | None, BeforeValidator(_check_gpus)] = None
-    """GPUs of the machine that serves it and writes the rows, NAME:COUNT; on clouds, where that is a machine apart."""
+    """GPUs of the machine that serves it and writes the rows, NAME:COUNT; on clouds, where that is a machine apart
+    (on this machine: whatever it has)."""
     install: Argument = "vllm==0.33.0"
     """What is installed for it on a cloud's machine, beside our own packages and apart from them."""
     start_s: Positive = 1800.0

@@ -34,6 +34,7 @@ VLLM_FOLDER: Final = Path("~/alpaca-jobs-vllm/bin")
 _POLL_S: Final = 0.5
 _ASK_LIMIT_S: Final = 5.0
 _STOP_LIMIT_S: Final = 20.0
+_END_HEARD_WITHIN_S: Final = 3.0
 _LAST_BYTES: Final = 1500
 _SAY_EVERY_S: Final = 60.0
 
@@ -73,9 +74,12 @@ def served_teacher(
         _wait(teacher, f"{address}/models", key, guard, log, may_wait)
         yield endpoint
     except TeacherUnreachable as exc:
-        if (code := guard.poll()) is None:
+        if (code := _code_of_one_that_ends(guard)) is None:
             raise
-        raise TeacherUnreachable(f"{_what(teacher)} ended with exit code {code}. {_last_words(log)}") from exc
+        raise TeacherUnreachable(
+            f"{_what(teacher)} ended with exit code {code}. {_last_words(log)} What it answered is stored: resume "
+            "goes on from there. If it ends again, start with other data.teacher.server.args or gpus."
+        ) from exc
     finally:
         if before is None:
             os.environ.pop(KEY_VARIABLE, None)
@@ -147,6 +151,14 @@ def _last_words(log: Path) -> str:
         text = ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"Its last words: {' / '.join(lines[-3:])}." if lines else "It said nothing."
+
+
+def _code_of_one_that_ends(guard: subprocess.Popen[bytes]) -> int | None:
+    """The server's exit code; None if it lives. A lost connection is heard of before the end that it comes from."""
+    try:
+        return guard.wait(_END_HEARD_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _stop(guard: subprocess.Popen[bytes]) -> None:

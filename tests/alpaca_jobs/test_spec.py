@@ -214,6 +214,9 @@ def test_a_teacher_of_ones_own_is_free_of_tokens_keeps_no_key_and_survives_json(
     assert (teacher.model, teacher.api_key_env, teacher.needs_key) == ("open/model-7B", None, False)
     assert (teacher.price_per_million_input_usd, teacher.price_per_million_output_usd) == (0.0, 0.0)
     assert TeacherSpec.model_validate(teacher.model_dump(mode="json")) == teacher
+    assert (teacher.timeout_s, TeacherSpec(model="m").timeout_s) == (600.0, 120.0)
+    here = job(data={"teacher": {"serve": "m", "server": {"gpus": "L4:1"}}})
+    assert JobSpec.model_validate(here), "`generate` writes a cloud job's rows on this machine, with what it has"
     assert TeacherSpec.model_validate({"serve": "gpt-4o-mini"}).price_per_million_input_usd == 0.0, "no list price"
 
 

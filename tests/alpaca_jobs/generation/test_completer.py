@@ -15,14 +15,7 @@ from typing import Any
 
 import pytest
 
-from alpaca_jobs.errors import (
-    TeacherAuth,
-    TeacherError,
-    TeacherGarbage,
-    TeacherRateLimited,
-    TeacherUnreachable,
-    TeacherWithoutSchemas,
-)
+from alpaca_jobs.errors import TeacherAuth, TeacherError, TeacherGarbage, TeacherRateLimited, TeacherUnreachable
 from alpaca_jobs.generation.completer import Completer, TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.pricing import cost_usd, num_billable_tries, worst_try_usd
 from alpaca_jobs.generation.teacher_reply import read_retry_after
@@ -296,23 +289,6 @@ def test_structured_output_is_asked_for_by_its_schema() -> None:
     request = replace(REQUEST, schema={"type": "object"})
     asked = _ask(lambda n, body: _chat(content="{}"), request=request, api="chat", answer_format="json")
     assert asked.asked[0]["response_format"]["json_schema"]["schema"] == {"type": "object"}
-
-
-@pytest.mark.parametrize(
-    ("words", "param"),
-    [
-        ("Unrecognized field: response_format", ""),
-        ("Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model.", ""),
-        ("This model does not support structured outputs.", ""),
-        ("not with this model", "response_format"),
-    ],
-)
-def test_a_server_without_structured_output_is_told_apart_and_not_asked_again(words: str, param: str) -> None:
-    request = replace(REQUEST, schema={"type": "object"})
-    asked = _ask(lambda n, body: _error(400, words, param=param), request=request, api="chat", answer_format="json")
-    assert isinstance(asked.error, TeacherWithoutSchemas)
-    assert "Set data.teacher.answer_format: text" in str(asked.error)
-    assert len(asked.asked) == 1
 
 
 def test_a_request_given_up_as_garbage_says_what_it_cost() -> None:

@@ -12,9 +12,10 @@ from alpaca_jobs.examples import example_names, example_text
 from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.spec_io import change_job, parse_job
 from cluster.errors import PlanError
-from cluster.launch.planner import offers_for, plan_launch, resolve_store
+from cluster.launch.planner import offers_for, plan_launch, resolve_store, side_offers_for
 from cluster.plan import LaunchPlan, Pricing
 from cluster.price.offers import SNAPSHOT, Offer, PriceList, load_offers
+from cluster.price.side_machines import served_gpus
 
 HERE = Path("/work/here")
 
@@ -44,10 +45,16 @@ def offer(region: str, price: float | None, pricing: Pricing = Pricing.SPOT, **m
 
 @pytest.mark.parametrize("name", example_names())
 def test_every_example_has_a_plan(name: str) -> None:
-    found = plan(job(name))
+    spec = job(name)
+    found = plan(spec, side_offers=side_offers_for(spec, offers_for(spec)))
     assert found.candidates
+    assert all(place.gpus == served_gpus(spec) for place in found.generation)
     assert found.run_id == f"{job(name).name}-bcdfg"
     assert found.code_version == "0+0"
+
+
+def test_a_teacher_of_ones_own_is_never_put_where_it_has_no_gpu() -> None:
+    assert "data.teacher.server.gpus is A100-80GB:1, but no such machine has a price" in refusal(job("own-teacher"))
 
 
 def test_plan_is_pure() -> None:
