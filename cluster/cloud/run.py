@@ -96,6 +96,9 @@ class CloudRun:
         self._log = AttemptLog(store, LAYOUT)
         self._refusals: list[Stop] = []
         self._impossible: dict[Placement, str] = {}
+        self._outlooks: tuple[frozenset[int], Outlook | None] | None = (
+            None  # the ended attempts it was read after, and it
+        )
 
     @classmethod
     def open(cls, environ: Mapping[str, str]) -> CloudRun:
@@ -145,10 +148,17 @@ class CloudRun:
         )
 
     def _outlook(self, places: Sequence[Placement]) -> Outlook | None:
-        """What is left to do; read only where it can choose between spot and on demand."""
+        """What is left to do; read only where it can choose between spot and on demand, and once after each attempt.
+
+        Whoever waits for capacity asks every few seconds, and a long run has thousands of events.
+        """
         if self.session.policy.on_demand != "when-needed" or len({one.pricing for one in places}) < 2:
             return None
-        return read_outlook(self.store, self.plan, num_nodes=places[0].num_nodes, until=self.until)
+        ended = frozenset(record.number for record in self._log.records() if record.end is not None)
+        if self._outlooks is None or self._outlooks[0] != ended:
+            found = read_outlook(self.store, self.plan, num_nodes=places[0].num_nodes, until=self.until)
+            self._outlooks = ended, found
+        return self._outlooks[1]
 
     def history(self) -> list[Stop]:
         """The session's ended attempts, oldest first; for a resume, the loss before it comes first, to be avoided.
