@@ -141,6 +141,9 @@ class _Rule:
     words: str = ""  # what the user reads when it ends the run
 
 
+ALL_DONE: Final = "all stages are done"
+"""What a done attempt says of itself where there is nothing more to say."""
+
 _TRY_RESUME: Final = "Once that is fixed, `alpaca-jobs resume` goes on from the newest commit."
 
 TABLE: Final[Mapping[StopReason, _Rule]] = MappingProxyType(
@@ -391,7 +394,8 @@ def _end(rule: _Rule, last: Stop, *, tries: int = 1) -> Decision:
     action = Action.FINISH if rule.action is Action.FINISH else Action.GIVE_UP
     exit_code = last.exit_code if last.exit_code else rule.exit_code
     if last.reason is StopReason.DONE:
-        return Decision(action, rule.words, exit_code=0, reason=last.reason)
+        words = rule.words if last.detail in ("", ALL_DONE) else f"{last.detail} {rule.words}"
+        return Decision(action, words, exit_code=0, reason=last.reason)
     if last.reason is StopReason.REVIEW:
         return Decision(action, f"{last.detail} {rule.words}", exit_code=0, reason=last.reason)
     times = f", for the {_ordinal(tries)} time after {_position(last)}" if tries > 1 else ""

@@ -43,7 +43,7 @@ from cluster.node.ray_runtime_member import RayMember
 from cluster.node.stages import run_stages
 from cluster.phase import PhaseMarker
 from cluster.process_tree import NODE_MARK
-from cluster.recovery import StopReason
+from cluster.recovery import ALL_DONE, StopReason
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ def _run(ctx: AttemptContext, gpus: str | None) -> Failure:
     if ctx.until is not None:
         words = f"the stages up to {ctx.until} are done; those that follow have machines of their own"
         return Failure(StopReason.PART_DONE, words)
-    return Failure(StopReason.DONE, ctx.interruption.done_with or "all stages are done")
+    return Failure(StopReason.DONE, ctx.interruption.done_with or ALL_DONE)
 
 
 def _poll(store: Store, interruption: Interruption, arguments: NodeArguments) -> Callable[[], None]:

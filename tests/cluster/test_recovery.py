@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.plan import Placement, Pricing
-from cluster.recovery import TABLE, Action, Decision, RecoveryPolicy, Stop, StopReason, decide
+from cluster.recovery import ALL_DONE, TABLE, Action, Decision, RecoveryPolicy, Stop, StopReason, decide
 
 A, B, C = (Placement("local", region, None, "process", Pricing.SPOT, 1.0, 1) for region in "abc")
 CANDIDATES = (A, B, C)
@@ -271,3 +271,10 @@ def test_no_relaunch_is_bought_that_budget_and_deadline_cannot_pay(
         assert spent + place.price_per_hour_usd * restart / 3600 <= budget
     if decision.action in (Action.RELAUNCH, Action.WAIT):
         assert now + (restart if decision.placements else decision.wait_s) <= 1000.0
+
+
+def test_a_done_run_says_what_its_node_had_to_say() -> None:
+    early = "Stopped early after step 24: 4 evaluations in a row brought no lower loss than before."
+    decision = decide([stop(StopReason.DONE, detail=early)], POLICY, CANDIDATES, now=0)
+    assert (decision.words, decision.exit_code) == (f"{early} The run is done.", 0)
+    assert decide([stop(StopReason.DONE, detail=ALL_DONE)], POLICY, CANDIDATES, now=0).words == "The run is done."
