@@ -13,6 +13,9 @@ from cluster.errors import PlanError
 # LLaMA tokenizer, 128 a row; 99 % of them are shorter than 363, so that a max_length of 512 cuts next to nothing.
 ALPACA_TOKENS_PER_ROW = 6.66e6 / 52_002
 
+FORWARD_SHARE = 1 / 3
+"""Of a step, a forward pass alone: 2 of 6 FLOPs per parameter and token (PaLM, arXiv:2204.02311, appendix B)."""
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -21,7 +24,7 @@ class Workload:
     Attributes:
         num_parameters: of the model.
         steps: optimizer updates in all.
-        tokens: real tokens (no padding) over all steps.
+        tokens: real tokens (no padding) over all steps; those of held-out rows at what a forward pass alone takes.
         source: where the tokens of a row come from.
         given_s: seconds of training that the job itself states (train.hours), for a command that nobody can count into;
             steps and tokens are 0 then.
@@ -84,6 +87,13 @@ def workload_of(
             )
         tokens_per_row, source = ALPACA_TOKENS_PER_ROW, f"{ALPACA_TOKENS_PER_ROW:.0f} a row, as in Alpaca's own data"
     tokens_per_row = min(tokens_per_row, train.max_length)
-    all_steps = max(1, math.ceil(train.epochs * math.ceil(num_rows / train.global_batch_size)))
+    held_out = 0.0 if train.eval is None else num_rows * (train.eval.fraction or 0.0)
+    num_rows = max(1, round(num_rows - held_out))
+    steps_of_epoch = math.ceil(num_rows / train.global_batch_size)
+    all_steps = max(1, math.ceil(train.epochs * steps_of_epoch))
     steps = all_steps if train.max_steps is None else min(all_steps, train.max_steps)
-    return Workload(num_parameters, steps, num_rows * tokens_per_row * train.epochs * steps / all_steps, source)
+    tokens = num_rows * tokens_per_row * train.epochs * steps / all_steps
+    if train.eval is not None:
+        evaluations = math.ceil(steps / (train.eval.every_steps or steps_of_epoch))
+        tokens += evaluations * held_out * tokens_per_row * FORWARD_SHARE
+    return Workload(num_parameters, steps, tokens, source)
