@@ -27,7 +27,8 @@ CLASSES = [
 @pytest.mark.parametrize("error", CLASSES)
 def test_class_says_retryable_exit_code_and_what_it_means(error: type[Exception]) -> None:
     assert isinstance(vars(error).get("retryable", getattr(error, "retryable", None)), bool)
-    assert getattr(error, "exit_code", None) in (1, 2, 3, 4)
+    is_failure = error is not cluster.errors.AwaitingReview  # a stop that somebody asked for
+    assert getattr(error, "exit_code", None) in ((1, 2, 3, 4) if is_failure else (0,))
     assert error.__doc__
 
 
