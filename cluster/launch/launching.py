@@ -268,7 +268,9 @@ def follow_run(root: Store, run_id: str, home: Home, *, since: str = "", poll_s:
 
 def policy_for(job: JobSpec, timing: Timing, *, launched_at_s: float) -> RecoveryPolicy:
     """Turn a job's limits into the policy of its recoveries; the deadline is in seconds since 1970."""
-    hours, spot = job.limits.deadline_h, job.compute.spot_policy
+    hours = job.limits.deadline_h
+    has_spot = not job.compute.is_local and not job.compute.is_own  # elsewhere the word means nothing
+    spot = job.compute.spot_policy if has_spot else None
     return RecoveryPolicy(
         recover=job.compute.recover,
         on_demand="never" if spot is None else spot.on_demand,

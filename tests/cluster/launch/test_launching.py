@@ -12,14 +12,25 @@ import pytest
 
 from alpaca_jobs.errors import DataError
 from alpaca_jobs.run_layout import LAYOUT
+from alpaca_jobs.spec_io import change_job
 from checkpoints.attempts import AttemptLog
 from checkpoints.errors import PutOnceUnsupported, StoreError
 from checkpoints.store import Store
 from cluster.errors import BackendMissing, LaunchFailed, RunActive, RunNotFound, WrongInput
 from cluster.events import utc_now
-from cluster.launch.launching import cancel_run, follow_run, remove_run, resume_run, start_run
+from cluster.launch.launching import (
+    DEFAULT_TIMING,
+    cancel_run,
+    follow_run,
+    policy_for,
+    remove_run,
+    resume_run,
+    start_run,
+)
 from cluster.plan import LaunchPlan
 from cluster.runs.run_view import RunState, is_lease_moving
+
+WHEN_NEEDED = {"on_demand": "when-needed"}
 
 
 @pytest.fixture
@@ -184,3 +195,13 @@ def test_a_lease_is_looked_at_twice(runs: Any, plan: LaunchPlan) -> None:
     assert is_lease_moving(log, sleep=lambda _: log.renew(1, 2))
     log.put_end(1, {"stop_reason": "lost"})
     assert not is_lease_moving(log, sleep=lambda _: log.renew(1, 3))
+
+
+@pytest.mark.parametrize(("infra", "wanted"), [("aws", "when-needed"), ("local", "never"), ("k8s", "never")])
+def test_on_demand_is_a_question_only_where_machines_are_sold_on_spot(
+    plan: LaunchPlan, infra: str, wanted: str
+) -> None:
+    job = change_job(
+        plan.job, {"store": "s3://b", "compute.infra": [infra], "compute.regions": None, "compute.spot": WHEN_NEEDED}
+    )
+    assert policy_for(job, DEFAULT_TIMING, launched_at_s=0.0).on_demand == wanted
