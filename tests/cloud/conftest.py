@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,13 +75,22 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         pool = ThreadPoolExecutor(_SIDE_BY_SIDE)  # started here, so that its threads are in the box's network
         chosen = [item for item in session.items if item.get_closest_marker("together") is not None]
         session.stash[_RUNNING] = {
-            item.nodeid: pool.submit(item.obj, box=box, cloud=Cloud(box, f"scenario-{number}"))
+            item.nodeid: pool.submit(_play, item.obj, box, Cloud(box, f"scenario-{number}"))
             for number, item in enumerate(chosen)
             if isinstance(item, pytest.Function)
         }
         pool.shutdown(wait=False)
     session.stash[_RUNNING][pyfuncitem.nodeid].result()
     return True
+
+
+def _play(scenario: Callable[..., None], box: CloudBox, cloud: Cloud) -> None:
+    """Play one; what goes wrong is written down at once, not only when its turn to be reported comes."""
+    try:
+        scenario(box=box, cloud=cloud)
+    except BaseException:
+        (cloud.folder / "failure.txt").write_text(traceback.format_exc())
+        raise
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The whole path on a cloud: launched from the command line on spot, lost without a word, finished elsewhere."""
+"""The whole path on a cloud: launched on spot by the command line, its machine terminated, finished elsewhere."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.cloud, pytest.mark.slow, pytest.mark.together, pytest.mark.timeout(2400)]
 
 
-def test_a_spot_run_that_is_lost_is_finished_in_another_region_with_the_same_bits(box: CloudBox, cloud: Cloud) -> None:
+def test_a_drilled_spot_run_is_finished_in_another_region_with_the_bits_of_one_that_nobody_disturbed(
+    box: CloudBox, cloud: Cloud
+) -> None:
     from processes import wait_for
 
-    run_id = cloud.launch()
+    box.client("s3").create_bucket(Bucket="runs")
+    drilled = cloud.shell(
+        "alpaca-jobs", "drill", cloud.job("aws"), "--infra", "aws", "--max-usd", "1", "--yes", "--json", timeout=2000
+    )
+    assert drilled.returncode == 0, drilled.stderr
+    assert "TERMINATED" in drilled.stderr
+    result = json.loads(drilled.stdout)
+    run_id, (kill,) = result["run_id"], result["kills"]
+    assert kill["place"] == "aws/us-east-1"  # the cheapest
+    assert (result["places"], result["outcome"]) == (["aws/us-east-1", "aws/us-east-2"], "done")
 
-    wait_for(lambda: cloud.commits(run_id, "checkpoints/") >= 2, "two checkpoints of the first attempt", timeout_s=900)
-    box.refuse_capacity(run_id, "us-east-2")  # the next best has nothing to give, so it has to be the third
-    assert cloud.lose(run_id).region == "us-east-1"  # the cheapest
-
-    wait_for(lambda: cloud.keys(run_id, "attempts/000002.claim.json"), "a second attempt", timeout_s=900)
-    (second,) = box.machines(run_id, states=("running",))
-    assert second.region == "us-west-2"
-    wait_for(lambda: cloud.keys(run_id, "reports/attempt"), "the report", timeout_s=900)
     view = cloud.status(run_id)
     assert view["state"] == "done"
-    assert [one["place"] for one in view["attempts"]] == ["aws/us-east-1", "aws/us-west-2"]
     assert [one["stop_reason"] for one in view["attempts"]] == ["lost", "done"]
     assert view["attempts"][1]["base"]["stage"] == "train"  # it went on from a checkpoint, not from the start
     wait_for(lambda: not cloud.machines(run_id), "end of the last machine", timeout_s=240)
