@@ -33,6 +33,7 @@ from cluster.runs.session import Timing
 _INDEX: Final = re.compile(r"index/([a-z0-9-]+)\.json")
 _QUIET_S: Final = 10.0  # older news than this is not believed without looking at the lease
 SAMPLE_S: Final = Timing().sample_s
+_MACHINE_S: Final = 1800.0  # a cloud may take this long to find a machine and set it up, without a word
 _DEAD_S: Final = 3600.0  # older news than this is not even looked into
 
 
@@ -164,7 +165,8 @@ def view_run(
     if not state.is_over and is_alive is not True:
         age_s = (time.time() if now is None else now) - seconds_of(updated_at or launched_at)
         is_watched = is_alive is None
-        if is_alive is False or age_s > _QUIET_S:
+        is_expected = not plan.is_local and age_s <= _MACHINE_S and _awaits_machine(records, events)
+        if is_alive is False or (age_s > _QUIET_S and not is_expected):
             lives = age_s <= _DEAD_S and is_lease_moving(log, sample_s=sample_s)
             state = state if lives else RunState.SILENT
     generation, step = _newest(events, "generation"), _newest(events, "step")
@@ -201,6 +203,12 @@ def view_run(
 
 def _recoveries(store: Store, records: Sequence[AttemptRecord]) -> tuple[Recovery, ...]:
     return recoveries_of(records, read_turns(store, until=WORK)) if len(records) > 1 else ()
+
+
+def _awaits_machine(records: Sequence[AttemptRecord], events: Sequence[Event]) -> bool:
+    """Whether the last word is the controller's: its next machine is asked for, or set up, and cannot speak yet."""
+    has_ended = not records or records[-1].end is not None
+    return has_ended and (not events or events[-1].writer == "supervisor")
 
 
 def is_lease_moving(

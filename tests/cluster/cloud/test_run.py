@@ -285,6 +285,23 @@ def test_status_shows_what_each_recovery_of_a_run_took_while_it_goes_on(tmp_path
     assert [one["attempt"] for one in (read_report(cloud.store) or {})["recoveries"]] == [2]
 
 
+def test_a_run_whose_next_machine_is_being_set_up_is_not_called_dead_and_one_that_stays_away_is(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path)
+    run = cloud.run()
+    cloud.attempt(1, PLACES[0], commit=1, reason="lost")
+    run.tell(run.decide(), state="started", number=2, place=PLACES[1].name, placement=PLACES[1].to_json())
+
+    def seen(minutes: float) -> str:
+        return view_run(cloud.root, "demo-x3fkd", now=time.time() + 60 * minutes, sample_s=0).state.value
+
+    assert (seen(0), seen(20), seen(40)) == ("starting", "starting", "silent")
+    cloud.attempt(2, PLACES[1], reason=None)
+    node = EventWriter(cloud.store, 2, "node")
+    node.emit("step", step=1, total_steps=9)
+    node.close()
+    assert seen(20) == "silent"  # it had begun: its own silence is another matter
+
+
 def test_an_environment_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunNotFound, match="ALPACA_JOBS_STORE"):
         CloudRun.open({})
