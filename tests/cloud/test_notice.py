@@ -17,7 +17,7 @@ WINDOW_S = 60.0
 def test_a_machine_with_notice_saves_and_leaves_and_no_step_is_made_twice(box: CloudBox, cloud: Cloud) -> None:
     from processes import wait_for
 
-    run_id = cloud.launch(epochs=120)
+    run_id = cloud.launch(epochs=400)
     wait_for(lambda: cloud.commits(run_id, "checkpoints/") >= 1, "a checkpoint", timeout_s=900)
     (machine,) = cloud.machines(run_id)
     box.announce(machine, window_s=WINDOW_S)
@@ -27,7 +27,13 @@ def test_a_machine_with_notice_saves_and_leaves_and_no_step_is_made_twice(box: C
     wait_for(lambda: cloud.attempt(run_id, 2, "claim"), "a second attempt", timeout_s=900)
     (second,) = cloud.machines(run_id)
     assert second.region == "us-east-2"
-    wait_for(lambda: cloud.keys(run_id, "reports/attempt"), "the report", timeout_s=900)
+    wait_for(lambda: cloud.attempt(run_id, 2, "base"), "the second attempt at work", timeout_s=600)
+    cancelled = cloud.shell("alpaca-jobs", "cancel", run_id)
+    assert cancelled.returncode == 0, cancelled.stderr
+    wait_for(lambda: not cloud.machines(run_id), "end of the machine", timeout_s=120)
+    view = cloud.status(run_id)
+    assert (view["state"], view["exit_code"]) == ("stopped", 130)
+    assert view["attempts"][1]["stop_reason"] == "cancelled"  # by the node itself: it had its window
     report = cloud.read(run_id, "reports/attempt-000002.json")
-    assert (report["outcome"], report["stop_reasons"]) == ("done", ["preempted", "done"])
+    assert report["stop_reasons"] == ["preempted", "cancelled"]
     assert report["lost_steps"] == [0]

@@ -1,4 +1,4 @@
-"""A run in two parts, each on machines of its own, and one on two machines at once: lost, and finished elsewhere."""
+"""A run in two parts, each on machines of its own, and one on two machines at once, which is lost with one of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.cloud, pytest.mark.slow, pytest.mark.together, pytest.mark.timeout(2400)]
 
 
-def test_rows_are_written_on_machines_of_their_own_and_the_run_goes_on_elsewhere(box: CloudBox, cloud: Cloud) -> None:
+def test_rows_are_written_on_machines_of_their_own_and_trained_on_elsewhere(box: CloudBox, cloud: Cloud) -> None:
     from processes import wait_for
 
     run_id = cloud.launch(compute=", rows_apart: true")
@@ -22,12 +22,10 @@ def test_rows_are_written_on_machines_of_their_own_and_the_run_goes_on_elsewhere
     wait_for(lambda: cloud.commits(run_id, "checkpoints/") >= 1, "a checkpoint of the second part", timeout_s=900)
     kinds = [one.said["InstanceType"] for one in cloud.machines(run_id)]
     assert kinds == ["m6i.large"]  # the machine that wrote the rows is gone, and no other waits for it
-    cloud.lose(run_id)
     wait_for(lambda: cloud.keys(run_id, "reports/attempt"), "the report", timeout_s=900)
     view = cloud.status(run_id)
-    assert [one["stop_reason"] for one in view["attempts"]] == ["part_done", "lost", "done"]
+    assert [one["stop_reason"] for one in view["attempts"]] == ["part_done", "done"]
     assert cloud.attempt(run_id, 1, "claim")["placement"]["instance_type"] == "m6i.xlarge"
-    assert [one["place"] for one in view["attempts"]] == ["aws/us-east-1", "aws/us-east-1", "aws/us-east-2"]
     wait_for(lambda: not cloud.machines(run_id), "end of the last machine", timeout_s=240)
 
 
@@ -36,7 +34,7 @@ def test_two_machines_that_work_together_are_lost_with_one_of_them_and_finish_el
 ) -> None:
     from processes import wait_for
 
-    run_id = cloud.launch(epochs=90, compute=", num_nodes: 2")
+    run_id = cloud.launch(epochs=60, compute=", num_nodes: 2")
     wait_for(lambda: cloud.commits(run_id, "checkpoints/") >= 1, "a checkpoint", timeout_s=1200)
     both = cloud.machines(run_id)
     addresses = cloud.attempt(run_id, 1, "claim")["addresses"]
