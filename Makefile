@@ -12,9 +12,9 @@ venv: ## make .venv from requirements.lock and install this checkout into it
 demo: venv ## the whole job on this machine, its node killed twice, compared with an undisturbed run
 	$(BIN)/alpaca-jobs drill alpaca_jobs/examples/demo.yaml --kills 2
 
-test: venv ## the whole test suite
+test: venv ## the whole test suite: the quick tests two at a time, then the others (ARGS picks some)
 	@bash .ci/s3_servers.sh
-	$(BIN)/python -m pytest $(ARGS)
+	@bash .ci/tests.sh $(ARGS)
 
 check: venv lint types ## what to run before a commit: lint, types, the quick tests (under 3 minutes)
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not cloud" $(ARGS)

@@ -105,14 +105,15 @@ def submit_session(store: Store, session: Session, home: Home, jobs: Jobs, envir
     )
     tokens = {RAY_TOKEN: token_hex(24)}  # one for each launch; machines that work alone mint their own
     secrets = {name: tokens.get(name) or environ[name] for name in secret_names(plan)}
+    # Said before it is done: the controller may have said the run's end before `submit` returns. It also tells a follower
+    # that an end which was said by an earlier session is not the end any more.
+    handing_over = Decision(Action.RELAUNCH, "Handed over to SkyPilot", placements=parts[0].candidates)
+    newest_session(store, plan.run_id).tell(handing_over)
     try:
         job_id = jobs.submit(render_tasks(plan, settings, parts), name=plan.run_id, secrets=secrets)
     except BaseException:  # Ctrl-C may come after SkyPilot has taken it, and nobody would know of the machine
         jobs.cancel(plan.run_id)
         raise
-    # Also what tells a follower that an end which was said before, by an earlier session, is not the end any more.
-    words = f"Handed over to SkyPilot, as managed job {job_id}"
-    newest_session(store, plan.run_id).tell(Decision(Action.RELAUNCH, words, placements=parts[0].candidates))
     return Submitted(job_id, has_plugin)
 
 

@@ -15,6 +15,7 @@ ip link set lo up
 ip address add "$ip/8" dev eth0
 ip link set eth0 up
 ip route add 169.254.169.254 dev eth0 # the metadata service, as on AWS
+ip route add 8.8.8.8 dev eth0 # nothing is there; Ray takes the address by which it would be reached for its own
 
 mount --make-rprivate /
 disk=/mnt
