@@ -105,8 +105,8 @@ def submit_session(store: Store, session: Session, home: Home, jobs: Jobs, envir
     )
     tokens = {RAY_TOKEN: token_hex(24)}  # one for each launch; machines that work alone mint their own
     secrets = {name: tokens.get(name) or environ[name] for name in secret_names(plan)}
-    # Said before it is done: the controller may have said the run's end before `submit` returns. It also tells a follower
-    # that an end which was said by an earlier session is not the end any more.
+    # Said before it is done: the controller may have said the run's end before `submit` returns. It also tells a
+    # follower that an end which was said by an earlier session is not the end any more.
     handing_over = Decision(Action.RELAUNCH, "Handed over to SkyPilot", placements=parts[0].candidates)
     newest_session(store, plan.run_id).tell(handing_over)
     try:
