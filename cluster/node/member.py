@@ -139,10 +139,25 @@ class GroupWatch:
         if self._ports:
             self._thread.start()
 
-    def look_closely(self, *, for_s: float = 3.0) -> None:
-        """After something failed: was it a machine? Processes of a dying machine go one after the other."""
-        if self._ports:
-            self._lost.wait(for_s)
+    def look_closely(self, *, for_s: float = 3.0, silent_s: float = 10.0) -> None:
+        """After something failed: was it a machine? Processes of a dying machine go one after the other.
+
+        A machine that was taken away whole refuses nothing, it is only silent: after a failure that is enough.
+
+        Args:
+            for_s: how long to wait for the usual sign, a port that refuses.
+            silent_s: how long a machine has to be silent after that.
+        """
+        if not self._ports or self._lost.wait(for_s):
+            return
+        silent = {rank: place for rank, place in enumerate(self._ports, start=1) if answers(*place) is None}
+        give_up_at = time.monotonic() + silent_s
+        while silent and time.monotonic() < give_up_at and not self._lost.wait(_LOOK_EVERY_S):
+            silent = {rank: place for rank, place in silent.items() if answers(*place) is None}
+        if silent and not self._lost.is_set():
+            rank, (address, _) = min(silent.items())
+            self._on_lost(NodeLost(f"machine {rank} of the attempt ({address}) is gone: it has stopped answering."))
+            self._lost.set()
 
     def close(self) -> None:
         """Stop looking."""
