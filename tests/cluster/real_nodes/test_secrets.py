@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from alpaca_jobs.generation import offline_teacher
+from alpaca_jobs.generation.offline_spec import OFFLINE_MODEL
 from alpaca_jobs.generation.offline_teacher import OfflineTeacher
 from cluster.node.ray_runtime import ray_folder
 from cluster.process_tree import find_marked
@@ -56,7 +57,7 @@ def test_a_key_reaches_the_teacher_and_no_file_log_store_or_command_line(
     monkeypatch.setenv("TEACHER_KEY", KEY)
     url = f"http://127.0.0.1:{teacher.server_address[1]}/v1"
     asked = {
-        "model": "walrus", "base_url": url, "api_key_env": "TEACHER_KEY",
+        "model": OFFLINE_MODEL, "base_url": url, "api_key_env": "TEACHER_KEY",
         "price_per_million_input_usd": 0.1, "price_per_million_output_usd": 0.1,
     }  # fmt: skip
     bench.create(
