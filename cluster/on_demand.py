@@ -3,9 +3,10 @@
     time left <  a machine found + start + work left + finish  +  one more loss       -> on demand (deadline)
     cost left on spot, its remaining losses included  >  cost left on demand          -> on demand (cost)
 
-One more loss is counted at its worst: just before a save. So a run that goes on with spot can be lost once more, at any
-moment, and still be finished on demand in time. Neither holds where the rest on demand would cross the budget, and the
-first one does not where on demand would be too late as well. cluster/recovery.py asks this before every launch.
+One more loss is counted at its worst: just before a save, or at the very end. So a run that goes on with spot can be
+lost once more, at any moment, and still be finished on demand in time. Neither holds where the rest on demand would
+cross the budget, and the first one does not where on demand would be too late as well. cluster/recovery.py asks this
+before every launch.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Outlook:
 
     @property
     def with_a_loss_s(self) -> float:
-        """The same with one more loss just before a save."""
-        again_s = min(self.course.save_interval_s, self.course.work_s + self.course.finish_s)
+        """The same with one more loss at its worst: just before a save, or when all but the last of it is done."""
+        again_s = max(min(self.course.save_interval_s, self.course.work_s), self.course.finish_s)
         return self.undisturbed_s + self.course.away_s + self.course.restart_s + again_s
 
 

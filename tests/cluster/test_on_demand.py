@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cluster.course import Course, expected
@@ -98,6 +98,7 @@ def test_an_unknown_price_is_never_dearer_and_never_within_a_budget() -> None:
     work=st.floats(0, 1e5), every=st.floats(1, 1e4), start=st.floats(0, 3e3), away=st.floats(0, 3e3),
     finish=st.floats(0, 3e3), slack=st.floats(0, 1e5), lost_after=st.floats(0, 1),
 )  # fmt: skip
+@example(work=0.0, every=1.0, start=0.0, away=0.0, finish=2.0, slack=1.0, lost_after=1.0)
 def test_a_run_that_stays_on_spot_can_be_lost_at_any_moment_and_still_be_finished_on_demand(
     work: float, every: float, start: float, away: float, finish: float, slack: float, lost_after: float
 ) -> None:

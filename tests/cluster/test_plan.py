@@ -12,7 +12,7 @@ import pytest
 from alpaca_jobs.examples import example_names, example_text
 from alpaca_jobs.spec_io import parse_job
 from cluster.errors import PlanError
-from cluster.launch.planner import offers_for, plan_launch
+from cluster.launch.planner import offers_for, plan_launch, side_offers_for
 from cluster.plan import LaunchPlan, Placement, Pricing
 
 PLACE = Placement("aws", "us-east-1", "use1-az6", "p4de.24xlarge", Pricing.SPOT, 8.65, 2, "A100-80GB:8")
@@ -20,7 +20,10 @@ PLACE = Placement("aws", "us-east-1", "use1-az6", "p4de.24xlarge", Pricing.SPOT,
 
 def plan_of(name: str) -> LaunchPlan:
     job = parse_job(example_text(name))
-    return plan_launch(job, run_id=f"{job.name}-bcdfg", offers=offers_for(job), folder=Path("/work/here"))
+    offers = offers_for(job)
+    return plan_launch(
+        job, run_id=f"{job.name}-bcdfg", offers=offers, side_offers=side_offers_for(job, offers), folder=Path("/work/here")
+    )
 
 
 @pytest.mark.parametrize("name", example_names())
