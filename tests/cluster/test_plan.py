@@ -22,7 +22,11 @@ def plan_of(name: str) -> LaunchPlan:
     job = parse_job(example_text(name))
     offers = offers_for(job)
     return plan_launch(
-        job, run_id=f"{job.name}-bcdfg", offers=offers, side_offers=side_offers_for(job, offers), folder=Path("/work/here")
+        job,
+        run_id=f"{job.name}-bcdfg",
+        offers=offers,
+        side_offers=side_offers_for(job, offers),
+        folder=Path("/work/here"),
     )
 
 
