@@ -171,7 +171,7 @@ def run_cli(repo_root: Path) -> Any:
 
     command = Path(sys.executable).with_name("alpaca-jobs")
 
-    def run(*args: str, timeout: float = 60, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    def run(*args: str, timeout: float = 240, **kwargs: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(command), *args], capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, **kwargs
         )

@@ -66,7 +66,7 @@ class QuickCli:
             start_new_session=True,
         )
 
-    def __call__(self, *args: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *args: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         process = self.start(*args)
         out, err = process.communicate(timeout=timeout_s)
@@ -88,7 +88,7 @@ class QuickCli:
 
         self.wait_for(reached)
 
-    def wait_for(self, look: Any, timeout_s: float = 30.0) -> Any:
+    def wait_for(self, look: Any, timeout_s: float = 120.0) -> Any:
         give_up_at = time.monotonic() + timeout_s
         while time.monotonic() < give_up_at:
             if found := look():
@@ -99,7 +99,7 @@ class QuickCli:
     def interrupt(self, process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
         """Press Ctrl-C: SIGINT to the whole foreground group, as a terminal does."""
         os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def clean(self) -> None:

@@ -80,7 +80,7 @@ class NodeBench:
         self.handles.append(handle)
         return handle
 
-    def wait_for(self, look: Callable[[], Any], what: str, *, timeout_s: float = 90.0) -> Any:
+    def wait_for(self, look: Callable[[], Any], what: str, *, timeout_s: float = 240.0) -> Any:
         give_up_at = time.monotonic() + timeout_s
         while time.monotonic() < give_up_at:
             if found := look():
@@ -89,7 +89,7 @@ class NodeBench:
         said = self.backend.logs(self.handles[-1]).decode(errors="replace")[-3000:] if self.handles else ""
         return pytest.fail(f"no {what} within {timeout_s:.0f} s; the node said:\n{said}")
 
-    def wait_reached(self, handle: Handle, stage: str, position: int, *, timeout_s: float = 90.0) -> int:
+    def wait_reached(self, handle: Handle, stage: str, position: int, *, timeout_s: float = 240.0) -> int:
         """Wait until the node has made this much of a stage; returns how far it is."""
 
         def look() -> int | None:
@@ -100,7 +100,7 @@ class NodeBench:
 
         return int(self.wait_for(look, f"{stage} {position}", timeout_s=timeout_s))
 
-    def wait_exit(self, handle: Handle, *, timeout_s: float = 120.0) -> StopReason:
+    def wait_exit(self, handle: Handle, *, timeout_s: float = 240.0) -> StopReason:
         """Wait for the node's end; returns what its exit code says. What the node said is shown if the test fails."""
         self.wait_for(lambda: not self.backend.status(handle).is_running, "exit of the node", timeout_s=timeout_s)
         sys.stderr.write(self.backend.logs(handle).decode(errors="replace")[-3000:])

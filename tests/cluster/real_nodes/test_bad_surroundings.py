@@ -14,7 +14,7 @@ import pytest
 
 from cluster.recovery import StopReason
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 
 @contextmanager
