@@ -16,7 +16,7 @@ test: venv ## the whole test suite: the quick tests two at a time, then the othe
 	@bash .ci/s3_servers.sh
 	@bash .ci/tests.sh $(ARGS)
 
-check: venv lint types ## what to run before a commit: lint, types, the quick tests (under 3 minutes)
+check: venv lint types ## what to run before a commit: lint, types, the quick tests (7 minutes)
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not cloud" $(ARGS)
 
 lint: venv ## ruff: rules and format
