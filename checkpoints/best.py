@@ -8,7 +8,7 @@ The number is part of the manifest from the first, so nothing is ever written tw
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from checkpoints.errors import Damaged, NotCommitted
@@ -51,10 +51,17 @@ def best_commit(store: Store, layout: Layout, commits: Iterable[CommitRef], metr
     Raises:
         StoreUnreachable, StorePermission: the store cannot be asked, which says nothing about the commits.
     """
+    return best_readable(commits, lambda ref: CommitReader.open(store, layout, ref).manifest, metric)
+
+
+def best_readable(
+    commits: Iterable[CommitRef], read: Callable[[CommitRef], Manifest], metric: Metric
+) -> CommitRef | None:
+    """The same with manifests that `read` brings, from a cache perhaps."""
     manifests = []
     for ref in commits:
         try:
-            manifests.append(CommitReader.open(store, layout, ref).manifest)
+            manifests.append(read(ref))
         except (Damaged, NotCommitted):
             continue
     return best_of(manifests, metric)

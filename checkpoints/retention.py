@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from checkpoints.attempts import AttemptLog
-from checkpoints.best import Metric, best_of
-from checkpoints.errors import Damaged, NotCommitted, RunActive
+from checkpoints.best import Metric, best_readable
+from checkpoints.errors import RunActive
 from checkpoints.fence import Fence
 from checkpoints.keys import MANIFEST, CommitRef, Layout
 from checkpoints.lineage import AttemptRecord, counting_commits
@@ -148,15 +148,9 @@ class Retention:
     def _best(self, contents: _Contents, records: Sequence[AttemptRecord]) -> CommitRef | None:
         if self._best_by is None:
             return None
-        manifests = []
-        for ref in counting_commits(records, contents.committed, self._layout):
-            if ref.stage != self._stage:
-                continue
-            try:
-                manifests.append(self._manifest(ref))
-            except (Damaged, NotCommitted):  # nobody's best; whether it may go is for the others to decide
-                continue
-        return best_of(manifests, self._best_by)
+        counting = counting_commits(records, contents.committed, self._layout)
+        own = [ref for ref in counting if ref.stage == self._stage]
+        return best_readable(own, self._manifest, self._best_by)  # one that is damaged is for the other rules to judge
 
     def _manifest(self, ref: CommitRef) -> Manifest:
         if ref not in self._manifests:

@@ -183,8 +183,7 @@ def read_rate_limits(headers: Mapping[str, str]) -> RateLimits:
     """
     found = []
     for kind in ("requests", "tokens"):
-        limit = _number(headers.get(f"x-ratelimit-limit-{kind}"))
-        remaining = _number(headers.get(f"x-ratelimit-remaining-{kind}"))
+        limit, remaining = _limit_and_rest(headers, kind)
         reset_s = _duration(headers.get(f"x-ratelimit-reset-{kind}"))
         if limit and remaining is not None and reset_s is not None and reset_s > 0 and limit > remaining:
             is_daily = reset_s * limit / (limit - remaining) > _DAY_S / 2
@@ -199,13 +198,15 @@ def read_has_room(headers: Mapping[str, str]) -> bool:
     A server that is overloaded answers 429 too, however slowly it is asked.
     Source: OpenAI, "Error codes" (429: "The engine is currently overloaded").
     """
-    stated = [
-        (limit, remaining)
-        for kind in ("requests", "tokens")
-        if (limit := _number(headers.get(f"x-ratelimit-limit-{kind}")))
-        and (remaining := _number(headers.get(f"x-ratelimit-remaining-{kind}"))) is not None
-    ]
-    return bool(stated) and all(remaining >= limit / 2 for limit, remaining in stated)
+    both = [_limit_and_rest(headers, kind) for kind in ("requests", "tokens")]
+    rooms = [remaining >= limit / 2 for limit, remaining in both if limit and remaining is not None]
+    return bool(rooms) and all(rooms)
+
+
+def _limit_and_rest(headers: Mapping[str, str], kind: str) -> tuple[float | None, float | None]:
+    """What is allowed in a window, and what is left of it; None where the server does not say."""
+    names = (f"x-ratelimit-limit-{kind}", f"x-ratelimit-remaining-{kind}")
+    return _number(headers.get(names[0])), _number(headers.get(names[1]))
 
 
 def _duration(value: str | None) -> float | None:

@@ -96,9 +96,8 @@ class CloudRun:
         self._log = AttemptLog(store, LAYOUT)
         self._refusals: list[Stop] = []
         self._impossible: dict[Placement, str] = {}
-        self._outlooks: tuple[frozenset[int], Outlook | None] | None = (
-            None  # the ended attempts it was read after, and it
-        )
+        # The ended attempts after which it was read, and what was read.
+        self._outlooks: tuple[frozenset[int], Outlook | None] | None = None
 
     @classmethod
     def open(cls, environ: Mapping[str, str]) -> CloudRun:

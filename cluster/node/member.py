@@ -156,8 +156,7 @@ class GroupWatch:
             silent = {rank: place for rank, place in silent.items() if answers(*place) is None}
         if silent and not self._lost.is_set():
             rank, (address, _) = min(silent.items())
-            self._on_lost(NodeLost(f"machine {rank} of the attempt ({address}) is gone: it has stopped answering."))
-            self._lost.set()
+            self._lose(rank, address, "it has stopped answering")
 
     def close(self) -> None:
         """Stop looking."""
@@ -170,7 +169,9 @@ class GroupWatch:
             for rank, (address, port) in enumerate(self._ports, start=1):
                 # No answer at all may be a slow network; Ray itself gives such a machine up after half a minute.
                 if answers(address, port) is False:
-                    words = f"machine {rank} of the attempt ({address}) is gone: nothing answers at its port {port}."
-                    self._on_lost(NodeLost(words))
-                    self._lost.set()
+                    self._lose(rank, address, f"nothing answers at its port {port}")
                     return
+
+    def _lose(self, rank: int, address: str, why: str) -> None:
+        self._on_lost(NodeLost(f"machine {rank} of the attempt ({address}) is gone: {why}."))
+        self._lost.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,26 @@ def tiny_opt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def train_on_two_ranks(tmp_path_factory: pytest.TempPathFactory, run_ranks: Any) -> Any:
+    """Run many trainings in one start of two processes (rank_worker.py); returns what each said, an answer per rank."""
+
+    def train(runs: list[dict[str, Any]], **environ: str) -> dict[str, list[dict[str, Any]]]:
+        scratch = tmp_path_factory.mktemp("two-ranks")
+        plan = {
+            "world_size": 2, "meeting_point": str(scratch / "meet"), "runs": runs, "answers": str(scratch / "answers"),
+        }  # fmt: skip
+        (scratch / "plan.json").write_text(json.dumps(plan))
+        run_ranks(
+            [[sys.executable, str(WORKER), str(scratch / "plan.json"), str(rank)] for rank in range(2)],
+            timeout=480, GLOO_SOCKET_IFNAME="lo", **environ,
+        )  # fmt: skip
+        told = [json.loads((scratch / f"answers-{rank}.json").read_text()) for rank in range(2)]
+        return {name: [answer[name] for answer in told] for name in told[0]}
+
+    return train
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ differences seen (2026-11-21, torch 2.13, gloo): float32 5e-7 of a loss over 5 s
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from checkpoints.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
-WORKER = Path(__file__).with_name("rank_worker.py")
 LAYOUT = Layout((Stage("train", "checkpoints", "step-", 8),))
 TINY = {
     "model": "tiny-llama", "global_batch_size": 7, "micro_batch_size": 2, "learning_rate": 2e-3, "max_length": 128,
@@ -81,20 +79,10 @@ def _runs(stores: Path, tiny_opt: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def answers(stores: Path, tiny_opt: Path, tmp_path_factory: pytest.TempPathFactory, run_ranks: Any) -> Answers:
+def answers(stores: Path, tiny_opt: Path, train_on_two_ranks: Any) -> Answers:
     """What every training of this file said, by name; one answer per rank."""
-    scratch = tmp_path_factory.mktemp("two-ranks")
-    plan = {
-        "world_size": 2, "meeting_point": str(scratch / "meet"), "runs": _runs(stores, tiny_opt),
-        "answers": str(scratch / "answers"),
-    }  # fmt: skip
-    (scratch / "plan.json").write_text(json.dumps(plan))
-    run_ranks(
-        [[sys.executable, str(WORKER), str(scratch / "plan.json"), str(rank)] for rank in range(2)],
-        timeout=480, GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1",
-    )  # fmt: skip
-    told = [json.loads((scratch / f"answers-{rank}.json").read_text()) for rank in range(2)]
-    return {name: [answer[name] for answer in told] for name in told[0]}
+    told: Answers = train_on_two_ranks(_runs(stores, tiny_opt), OMP_NUM_THREADS="1")
+    return told
 
 
 def _losses(answers: Answers, name: str) -> list[float]:

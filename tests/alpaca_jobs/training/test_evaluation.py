@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +118,6 @@ def test_without_gradients_the_chunked_loss_makes_none() -> None:
     assert torch.equal(loss, chunked_cross_entropy(hidden, weight, labels).detach())
 
 
-WORKER = Path(__file__).with_name("rank_worker.py")
 LAYOUT = Layout((Stage("train", "checkpoints", "step-", 8),))
 TINY = {
     "model": "tiny-llama", "global_batch_size": 7, "micro_batch_size": 2, "learning_rate": 2e-3, "max_length": 128,
@@ -139,9 +135,9 @@ ENGINES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def answers(tmp_path_factory: pytest.TempPathFactory, train_on_two_ranks: Any) -> tuple[Path, dict[str, Any]]:
     """What rank 0 of every training here said, by name, and where the stores are; one start of two ranks for all."""
-    scratch = tmp_path_factory.mktemp("two-ranks")
+    scratch = tmp_path_factory.mktemp("stores")
     runs = [
         {
             "name": f"{name}{part}", "store": f"file://{scratch / name}{part}", "attempt": 1, "interval": 3,
@@ -150,19 +146,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         for name, keys in ENGINES.items()
         for part, more in (("", {}), (", evaluated", {"eval": {"file": "held-out.jsonl", "every_steps": 1}}))
     ]  # fmt: skip
-    plan = {"world_size": 2, "meeting_point": str(scratch / "meet"), "runs": runs, "answers": str(scratch / "answers")}
-    (scratch / "plan.json").write_text(json.dumps(plan))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(scratch / "plan.json"), str(rank)],
-            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=480)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(text[-5000:] for text in said)
-    return scratch, json.loads((scratch / "answers-0.json").read_text())
+    told = train_on_two_ranks(runs, OMP_NUM_THREADS="1")
+    return scratch, {name: first for name, (first, _) in told.items()}
 
 
 @pytest.mark.slow

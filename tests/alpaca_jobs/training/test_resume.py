@@ -5,8 +5,6 @@ One start of two processes carries all trainings of this file (rank_worker.py); 
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from checkpoints.store import Store
 
 pytestmark = pytest.mark.timeout(400)  # the first test waits for all trainings: 15 s alone, 100 s on a busy machine
 
-WORKER = Path(__file__).with_name("rank_worker.py")
 LAYOUT = Layout((Stage("train", "checkpoints", "step-", 8),))
 NUM_STEPS = 12  # 40 rows in batches of 7: six steps an epoch, the last one of five rows
 TINY = {
@@ -84,18 +81,10 @@ def _runs(stores: Path, tiny_opt: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def answers(stores: Path, tiny_opt: Path, tmp_path_factory: pytest.TempPathFactory, run_ranks: Any) -> Answers:
+def answers(stores: Path, tiny_opt: Path, train_on_two_ranks: Any) -> Answers:
     """What every training of this file said, by name; one answer per rank."""
-    scratch = tmp_path_factory.mktemp("two-ranks")
-    runs = _runs(stores, tiny_opt)
-    plan = {"world_size": 2, "meeting_point": str(scratch / "meet"), "runs": runs, "answers": str(scratch / "answers")}
-    (scratch / "plan.json").write_text(json.dumps(plan))
-    run_ranks(
-        [[sys.executable, str(WORKER), str(scratch / "plan.json"), str(rank)] for rank in range(2)],
-        timeout=380, GLOO_SOCKET_IFNAME="lo",
-    )  # fmt: skip
-    told = [json.loads((scratch / f"answers-{rank}.json").read_text()) for rank in range(2)]
-    return {name: [answer[name] for answer in told] for name in told[0]}
+    told: Answers = train_on_two_ranks(_runs(stores, tiny_opt))
+    return told
 
 
 def _state_digests(stores: Path, store: str, step: int, attempt: int) -> list[str]:
