@@ -153,6 +153,15 @@ class Cloud:
         """The run's machines that cost money."""
         return self.box.machines(run_id)
 
+    def bought(self, run_id: str) -> list[Machine]:
+        """Every machine that the run ever had, gone ones too, in the order of their purchase.
+
+        The first is where the plan begins. An attempt may begin elsewhere: on a busy computer a machine may be too slow
+        for SkyPilot, which then gives it back and asks the next region, and that is right.
+        """
+        every = self.box.machines(run_id, states=("pending", "running", "stopping", "shutting-down", "terminated"))
+        return sorted(every, key=lambda machine: machine.said["LaunchTime"])
+
     def lose(self, run_id: str) -> Machine:
         """Take the run's only machine away without a word; returns which one that was."""
         (machine,) = self.box.machines(run_id, states=("running",))

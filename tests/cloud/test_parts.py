@@ -43,7 +43,7 @@ def test_two_machines_that_work_together_are_lost_with_one_of_them_and_finish_el
     (member,) = [one for one in both if one.address == addresses[1]]
     box.preempt(member)
     wait_for(lambda: cloud.attempt(run_id, 2, "claim"), "a second attempt", timeout_s=1200)
-    assert {one.region for one in cloud.machines(run_id)} == {"us-east-2"}
+    assert member.region not in {one.region for one in cloud.machines(run_id)}
     wait_for(lambda: cloud.keys(run_id, "reports/attempt"), "the report", timeout_s=1200)
     view = cloud.status(run_id)
     assert [one["stop_reason"] for one in view["attempts"]][1:] == ["done"]

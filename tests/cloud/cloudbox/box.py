@@ -63,6 +63,7 @@ class CloudBox:
         self._refused: dict[str, list[str]] = {}
         self._notices: dict[str, str] = {}
         self._lock = threading.Lock()  # scenarios run side by side
+        self._clients: dict[tuple[str, str], Any] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
         self._server: subprocess.Popen[bytes] | None = None
         self.environ = user_environment(self.home) | {
@@ -82,11 +83,14 @@ class CloudBox:
         self.stop()
 
     def client(self, service: str, region: str = "us-east-1") -> Any:
-        """A boto3 client of the pretend AWS."""
-        return boto3.client(
-            service, region_name=region, endpoint_url=self.endpoint,
-            aws_access_key_id="box", aws_secret_access_key="box",
-        )  # fmt: skip
+        """A boto3 client of the pretend AWS; making one takes longer than most requests, so each is made once."""
+        with self._lock:
+            if (service, region) not in self._clients:
+                self._clients[service, region] = boto3.client(
+                    service, region_name=region, endpoint_url=self.endpoint,
+                    aws_access_key_id="box", aws_secret_access_key="box",
+                )  # fmt: skip
+            return self._clients[service, region]
 
     def machines(self, cluster: str = "", *, states: Sequence[str] = COSTLY) -> list[Machine]:
         """Machines in some states, of the clusters whose name begins so (a run's begin with its id)."""
@@ -139,7 +143,7 @@ class CloudBox:
         command = [sys.executable, "-m", "sky.server.server", "--host=127.0.0.1", f"--port={self._sky_port}"]
         self._server = self._spawn(command, log, environ)
         url = f"http://127.0.0.1:{self._sky_port}/api/health"
-        wait_for(lambda: self._answers(self._server, url, log), "SkyPilot's API server", timeout_s=300)
+        wait_for(lambda: self._answers(self._server, url, log), "SkyPilot's API server", timeout_s=300, every_s=0.5)
 
     def kill_server(self) -> None:
         """Kill the API server, its executors and its job controllers, as if the computer they run on had died."""
@@ -164,7 +168,7 @@ class CloudBox:
         program = [sys.executable, str(_HERE / "pretend_aws.py"), "--host", GATEWAY, "--port", str(self._aws_port)]
         program += ["--refuse", str(self.folder / "refuse.json"), "--changed", str(changed)]
         moto = self._spawn(program, log, self.environ)
-        wait_for(lambda: self._answers(moto, f"{self.endpoint}/moto-api/", log), "moto", timeout_s=240)
+        wait_for(lambda: self._answers(moto, f"{self.endpoint}/moto-api/", log), "moto", timeout_s=240, every_s=0.5)
         fill_account(self.client)
         write_settings(self.home, self.endpoint)
         (self.folder / "site").mkdir()

@@ -19,7 +19,7 @@ def replace_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def wait_for(look: Callable[[], Any], what: str, *, timeout_s: float, every_s: float = 1.0) -> Any:
+def wait_for(look: Callable[[], Any], what: str, *, timeout_s: float, every_s: float = 2.0) -> Any:
     """Look until there is something to see; returns it.
 
     Raises:
