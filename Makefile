@@ -16,8 +16,8 @@ test: venv ## the whole test suite: the quick tests two at a time, then the othe
 	@bash .ci/s3_servers.sh
 	@bash .ci/tests.sh $(ARGS)
 
-check: venv lint types ## what to run before a commit: lint, types, the quick tests (7 minutes)
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not cloud" $(ARGS)
+check: venv lint types ## what to run before a commit: lint, types, the tests that need one process (under 3 minutes)
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not process and not cloud" $(ARGS)
 
 lint: venv ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The whole test suite. Quick tests run in two processes; those that fill both CPUs by themselves, or start a cloud, one
-# after the other. Arguments go to both (a path, -k ...); either may then find nothing to do, not both.
+# The whole test suite, every test once. What is neither slow nor a cloud runs two at a time, tests that start processes
+# (the marker `process`, which only `make check` leaves out) among them; what fills both CPUs by itself, or starts a
+# cloud, one after the other. Arguments go to both (a path, -k ...); either may then find nothing to do, not both.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 LEAKING_TEST = """
 import subprocess, sys
 def test_leaves_a_process_behind():

@@ -106,7 +106,14 @@ def make_store(quick_folder: Path, request: pytest.FixtureRequest) -> Callable[[
     return make
 
 
-@pytest.fixture(params=["file", "memory", "s3", pytest.param("radosgw", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=[
+        "file",
+        "memory",
+        pytest.param("s3", marks=pytest.mark.process),
+        pytest.param("radosgw", marks=pytest.mark.slow),
+    ]
+)
 def store(request: pytest.FixtureRequest, make_store: Callable[[str], Store]) -> Store:
     """An empty store of each kind: one contract, many stores."""
     return make_store(request.param)

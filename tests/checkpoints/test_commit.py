@@ -327,7 +327,7 @@ _WAYS = ["before", "after", "torn", "refused once", "answer lost"]
     ("kind", "how"),
     [("memory", how) for how in _WAYS]
     + [("file", how) for how in _WAYS]
-    + [pytest.param("s3", how, marks=[] if how == "after" else pytest.mark.slow) for how in _WAYS],
+    + [pytest.param("s3", how, marks=pytest.mark.process if how == "after" else pytest.mark.slow) for how in _WAYS],
 )
 def test_every_change_broken_loses_nothing_and_shows_no_half(
     make_store: Callable[[str], Store], faults: SimpleNamespace, kind: str, how: str

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 
 def _torture(uri: str, kills: int, seed: int, **options: Any) -> dict[str, Any]:
     program = Path(__file__).parent / "programs" / "torture.py"

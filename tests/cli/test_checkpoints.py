@@ -12,6 +12,8 @@ from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.keys import CommitRef
 from checkpoints.store import Store
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def run_id(quick: Any) -> str:

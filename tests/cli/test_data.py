@@ -14,6 +14,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from alpaca_jobs.data.files import load_table, write_table
 
+pytestmark = pytest.mark.process
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 WORDS = [
     "write",

@@ -16,6 +16,8 @@ from alpaca_jobs.examples import example_text
 from alpaca_jobs.spec_io import change_job, parse_job, render_job
 from cli import plan_view, starting
 
+pytestmark = pytest.mark.process
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 

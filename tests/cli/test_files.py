@@ -11,6 +11,8 @@ import pytest
 from alpaca_jobs.data.rows import Row, load_rows
 from cli.generate import write_rows
 
+pytestmark = pytest.mark.process
+
 ROWS = (Row("Say hello.", "", "Hello.", 1, 0), Row("Name a colour.", "warm", "Rot, nicht blau: räd.", 1, 1))
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from cli import main
 
+pytestmark = pytest.mark.process
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 HEAVY = ("torch", "ray", "sky", "transformers", "fsspec", "s3fs", "openai", "deepspeed", "pydantic", "numpy", "yaml")
 HELP_CPU_LIMIT_S = 0.4

@@ -11,6 +11,8 @@ import pytest
 
 from cluster.process_tree import find_nodes
 
+pytestmark = pytest.mark.process
+
 
 def read_until(process: subprocess.Popen[str], text: str, *, timeout_s: float = 30.0) -> None:
     """Read stderr until a text has come."""

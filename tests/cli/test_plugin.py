@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+pytestmark = pytest.mark.process
+
 RUN_ID = r"quick-[a-z0-9]{5}"
 
 

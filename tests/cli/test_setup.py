@@ -8,6 +8,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.process
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 

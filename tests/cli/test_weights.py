@@ -7,8 +7,11 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
+
+pytestmark = pytest.mark.process
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 

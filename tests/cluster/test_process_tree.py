@@ -13,6 +13,8 @@ import pytest
 
 from cluster.process_tree import NODE_MARK, RUN_MARK, find_marked, find_nodes, is_alive, kill_marked, new_nonce
 
+pytestmark = pytest.mark.process
+
 # A parent whose child leaves its session and forks a grandchild whose parent then dies; all print a dot and sleep.
 TREE = """
 import os, sys, time

@@ -28,6 +28,8 @@ from alpaca_jobs.generation.seeds import load_seed_tasks
 from alpaca_jobs.generation.statistics import GenerationStatistics
 from alpaca_jobs.spec import DataSpec
 
+pytestmark = pytest.mark.process
+
 DATA = DataSpec(teacher="offline", num_rows=10_000)
 SEEDS = load_seed_tasks("builtin")
 

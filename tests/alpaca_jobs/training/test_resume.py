@@ -14,7 +14,8 @@ from checkpoints.keys import CommitRef, Layout, Stage
 from checkpoints.reader import CommitReader
 from checkpoints.store import Store
 
-pytestmark = pytest.mark.timeout(400)  # the first test waits for all trainings: 15 s alone, 100 s on a busy machine
+# The first test waits for all trainings: 15 s alone, 100 s on a busy machine.
+pytestmark = [pytest.mark.process, pytest.mark.timeout(400)]
 
 LAYOUT = Layout((Stage("train", "checkpoints", "step-", 8),))
 NUM_STEPS = 12  # 40 rows in batches of 7: six steps an epoch, the last one of five rows

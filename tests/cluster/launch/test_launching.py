@@ -30,6 +30,8 @@ from cluster.launch.launching import (
 from cluster.plan import LaunchPlan
 from cluster.runs.run_view import RunState, is_lease_moving
 
+pytestmark = pytest.mark.process
+
 WHEN_NEEDED = {"on_demand": "when-needed"}
 
 

@@ -21,6 +21,8 @@ from alpaca_jobs.generation.offline_teacher import serve
 from alpaca_jobs.spec import TeacherSpec
 from cluster.launch.translating import Progress, Translated, expected_usd, translate_records
 
+pytestmark = pytest.mark.process
+
 ROWS = [
     {"id": number, "instruction": f"Tell me of {number + 100} in `code{number}`.", "input": "", "output": "It is nice."}
     for number in range(40)

@@ -22,6 +22,8 @@ from cluster.process_tree import find_marked, kill_marked
 from cluster.runs.report import read_report
 from cluster.runs.run_view import RunState, list_runs
 
+pytestmark = pytest.mark.process
+
 
 def report_of(runs: Any, run_id: str) -> dict[str, Any]:
     report = read_report(runs.root.child(run_id))

@@ -24,6 +24,8 @@ from cluster.node.inputs import freeze_inputs
 from cluster.node.offline_server import offline_state
 from cluster.recovery import StopReason
 
+pytestmark = pytest.mark.process
+
 _helper = runpy.run_path(str(Path(__file__).with_name("row_run.py")), run_name="row_run")
 RowRun, read_log, billed_usd = (_helper[name] for name in ("RowRun", "read_log", "billed_usd"))
 _driver = runpy.run_path(str(Path(__file__).with_name("row_driver.py")), run_name="row_driver")

@@ -12,7 +12,10 @@ import pytest
 
 from cluster.process_tree import find_nodes
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root"),
+]
 
 
 @pytest.fixture
