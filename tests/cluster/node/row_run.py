@@ -64,10 +64,8 @@ class RowRun:
             {"name": "kills", "data": data, "train": {"model": "tiny-llama"}, "compute": {"workers": 1},
              "limits": {"teacher_max_usd": self.budget_usd}}
         )  # fmt: skip
-        self.root = Store.open(f"file://{self.folder}/store").uri
-        self.store = Store.open(self.root).child(self.name)
-        self.store.put_once("job.json", {"job": self.job.model_dump(mode="json", by_alias=True)})
-        freeze_inputs(self.job, self.store)
+        root = lay_down(self.job, self.folder, self.name)
+        self.root, self.store = root.uri, root.child(self.name)
 
     def start(self) -> subprocess.Popen[bytes]:
         self.attempts += 1
@@ -127,6 +125,15 @@ class RowRun:
                 self.consumed += 1
             hashes[hashlib.sha256(request.prompt.encode()).hexdigest()] = number
         return hashes
+
+
+def lay_down(job: JobSpec, folder: Path, name: str = "run") -> Store:
+    """What a launch leaves for the first node, in a new store below the folder: the job and its inputs."""
+    root = Store.open(f"file://{folder}/store")
+    run = root.child(name)
+    run.put_once("job.json", {"job": job.model_dump(mode="json", by_alias=True)})
+    freeze_inputs(job, run)
+    return root
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -22,13 +22,15 @@ from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import JobSpec, TeacherSpec
 from checkpoints.reader import list_commits
 from checkpoints.store import Store
-from cluster.node.inputs import freeze_inputs
 from cluster.node.offline_server import teacher_endpoint
 from cluster.node.served_teacher import KEY_VARIABLE, command_line, served_teacher
+
+pytestmark = pytest.mark.process
 
 STAND_IN = [sys.executable, str(Path(__file__).with_name("vllm_stand_in.py")), "serve"]
 DRIVER = Path(__file__).with_name("row_driver.py")
 generate_rows = runpy.run_path(str(DRIVER))["generate_rows"]
+lay_down = runpy.run_path(str(Path(__file__).with_name("row_run.py")), run_name="row_run")["lay_down"]
 
 
 def teacher(folder: Path, *args: str, **server: Any) -> dict[str, Any]:
@@ -62,10 +64,7 @@ def prepare(folder: Path, *args: str, num_rows: int = 60, **server: Any) -> Stor
          "data": {"teacher": teacher(folder, *args, **server), "num_rows": num_rows, "num_actors": 2,
                   "concurrency": 2, "part_requests": 2}}
     )  # fmt: skip
-    store = Store.open(f"file://{folder}/store")
-    run = store.child("run")
-    run.put_once("job.json", {"job": job.model_dump(mode="json", by_alias=True)})
-    freeze_inputs(job, run)
+    store: Store = lay_down(job, folder)
     return store
 
 

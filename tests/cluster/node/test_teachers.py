@@ -29,11 +29,13 @@ from checkpoints.lineage import counting_commits
 from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from cluster.node.generate_stage import GeneratedRows
-from cluster.node.inputs import freeze_inputs
 from cluster.runs.report import newest_part
+
+pytestmark = pytest.mark.process
 
 Answer = tuple[int, dict[str, Any], dict[str, str]]
 generate_rows = runpy.run_path(str(Path(__file__).with_name("row_driver.py")))["generate_rows"]
+lay_down = runpy.run_path(str(Path(__file__).with_name("row_run.py")), run_name="row_run")["lay_down"]
 
 
 class VllmTeacher(OfflineTeacher):
@@ -174,10 +176,7 @@ def prepare(folder: Path, server: OfflineTeacher, *, api: str, recipe: str = "al
         {"name": "teachers", "train": {"model": "tiny-llama"}, "compute": {"workers": 1},
          "data": {"teacher": spec, "num_rows": 60, "recipe": recipe, "num_actors": 2, "concurrency": 2}}
     )  # fmt: skip
-    store = Store.open(f"file://{folder}/store")
-    run = store.child("run")
-    run.put_once("job.json", {"job": job.model_dump(mode="json", by_alias=True)})
-    freeze_inputs(job, run)
+    store: Store = lay_down(job, folder)
     return store
 
 
