@@ -71,13 +71,14 @@ def read_reply(body: bytes, *, is_chat: bool) -> Reply:
     try:
         data = json.loads(body)
     except ValueError as exc:
-        raise Unusable(f"not JSON: {body[:80]!r}") from exc
+        raise Unusable(_streamed_error(body) or f"not JSON: {body[:80]!r}") from exc
     if not isinstance(data, dict):
         raise Unusable(f"JSON, but not an object: {str(data)[:80]!r}")
     usage = _read_usage(data.get("usage"))
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise Unusable(f"no choices; its fields are {', '.join(sorted(map(str, data))) or 'none'}", usage)
+        fields = f"no choices; its fields are {', '.join(sorted(map(str, data))) or 'none'}"
+        raise Unusable(_error_instead(data) or fields, usage)
     choice = choices[0]
     finish_reason = choice.get("finish_reason") or "stop"
     message = choice.get("message") if is_chat else None
@@ -90,6 +91,31 @@ def read_reply(body: bytes, *, is_chat: bool) -> Reply:
         raise Unusable(f"{where} is {str(text)[:60]!r}, finish_reason {finish_reason!r}", usage)
     # A lone surrogate is legal in JSON, but cannot be written as UTF-8 later.
     return Reply(text.encode("utf-8", "replace").decode("utf-8"), str(finish_reason), usage)
+
+
+def _error_instead(data: Any) -> str:
+    """The words of an error that came where an answer should be, as gateways in front of servers send them; or ""."""
+    if not isinstance(data, dict) or not data.get("error"):
+        return ""
+    complaint = read_complaint(data if isinstance(data["error"], dict) else data["error"])
+    code = f" (code {complaint.code})" if complaint.code else ""
+    return f"an error in place of an answer{code}: {complaint.message or 'without a word'}"
+
+
+def _streamed_error(body: bytes) -> str:
+    """The same in a stream of events, which some servers fall into when something fails; "" where there is none.
+
+    Source: WHATWG HTML, "Server-sent events": a line `data: ...` for each event.
+    """
+    for line in body.splitlines():
+        if line.startswith(b"data:"):
+            try:
+                event = json.loads(line.removeprefix(b"data:"))
+            except ValueError:
+                continue
+            if words := _error_instead(event):
+                return words
+    return ""
 
 
 def _read_usage(value: Any) -> Usage:
