@@ -16,8 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
+from checkpoints.store import Store
 from cluster.process_tree import find_nodes, kill_marked
 from cluster.runs.home import Home
+from cluster.runs.run_view import view_run
 
 QUICK_RUNS = Path(__file__).with_name("quick_runs.py")
 
@@ -82,11 +84,8 @@ class QuickCli:
         self.wait_for(lambda: self.home.run(run_id).supervisor_pid() is None)
 
     def wait_for_step(self, run_id: str, step: int) -> None:
-        def reached() -> bool:
-            status = self("status", run_id, "--json")
-            return status.returncode == 0 and (json.loads(status.stdout)["step"] or 0) >= step
-
-        self.wait_for(reached)
+        """Wait until the run's nodes have told of this step: what `status` shows, without a process for each look."""
+        self.wait_for(lambda: (view_run(Store.open(self.store), run_id, is_alive=True).step or 0) >= step)
 
     def wait_for(self, look: Any, timeout_s: float = 120.0) -> Any:
         give_up_at = time.monotonic() + timeout_s
