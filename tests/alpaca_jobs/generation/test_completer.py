@@ -375,25 +375,6 @@ def test_garbage_is_asked_again_and_named_in_the_end(reply: Reply) -> None:
     assert recovered.answer.retries == 1
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        (b'{"error": {"message": "upstream is overloaded", "code": 503}}', "(code 503): upstream is overloaded"),
-        (b'{"error": "out of memory"}', "an error in place of an answer: out of memory"),
-        (b'{"error": {}, "id": 1}', "no choices; its fields are error, id"),
-        (b'{"error": {"type": "x"}}', "an error in place of an answer: without a word"),
-        (b': ping\n\ndata: {"error": {"message": "engine died"}}\n\ndata: [DONE]\n\n', "an answer: engine died"),
-        (b"data: {broken\n\ndata: [DONE]\n\n", "not JSON: b'data: {broken"),
-        (b'data: ["error"]\n\n', "not JSON"),
-    ],
-)
-def test_an_error_that_comes_as_an_answer_or_a_stream_is_repeated_in_its_own_words(body: bytes, words: str) -> None:
-    asked = _ask(lambda n, _: (200, {"content-type": "text/event-stream"}, body))
-    assert isinstance(asked.error, TeacherGarbage)
-    assert words in str(asked.error)
-    assert KEY not in str(_ask(lambda n, _: (200, {}, b'{"error": "%s"}' % KEY.encode())).error)
-
-
 @pytest.mark.parametrize("message", [None, {}, {"content": None}, {"content": ["x"]}, "text"])
 def test_chat_garbage_is_garbage_too(message: Any) -> None:
     asked = _ask(lambda n, body: _json({"choices": [{"message": message}]}), api="chat")
