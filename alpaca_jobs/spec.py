@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from alpaca_jobs.spec_base import Positive, SecretName, SpecPart, one_or_more, refuse, want_hidden
+from alpaca_jobs.spec_base import Positive, SecretName, SpecPart, one_or_more, refuse, want, want_hidden
 from alpaca_jobs.spec_compute import LOCAL_REGIONS, ComputeSpec, GpuRequest, SpotSpec
 from alpaca_jobs.spec_data import DataSpec, TeacherSpec
 from alpaca_jobs.spec_train import CheckpointSpec, TrainSpec
+from checkpoints.store_open import SCHEMES
 
 __all__ = [
     "LOCAL_REGIONS",
@@ -64,6 +65,9 @@ def _check_store(value: str) -> str:
             "the URI holds a user name or password. Take it out and put credentials where the cloud's own tools "
             "look for them",
         )
+    scheme, separator, _ = value.partition("://")
+    if separator and scheme not in SCHEMES:
+        want(f"a store is wanted that we can write to: {', '.join(f'{one}://' for one in SCHEMES)}, a path, or auto")
     return value
 
 

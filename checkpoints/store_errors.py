@@ -96,6 +96,11 @@ def translate(error: BaseException, *, uri: str, key: str, doing: str) -> Checkp
     said = redact(f"{type(error).__name__}: {error}")
     if error_code(error) == "NoSuchBucket":
         return StoreError(f"{uri}: there is no such bucket. Create it, or correct the store's URL. ({said})")
+    if is_missing(error) and doing.startswith("putting"):
+        return StoreError(
+            f"{place}: nothing can be written there ({doing}; {said}). Its folder or bucket is not there and cannot be "
+            "made. Make it, or correct the store's URL."
+        )
     if is_missing(error):
         return ObjectMissing(key, f"{place} does not exist ({doing}).")
     if _is_full(error):

@@ -203,7 +203,7 @@ def test_a_store_below_a_file_is_an_error_in_words(tmp_path: Path) -> None:
         (PermissionError(errno.EACCES, "Permission denied"), StorePermission),
         (TimeoutError("timed out"), StoreUnreachable),
         (ConnectionRefusedError("refused"), StoreUnreachable),
-        (FileNotFoundError("gone"), ObjectMissing),
+        (FileNotFoundError("gone"), StoreError),
         (OSError(errno.EIO, "Input/output error"), StoreError),
         (RuntimeError("what?"), StoreError),
     ],
@@ -213,6 +213,15 @@ def test_errors_of_the_system_are_translated(error: Exception, kind: type[Checkp
     assert type(problem) is kind
     assert "file:///runs" in str(problem)
     assert "putting" in str(problem)
+
+
+def test_what_is_not_there_is_missing_to_a_reader_and_a_wrong_place_to_a_writer() -> None:
+    gone = FileNotFoundError("gone")
+    read = translate(gone, uri="file:///proc/no", key="a/b", doing="reading")
+    assert type(read) is ObjectMissing
+    assert str(read) == "file:///proc/no/a/b does not exist (reading)."
+    written = translate(gone, uri="file:///proc/no", key="a/b", doing="putting once")
+    assert "Make it, or correct the store's URL" in str(written)
 
 
 def test_our_own_errors_stay_what_they_are() -> None:
