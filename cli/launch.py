@@ -31,8 +31,12 @@ def launch(
     The plan is shown before anything starts, with its price by the hour and, where there is a bill, for the whole job.
     Ctrl-C leaves the run going and says how to return.
     """
+    from alpaca_jobs.job_inputs import check_inputs
+
     changes = starting.changes_from(infra=infra, budget=budget, deadline=deadline, store=store)
     job = starting.load(job_file, changes)
+    if not dry_run:  # what it would cost can be asked before the rows are here
+        check_inputs(job)
     priced = starting.price(job, contact=True) if job_view.costs_money(job) else None
     plan = starting.plan_of(job) if priced is None else priced.plan
     plan, bucket = starting.with_bucket(plan, contact=not dry_run)

@@ -42,9 +42,13 @@ def make_plan(job_file: Path, changes: Mapping[str, Any]) -> LaunchPlan:
     """Read a job, change it as the options say, and decide where it may run.
 
     Raises:
-        SpecError, PlanError: a job that cannot be, or that nothing fits.
+        SpecError, DataError, PlanError: a job that cannot be, an input that is not there, or a job that nothing fits.
     """
-    return plan_of(load(job_file, changes))
+    from alpaca_jobs.job_inputs import check_inputs
+
+    job = load(job_file, changes)
+    check_inputs(job)
+    return plan_of(job)
 
 
 def load(job_file: Path, changes: Mapping[str, Any]) -> JobSpec:

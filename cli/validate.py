@@ -23,6 +23,7 @@ def validate(
 
     Example: alpaca-jobs validate job.yaml
     """
+    from alpaca_jobs.job_inputs import check_inputs
     from alpaca_jobs.spec_io import job_schema, load_job, render_job
 
     if schema:
@@ -34,6 +35,7 @@ def validate(
     if full:
         render.out(render_job(job).rstrip("\n"))
         return
+    check_inputs(job)
     priced = starting.price(job, contact=False)
     warnings = data_preview.warnings_of(job)
     first = priced.plan.candidates[0]

@@ -13,14 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from alpaca_jobs.data.rows import Row
-from alpaca_jobs.errors import DataError
 from alpaca_jobs.generation.completer import UNUSABLE, TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.encode import encode_prompt, stop_sequences
 from alpaca_jobs.generation.filters import drop_reason
 from alpaca_jobs.generation.json_tasks import TASKS_SCHEMA, encode_json_prompt, parse_json_answer
 from alpaca_jobs.generation.parse import parse_answer
 from alpaca_jobs.generation.request_maker import RequestMaker, check_answer, sample
-from alpaca_jobs.generation.seeds import SeedTask
+from alpaca_jobs.generation.seeds import SeedTask, check_enough
 from alpaca_jobs.generation.similarity import SimilarityIndex
 from alpaca_jobs.generation.teacher_reply import CONTENT_FILTER
 from alpaca_jobs.spec import DataSpec
@@ -70,11 +69,7 @@ class Pipeline:
         Raises:
             DataError: fewer seeds than one request shows.
         """
-        if len(seeds) < data.num_prompt_seeds:
-            raise DataError(
-                f"{data.seed_tasks}: there are {len(seeds)} seed tasks, but every request shows "
-                f"{data.num_prompt_seeds} (data.num_prompt_seeds). Add tasks, or show {max(1, len(seeds))}."
-            )
+        check_enough(seeds, data)
         self._data = data
         self._seeds = tuple(seeds)
         self._maker = RequestMaker(data)

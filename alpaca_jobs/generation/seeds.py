@@ -12,6 +12,7 @@ from typing import Any
 
 from alpaca_jobs.data.record_files import Record, load_records, parse_records
 from alpaca_jobs.errors import DataError
+from alpaca_jobs.spec import DataSpec
 
 BUILTIN = "builtin"
 NO_INPUT = "<noinput>"
@@ -53,6 +54,19 @@ def load_seed_tasks(source: str) -> tuple[SeedTask, ...]:
     tasks = tuple(_parse_task(record) for record in records)
     _refuse_duplicates(records, tasks)
     return tasks
+
+
+def check_enough(seeds: Sequence[SeedTask], data: DataSpec) -> None:
+    """Refuse fewer seed tasks than one request shows.
+
+    Raises:
+        DataError: says how many there are and how many are wanted.
+    """
+    if len(seeds) < data.num_prompt_seeds:
+        raise DataError(
+            f"{data.seed_tasks}: there are {len(seeds)} seed tasks, but every request shows "
+            f"{data.num_prompt_seeds} (data.num_prompt_seeds). Add tasks, or show {max(1, len(seeds))}."
+        )
 
 
 def _parse_task(record: Record) -> SeedTask:

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alpaca_jobs.data.rows import Row
-from alpaca_jobs.errors import DataError
 from alpaca_jobs.generation import self_instruct_forms as forms
 from alpaca_jobs.generation.completer import TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.filters import drop_reason
 from alpaca_jobs.generation.parse import MALFORMED, ParsedTask
 from alpaca_jobs.generation.pipeline import SIMILAR, SURPLUS, Consumed, why_empty
 from alpaca_jobs.generation.request_maker import RequestMaker, check_answer, sample
-from alpaca_jobs.generation.seeds import SeedTask
+from alpaca_jobs.generation.seeds import SeedTask, check_enough
 from alpaca_jobs.generation.similarity import SimilarityIndex
 from alpaca_jobs.spec import DataSpec
 
@@ -55,11 +54,7 @@ class SelfInstruct:
         Raises:
             DataError: fewer seeds than one request shows, or an answer to another request.
         """
-        if len(seeds) < data.num_prompt_seeds:
-            raise DataError(
-                f"{data.seed_tasks}: there are {len(seeds)} seed tasks, but every request for instructions shows "
-                f"{data.num_prompt_seeds} (data.num_prompt_seeds). Add tasks, or show {max(1, len(seeds))}."
-            )
+        check_enough(seeds, data)
         self._data, self._seeds = data, tuple(seeds)
         self._maker = RequestMaker(data)
         self._index = SimilarityIndex(data.similarity_threshold)

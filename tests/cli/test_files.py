@@ -52,6 +52,30 @@ def test_validate_answers_a_broken_job_in_words(quick: Any) -> None:
     assert refused.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"teacher": "offline", "seed_tasks": "none.jsonl"}, "none.jsonl does not exist"),
+        ({"teacher": "offline", "seed_tasks": "text.jsonl"}, "text.jsonl line 1 is not JSON"),
+        ({"teacher": "offline", "seed_tasks": "two.jsonl"}, "there are 2 seed tasks, but every request shows 3"),
+        ({"from": "none.json"}, "data.from is"),
+    ],
+)
+def test_inputs_that_are_not_there_are_said_before_a_plan_is_shown(quick: Any, data: Any, said: str) -> None:
+    (quick.folder / "text.jsonl").write_text("hello\n", encoding="utf-8")
+    tasks = [{"instruction": f"Say {word}.", "input": "", "output": word} for word in ("yes", "no")]
+    (quick.folder / "two.jsonl").write_text("\n".join(map(json.dumps, tasks)), encoding="utf-8")
+    job = quick.job(data=data)
+    for command in (["validate", job], ["launch", job, "--yes"]):
+        refused = quick(*command)
+        assert refused.returncode == 2
+        assert said in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+        assert refused.stdout == ""
+    assert not (quick.folder / "runs").exists()
+    assert quick("launch", job, "--dry-run").returncode == 0, "what it would cost can be asked before the rows are here"
+
+
 def test_validate_full_writes_every_default_and_is_valid_itself(quick: Any) -> None:
     full = quick("validate", quick.job(), "--full").stdout
     (quick.folder / "full.yaml").write_text(full, encoding="utf-8")
