@@ -8,11 +8,12 @@ attempts/000002.end.json     put once by itself, its successor or the launcher
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from checkpoints.errors import AlreadyExists, Damaged, ObjectMissing, RunActive
+from checkpoints.errors import AlreadyExists, Damaged, ObjectMissing, RunActive, Superseded
 from checkpoints.keys import (
     ATTEMPTS,
     CommitRef,
@@ -26,6 +27,8 @@ from checkpoints.keys import (
 )
 from checkpoints.lineage import AttemptRecord
 from checkpoints.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 class AttemptLog:
@@ -49,10 +52,13 @@ class AttemptLog:
 
         Raises:
             AlreadyExists: a base was recorded before.
-            ValueError: the base is not of an older attempt, or of an unknown stage.
+            Superseded: the base is of a newer attempt, which owns the run by now.
+            ValueError: the base is of this very attempt, or of an unknown stage.
         """
         if base is not None:
-            if base.attempt >= number:
+            if base.attempt > number:
+                raise Superseded(number, base.attempt)
+            if base.attempt == number:
                 raise ValueError(f"attempt {number} cannot start from {base}: that attempt is not older")
             self._layout.stage_index(base.stage)
         self._store.put_once(base_key(number), {"base": None if base is None else base.to_json()})
@@ -94,13 +100,16 @@ class AttemptLog:
     def records(self) -> list[AttemptRecord]:
         """All attempts by number.
 
+        A claim or an end that is damaged is named in the log and taken for an empty one: that it is there is what
+        decides.
+
         Raises:
-            Damaged: a record is no JSON object, or a base names no commit.
+            Damaged: a base is no JSON object or names no commit, so nobody knows which commits count.
         """
         return [self._record(number, kinds) for number, kinds in sorted(self.present().items())]
 
     def _record(self, number: int, kinds: frozenset[str]) -> AttemptRecord:
-        bodies = {kind: self._body(attempt_key(number, kind)) for kind in kinds if kind != "lease"}
+        bodies = {kind: self._body(number, kind) for kind in kinds if kind != "lease"}
         base: CommitRef | None = None
         if "base" in bodies:
             base = self._parse_base(number, bodies["base"])
@@ -116,11 +125,16 @@ class AttemptLog:
             raise Damaged(base_key(number), f"it names no commit ({exc})", self._store.uri) from exc
         return base
 
-    def _body(self, key: str) -> dict[str, Any]:
+    def _body(self, number: int, kind: str) -> dict[str, Any]:
+        key = attempt_key(number, kind)
         if key not in self._seen:
             body = self._store.get_json(key)
             if body is None:
-                raise Damaged(key, "it is no JSON object, or its own digest does not fit it", self._store.uri)
+                problem = Damaged(key, "it is no JSON object, or its own digest does not fit it", self._store.uri)
+                if kind == "base":
+                    raise problem
+                logger.warning("%s Going on without what it said.", problem)
+                body = {}
             self._seen[key] = body
         return self._seen[key]
 

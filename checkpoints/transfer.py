@@ -81,12 +81,17 @@ def copy_commit(source: Store, destination: Store, layout: Layout, ref: CommitRe
     writer = CommitWriter(destination, layout, ref, digest=manifest.digest)
     for entry in manifest.objects:
         cuts = [offset for offset, _, _ in entry.located("")]
-        copied = writer.put(entry.name, reader.read(entry.name), cuts=cuts)
-        if [block.digest for block in copied.blocks] != [block.digest for block in entry.blocks]:
+        put = writer.put(entry.name, reader.read(entry.name), cuts=cuts)
+        if [block.digest for block in put.blocks] != [block.digest for block in entry.blocks]:
             key = layout.commit_prefix(ref) + entry.name
             raise Damaged(key, "what was read and what was written differ: this machine's memory is not to be trusted")
+    try:
+        copied = writer.publish(world_size=manifest.world_size, fingerprint=manifest.fingerprint, meta=manifest.meta)
+    except AlreadyExists:
+        logger.info("%s was copied to %s by somebody else meanwhile", ref, destination.uri)
+        return _same_commit(CommitReader.open(destination, layout, ref).manifest, manifest, layout)
     logger.info("copied %s to %s", ref, destination.uri)
-    return writer.publish(world_size=manifest.world_size, fingerprint=manifest.fingerprint, meta=manifest.meta)
+    return copied
 
 
 def copy_records(source: Store, destination: Store, layout: Layout) -> int:

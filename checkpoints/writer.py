@@ -44,7 +44,7 @@ class CommitWriter:
     """Writes the objects of one commit and then its manifest. `put` may be called from several threads.
 
     Args:
-        fence: asked right before the manifest is put; None where nothing else can be running.
+        fence: asked right before the manifest is put and right after; None where nothing else can be running.
         known: blocks that need not be stored again; their commits are checked once more before the manifest is put.
     """
 
@@ -133,7 +133,8 @@ class CommitWriter:
             meta: the caller's JSON, readable without loading anything else.
 
         Raises:
-            Superseded: another attempt owns the run.
+            Superseded: another attempt owns the run. If that is found only after the manifest was put, the commit is
+                there and may not count; so one that was acknowledged always does.
             AlreadyExists: this very commit was made before.
             Damaged: a referenced object is gone or has another size.
         """
@@ -152,6 +153,9 @@ class CommitWriter:
         if self._fence is not None:
             self._fence.check()
         self._store.put_once(self._layout.manifest_key(self.ref), manifest.to_json())
+        if self._fence is not None:
+            # Nobody had claimed the run by now, so whoever does lists this commit; a put that hung may arrive too late.
+            self._fence.check()
         logger.info("committed %s: %d bytes in %d objects", self.ref, manifest.size_bytes, len(objects))
         return manifest
 

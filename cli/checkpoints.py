@@ -17,13 +17,14 @@ KeepEvery = Annotated[
 
 
 def ls(run: options.RunName = None, store: options.Store = None, as_json: options.Json = False) -> None:
-    """List what a run has committed, newest first, and whether it counts.
+    """List what a run has committed, newest first, and whether it counts. One that is unreadable is named.
 
     Example: alpaca-jobs checkpoints ls
     """
     from alpaca_jobs.run_layout import EVAL_LOSS, LAYOUT
     from checkpoints.attempts import AttemptLog
     from checkpoints.best import metric_of
+    from checkpoints.errors import Damaged, NotCommitted
     from checkpoints.lineage import counting_commits
     from checkpoints.reader import CommitReader, list_commits
     from cli.finding import find_run
@@ -34,15 +35,23 @@ def ls(run: options.RunName = None, store: options.Store = None, as_json: option
     counting = set(counting_commits(AttemptLog(folder, LAYOUT).records(), commits, LAYOUT))
     rows: list[dict[str, Any]] = []
     for ref in commits:
-        manifest = CommitReader.open(folder, LAYOUT, ref).manifest
+        manifest, problem = None, None
+        try:
+            manifest = CommitReader.open(folder, LAYOUT, ref).manifest
+        except NotCommitted:
+            continue  # a run that is alive deleted it to make room
+        except Damaged as exc:
+            problem = str(exc)
+            render.say(problem)
         rows.append(
             {
                 **ref.to_json(),
                 "counts": ref in counting,
-                "bytes": manifest.size_bytes,
-                "stored_bytes": manifest.stored_bytes,
-                "world_size": manifest.world_size,
-                "eval_loss": metric_of(manifest, EVAL_LOSS),
+                "bytes": manifest.size_bytes if manifest else None,
+                "stored_bytes": manifest.stored_bytes if manifest else None,
+                "world_size": manifest.world_size if manifest else None,
+                "eval_loss": metric_of(manifest, EVAL_LOSS) if manifest else None,
+                "problem": problem,
             }
         )
     if as_json:
@@ -139,8 +148,7 @@ def _commits_grid(run_id: str, rows: list[dict[str, Any]]) -> render.Grid:
             row["stage"],
             words.number(row["position"]),
             str(row["attempt"]),
-            words.size(row["bytes"]),
-            words.size(row["stored_bytes"]),
+            *(("damaged", "-") if row["problem"] else (words.size(row["bytes"]), words.size(row["stored_bytes"]))),
             words.yes_no(row["counts"]),
             *((words.number(row["eval_loss"], 4),) if evaluated else ()),
         )

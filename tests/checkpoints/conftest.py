@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -21,7 +22,7 @@ from checkpoints.keys import TRAIN_ONLY
 from checkpoints.store import Retries, Store
 from checkpoints.store_driver import Driver
 
-sys.path.insert(0, str(Path(__file__).parent / "s3_servers"))  # tests hold no packages
+sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("s3_servers", "programs")]  # tests hold no packages
 
 if TYPE_CHECKING:
     from s3_server import S3Server
@@ -145,14 +146,20 @@ class FaultyDriver:
     how: "before" / "after" / "torn": the process dies before the change, after it, or in the middle of it (half of a
     non-atomic write arrives, half of the keys are deleted; a put of this package is never torn on a store that keeps
     its promise, so a torn create does nothing). "refused once" / "answer lost": a transient failure, before or after
-    the change, once. "answer lost always": every answer from there on is lost.
+    the change, once. "answer lost always": every answer from there on is lost. "fails": it is refused for good. "hangs
+    before" / "hangs after": it stands still, before the change or after it, until `release` is set.
+
+    every: count what only looks (read, size, list, abort) as well.
     """
 
     inner: Driver
     at: int = 0
     how: str = "before"
+    every: bool = False
     changes: int = 0
     dead: bool = False
+    hung: threading.Event = field(default_factory=threading.Event)
+    release: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -171,24 +178,25 @@ class FaultyDriver:
         self._change(lambda: self.inner.delete(keys), lambda: self.inner.delete(half))
 
     def read(self, key: str, start: int, length: int | None) -> bytes:
-        self._check_alive()
-        return self.inner.read(key, start, length)
+        return self._look(lambda: self.inner.read(key, start, length))
 
     def read_into(self, key: str, start: int, view: memoryview) -> int:
-        self._check_alive()
-        return self.inner.read_into(key, start, view)
+        return self._look(lambda: self.inner.read_into(key, start, view))
 
     def size(self, key: str) -> int | None:
-        self._check_alive()
-        return self.inner.size(key)
+        return self._look(lambda: self.inner.size(key))
 
     def list(self, prefix: str) -> list[str]:
-        self._check_alive()
-        return self.inner.list(prefix)
+        return self._look(lambda: self.inner.list(prefix))
 
     def abort_unfinished(self, prefix: str, wanted: Callable[[str], bool]) -> int:
+        return self._look(lambda: self.inner.abort_unfinished(prefix, wanted))
+
+    def _look(self, act: Callable[[], Any]) -> Any:
+        if self.every:
+            return self._change(act, lambda: None)
         self._check_alive()
-        return self.inner.abort_unfinished(prefix, wanted)
+        return act()
 
     def _change(self, act: Callable[[], Any], act_half: Callable[[], Any]) -> Any:
         self._check_alive()
@@ -197,6 +205,13 @@ class FaultyDriver:
             hit = self.changes == self.at or (self.how == "answer lost always" and 0 < self.at <= self.changes)
         if not hit:
             return act()
+        if self.how.startswith("hangs"):
+            done = act() if self.how == "hangs after" else None
+            self.hung.set()
+            assert self.release.wait(60), "nobody released it"
+            return done if self.how == "hangs after" else act()
+        if self.how == "fails":
+            raise OSError(errno.ENOSPC, "No space left on device")
         if self.how in ("after", "answer lost", "answer lost always"):
             act()
         if self.how == "torn":
@@ -215,8 +230,8 @@ class FaultyDriver:
 def faults() -> SimpleNamespace:
     """`faults.break_store(store, at=3, how="torn")` -> (the same store behind a FaultyDriver, that driver)."""
 
-    def break_store(store: Store, *, at: int, how: str) -> tuple[Store, FaultyDriver]:
-        driver = FaultyDriver(store._driver, at=at, how=how)
+    def break_store(store: Store, *, at: int, how: str, every: bool = False) -> tuple[Store, FaultyDriver]:
+        driver = FaultyDriver(store._driver, at=at, how=how, every=every)
         return Store(driver, prefix=store._prefix, retries=NO_WAITS), driver
 
     return SimpleNamespace(break_store=break_store, Died=Died, FaultyDriver=FaultyDriver)

@@ -10,16 +10,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from attempt_life import check, work
 
 from checkpoints.attempts import AttemptLog
 from checkpoints.barrier import Alone, RanksParted, ThreadExchange
 from checkpoints.errors import AlreadyExists, Damaged, NotCommitted, SaveFailed, StoreFull, Superseded
 from checkpoints.fence import Fence
 from checkpoints.keys import TRAIN_ONLY, CommitRef
-from checkpoints.lineage import counting_commits
 from checkpoints.manifest import Manifest
 from checkpoints.reader import CommitReader, group_blocks, list_commits
-from checkpoints.retention import Retention, known_blocks
+from checkpoints.retention import known_blocks
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter, block_spans, commit_together
 
@@ -273,53 +273,6 @@ def test_meetings_do_not_mix_up_their_values() -> None:
 # --- break every write ----------------------------------------------------------------------------------------------
 
 
-def _state(position: int) -> tuple[bytes, bytes]:
-    """A state of which one part never changes, so that commits refer to each other."""
-    return _blob(0, 70 * KIB), _blob(position, 3 * KIB)
-
-
-def _work(store: Store, acknowledged: list[CommitRef], number: int, first: int, last: int) -> None:
-    """One attempt: claim, base, then a commit per position, with references and retention."""
-    log = AttemptLog(store, TRAIN_ONLY)
-    log.claim(number, {"number": number})
-    counting = counting_commits(log.records(), list_commits(store, TRAIN_ONLY), TRAIN_ONLY)
-    base, newest = None, None
-    for ref in counting:
-        newest = CommitReader.open(store, TRAIN_ONLY, ref)
-        newest.verify()
-        base = ref
-        break
-    log.put_base(number, base)
-    fence = Fence(log, number)
-    retention = Retention(store, TRAIN_ONLY, stage="train", fence=fence, keep=2)
-    manifest = newest.manifest if newest else None
-    for position in range(first, last):
-        ref = CommitRef("train", position, number)
-        known = known_blocks(manifest, TRAIN_ONLY) if manifest else {}
-        writer = CommitWriter(store, TRAIN_ONLY, ref, fence=fence, known=known)
-        frozen, changing = _state(position)
-        writer.put("frozen", frozen)
-        writer.put("changing", changing)
-        manifest = writer.publish(meta={"position": position})
-        acknowledged.append(ref)
-        retention.after_commit(manifest)
-
-
-def _check(store: Store, acknowledged: list[CommitRef]) -> list[CommitRef]:
-    """Whatever happened: every commit that counts is whole, and none that was acknowledged is lost."""
-    log = AttemptLog(store, TRAIN_ONLY)
-    counting = counting_commits(log.records(), list_commits(store, TRAIN_ONLY), TRAIN_ONLY)
-    for ref in counting:
-        reader = CommitReader.open(store, TRAIN_ONLY, ref)
-        assert (reader.read("frozen"), reader.read("changing")) == _state(ref.position)
-        assert reader.manifest.meta == {"position": ref.position}
-    if acknowledged:
-        assert counting, "a committed step was lost"
-        assert counting[0].position >= acknowledged[-1].position
-        assert set(acknowledged[-2:]) <= set(counting), "one of the newest two was deleted"
-    return counting
-
-
 _WAYS = ["before", "after", "torn", "refused once", "answer lost"]
 
 
@@ -337,19 +290,19 @@ def test_every_change_broken_loses_nothing_and_shows_no_half(
         at += 1 if kind != "s3" else 5  # S3 by sample: each round is a hundred requests
         store = make_store(kind)
         acknowledged: list[CommitRef] = []
-        _work(store, acknowledged, 1, 1, 4)
+        work(store, acknowledged, 1, 1, 4)
         broken, driver = faults.break_store(store, at=at, how=how)
         died = False
         try:
-            _work(broken, acknowledged, 2, 4, 10)
+            work(broken, acknowledged, 2, 4, 10)
         except faults.Died:
             died = True
         assert died == (how in ("before", "after", "torn") and driver.changes >= at)
         done = driver.changes < at
-        counting = _check(store, acknowledged)
+        counting = check(store, acknowledged)
         third: list[CommitRef] = []
-        _work(store, third, 3, counting[0].position + 1, counting[0].position + 4)
-        _check(store, third)
+        work(store, third, 3, counting[0].position + 1, counting[0].position + 4)
+        check(store, third)
     assert at >= 15, "the scenario was too short to break anything"
 
 
@@ -366,3 +319,38 @@ def test_two_attempts_racing_for_a_number_leave_one(memory_store: Store) -> None
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(claim, range(4))) == 1
+
+
+@pytest.mark.parametrize("answers", ["arrive", "are lost"])
+def test_two_writers_of_one_attempt_or_one_step_have_one_winner_each(
+    store: Store, faults: SimpleNamespace, answers: str
+) -> None:
+    """One of the two, with lost answers, finds out only by its own second try whether the first had won."""
+    tries = 50 if store.uri.startswith("s3:") else 200  # there the server decides, as in the races of test_store.py
+    other, _ = faults.break_store(store, at=1 if answers == "are lost" else 0, how="answer lost always")
+    gate = threading.Barrier(2, timeout=60)
+
+    def contend(mine: Store) -> list[tuple[bool, bool]]:
+        log, won = AttemptLog(mine, TRAIN_ONLY), []
+        for number in range(1, tries + 1):
+            gate.wait()
+            claimed = _wins(lambda: log.claim(number, {}))  # noqa: B023 - called at once
+            gate.wait()
+            writer = CommitWriter(mine, TRAIN_ONLY, CommitRef("train", number, 1))
+            won.append((claimed, _wins(lambda: writer.publish(meta={}))))  # noqa: B023 - called at once
+        return won
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(contend, (store, other))
+    for (claimed, committed), (claimed_too, committed_too) in zip(one, two, strict=True):
+        assert claimed + claimed_too == 1
+        assert committed + committed_too == 1
+    assert len(list_commits(store, TRAIN_ONLY)) == AttemptLog(store, TRAIN_ONLY).newest() == tries
+
+
+def _wins(act: Callable[[], Any]) -> bool:
+    try:
+        act()
+    except AlreadyExists:
+        return False
+    return True

@@ -67,6 +67,21 @@ def test_a_flipped_bit_is_found_and_named(quick: Any, run_id: str) -> None:
     assert "1 damaged" in verified.stdout
 
 
+def test_an_unreadable_manifest_is_listed_as_damaged_beside_the_others(quick: Any, run_id: str) -> None:
+    newest, *others = listed(quick)
+    ref = CommitRef.from_json({name: newest[name] for name in ("stage", "position", "attempt")})
+    path = Path(quick.store.removeprefix("file://")) / run_id / LAYOUT.manifest_key(ref)
+    path.write_bytes(path.read_bytes()[:-9])
+    found = listed(quick)
+    assert found[1:] == others
+    assert (found[0]["position"], found[0]["bytes"]) == (newest["position"], None)
+    assert LAYOUT.manifest_key(ref) in found[0]["problem"]
+    shown = quick("checkpoints", "ls")
+    assert shown.returncode == 0
+    assert "damaged" in shown.stdout
+    assert LAYOUT.manifest_key(ref) in shown.stderr
+
+
 def test_a_copied_run_resumes_in_its_new_store(quick: Any, run_id: str, tmp_path: Path) -> None:
     elsewhere = f"file://{tmp_path}/elsewhere"
     copied = quick("checkpoints", "copy", run_id, "--to", elsewhere, "--json")
