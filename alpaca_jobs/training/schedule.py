@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from alpaca_jobs.spec import TrainSpec
+
 
 def learning_rate_at(
     step: int,
@@ -30,3 +32,11 @@ def learning_rate_at(
     if schedule == "linear":
         return peak * max(0.0, 1.0 - progress)
     return peak * max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def learning_rate_of(step: int, train: TrainSpec, *, num_steps: int) -> float:
+    """The same for a job's own peak, warm-up and schedule."""
+    return learning_rate_at(
+        step, peak=train.learning_rate, num_steps=num_steps, warmup_ratio=train.warmup_ratio,
+        schedule=train.lr_schedule,
+    )  # fmt: skip
