@@ -24,6 +24,7 @@ def preview_json(found: TokenPreview) -> dict[str, Any]:
         "targets": found.num_targets,
         "truncated": found.num_truncated,
         "without_target": found.num_without_target,
+        "held_out": found.num_held_out,
         "eos": {"id": found.eos[0], "text": found.eos[1]},
         "pad": {"id": found.pad[0], "text": found.pad[1]},
         "warnings": [{"name": one.name, "rows": one.num_rows, "words": one.words} for one in found.warnings],
@@ -32,6 +33,7 @@ def preview_json(found: TokenPreview) -> dict[str, Any]:
                 "row": row.index,
                 "cut_tokens": row.num_cut,
                 "ends_with_eos": row.ends_with_eos,
+                "held_out": row.is_held_out,
                 "pieces": [
                     [
                         {"id": token, "text": text, "target": is_target}
@@ -47,8 +49,10 @@ def preview_json(found: TokenPreview) -> dict[str, Any]:
 
 def facts_grid(found: TokenPreview, train: TrainSpec, about: str) -> render.Grid:
     """What the rows come to."""
+    held_out = words.plural(found.num_held_out, "document" if found.is_packed else "row")
     rows = [
         ("rows", f"{found.num_rows:,}, at most {train.max_length:,} tokens each"),
+        *([("held out", f"{held_out}, evaluated on, in no batch")] if found.num_held_out else []),
         ("tokens", f"{found.num_tokens:,}, {found.num_targets:,} of them learned"),
         ("cut", "nothing, packed" if found.is_packed else _cut_in_words(found)),
         ("ends with", f"{found.eos[1]} ({found.eos[0]}); padding {found.pad[1]} ({found.pad[0]})"),
@@ -64,7 +68,8 @@ def row_text(row: ShownRow, found: TokenPreview, *, with_ids: bool, colour: bool
     """One row: a line per stretch of tokens that are alike, or per token."""
     count = sum(len(piece.ids) for piece in row.pieces)
     learned = sum(sum(piece.is_target) for piece in row.pieces)
-    lines = [f"row {row.index}: {words.plural(count, 'token')}, {learned:,} learned"]
+    held_out = "; held out: evaluated on, in no batch" if row.is_held_out else ""
+    lines = [f"row {row.index}: {words.plural(count, 'token')}, {learned:,} learned{held_out}"]
     for place, piece in enumerate(row.pieces):
         if place:
             lines.append(_line(NEXT, "another document, which sees nothing of the one before", colour=colour))

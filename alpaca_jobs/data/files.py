@@ -41,7 +41,7 @@ def load_table(source: str) -> tuple[Record, ...]:
         raise DataError(f"{source} is not Parquet ({exc}). A file that pyarrow reads is wanted.") from exc
     if not rows:
         raise DataError(f"{source} holds no rows. It should hold at least one.")
-    return tuple(Record(f"{source} row {number}", _from_columns(row)) for number, row in enumerate(rows, start=1))
+    return tuple(Record(f"{source} row {number}", from_columns(row)) for number, row in enumerate(rows, start=1))
 
 
 def check_target(target: str | Path) -> None:
@@ -103,7 +103,7 @@ def _to_columns(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, NEIGHBOURS: [{"instruction": text, "score": score} for text, score in nearest.items()]}
 
 
-def _from_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+def from_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a table's row as a record: what is null was no field."""
     record = {name: value for name, value in row.items() if value is not None}
     nearest = record.get(NEIGHBOURS)

@@ -73,15 +73,20 @@ def read_bytes(source: str) -> bytes:
     return _read_uri(source) if "://" in source else _read_path(source)
 
 
+def not_utf8(source: str, place: int, byte: int) -> DataError:
+    """What to say where a byte of a file is no UTF-8."""
+    return DataError(
+        f"{source} is not UTF-8 text: byte {place} is 0x{byte:02x}. It should be JSON in UTF-8; "
+        f"is it compressed, or saved in another encoding?"
+    )
+
+
 def _read(source: str) -> str:
     data = read_bytes(source)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
-        raise DataError(
-            f"{source} is not UTF-8 text: byte {exc.start} is 0x{data[exc.start]:02x}. It should be JSON in UTF-8; "
-            f"is it compressed, or saved in another encoding?"
-        ) from exc
+        raise not_utf8(source, exc.start, data[exc.start]) from exc
 
 
 def _read_path(source: str) -> bytes:
@@ -111,17 +116,21 @@ def _parse_lines(text: str, source: str) -> tuple[Record, ...]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        where = f"{source} line {number}"
-        try:
-            value = json.loads(line)
-        except ValueError as exc:
-            problem = exc.msg if isinstance(exc, json.JSONDecodeError) else str(exc)
-            raise DataError(
-                f"{where} is not JSON ({problem}): {_short(line)}. Each line should be one JSON object, "
-                "or the whole file one JSON list of objects."
-            ) from exc
-        records.append(_record(where, value))
+        records.append(parse_line(line, f"{source} line {number}"))
     return tuple(records)
+
+
+def parse_line(line: str, where: str) -> Record:
+    """The record of one line of JSON lines. Raises DataError: no JSON, or something else than an object."""
+    try:
+        value = json.loads(line)
+    except ValueError as exc:
+        problem = exc.msg if isinstance(exc, json.JSONDecodeError) else str(exc)
+        raise DataError(
+            f"{where} is not JSON ({problem}): {_short(line)}. Each line should be one JSON object, "
+            "or the whole file one JSON list of objects."
+        ) from exc
+    return to_record(where, value)
 
 
 def _parse_list(text: str, source: str) -> tuple[Record, ...]:
@@ -134,10 +143,11 @@ def _parse_list(text: str, source: str) -> tuple[Record, ...]:
         ) from exc
     if not values:
         raise DataError(f"{source} is an empty list. It should hold at least one object.")
-    return tuple(_record(f"{source} item {number}", value) for number, value in enumerate(values, start=1))
+    return tuple(to_record(f"{source} item {number}", value) for number, value in enumerate(values, start=1))
 
 
-def _record(where: str, value: Any) -> Record:
+def to_record(where: str, value: Any) -> Record:
+    """A record of a JSON value. Raises DataError: it is no object."""
     if not isinstance(value, dict):
         raise DataError(f"{where} is {_short(value)}, but a JSON object ({{...}}) is wanted. Correct or remove it.")
     return Record(where, value)

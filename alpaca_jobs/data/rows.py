@@ -7,7 +7,7 @@ JSON, for jobs whose rows exist already (`data.from`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,11 +99,14 @@ def load_rows(source: str) -> tuple[Row, ...]:
 
 def rows_from(records: Iterable[Record]) -> tuple[Row, ...]:
     """Rows of records in Alpaca's shape. Raises DataError: a record without its fields; says which."""
-    rows = []
+    return tuple(iter_rows(records))
+
+
+def iter_rows(records: Iterable[Record]) -> Iterator[Row]:
+    """The same, one by one."""
     for place, record in enumerate(records):
         row = _row(record)
-        rows.append(row if "index" in record.fields else Row(row.instruction, row.input, row.output, index=place))
-    return tuple(rows)
+        yield row if "index" in record.fields else Row(row.instruction, row.input, row.output, index=place)
 
 
 def _row(record: Record) -> Row:

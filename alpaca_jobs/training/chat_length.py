@@ -8,7 +8,8 @@ from functools import lru_cache
 from alpaca_jobs.data.formats import Example
 from alpaca_jobs.data.formats import Turn as ChatTurn
 from alpaca_jobs.spec import TrainSpec
-from alpaca_jobs.training.recipes import Conversation, build_tokenizer, to_example
+from alpaca_jobs.training.reading import Conversation
+from alpaca_jobs.training.recipes import build_tokenizer, to_example
 from alpaca_jobs.training.tokenizer import load_tokenizer
 
 

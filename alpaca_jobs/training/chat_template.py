@@ -8,15 +8,13 @@ conversation becomes tokens at once, as it will when the model is used, and targ
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from alpaca_jobs.data.formats import Turn
 from alpaca_jobs.errors import DataError, ModelError
-from alpaca_jobs.training.data import TokenizedRows, finish_rows
+from alpaca_jobs.training.data import EncodedRow, TokenizedRows, cut_row, gather_rows
 from alpaca_jobs.training.hub import foreign_model_errors
 from alpaca_jobs.training.tokenizer import write_folder
 
@@ -24,26 +22,31 @@ Span = tuple[int, int]
 
 
 def tokenize_chats(chats: Iterable[tuple[Turn, ...]], files: Mapping[str, bytes], *, max_length: int) -> TokenizedRows:
+    """Encode conversations (`encode_chats`) and hold them in memory.
+
+    Raises:
+        ModelError, DataError: as `encode_chats`; or nothing is left to learn from at this `max_length`.
+    """
+    return gather_rows(encode_chats(chats, files, max_length=max_length), max_length=max_length)
+
+
+def encode_chats(
+    chats: Iterable[tuple[Turn, ...]], files: Mapping[str, bytes], *, max_length: int
+) -> Iterator[EncodedRow]:  # fmt: skip
     """Encode conversations by the chat template among a tokenizer's files.
 
     Raises:
         ModelError: the tokenizer has no chat template, or is not a fast one.
-        DataError: no conversations; a template that rewrites earlier turns; a text that holds a special token; nothing
-            left to learn from at this `max_length`.
+        DataError: no conversations; a template that rewrites earlier turns; a text that holds a special token.
     """
     tokenizer = _load(files)
-    tokens, targets, num_truncated = [], [], 0
     for number, chat in enumerate(chats):
         _refuse_special(chat, tokenizer, number)
         text, spans = render_chat(chat, tokenizer, number)
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         is_target = [any(begin < stop and end > start for start, stop in spans) for begin, end in offsets]
-        is_target[:1] = [False]
-        num_truncated += len(ids) > max_length
-        tokens.append(np.asarray(ids[:max_length], dtype=np.int32))
-        targets.append(np.asarray(is_target[:max_length], dtype=np.bool_))
-    return finish_rows(tokens, targets, num_truncated=num_truncated, max_length=max_length)
+        yield cut_row(ids, is_target, max_length=max_length)
 
 
 def render_chat(chat: Sequence[Turn], tokenizer: Any, number: int = 0) -> tuple[str, list[Span]]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,8 @@ import numpy.typing as npt
 from alpaca_jobs.errors import DataError
 from alpaca_jobs.training.tokenizer import RowTokenizer
 
-_CHUNK_ROWS = 4096  # rows encoded at a time: bounds the memory of Python lists of ids
+_CHUNK_CHARACTERS = 2**21  # text encoded at a time: its ids, Python lists at first, take some 40 MB
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,20 @@ class Turn:
 Example = tuple[Turn, ...]
 Piece = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
 """Token ids, and which of them are targets, of tokens that see each other; the first is never a target."""
+
+
+class EncodedRow(NamedTuple):
+    """One row as tokens, before it has its place among the others.
+
+    Attributes:
+        is_cut: whether tokens beyond the limit were left out.
+        piece_lengths: tokens of each of its pieces; () where the row is one piece.
+    """
+
+    ids: npt.NDArray[np.int32]
+    is_target: npt.NDArray[np.bool_]
+    is_cut: bool = False
+    piece_lengths: tuple[int, ...] = ()
 
 
 class EpochRows(Protocol):
@@ -109,12 +124,7 @@ class TokenizedRows:
 
     def pieces(self, row: int) -> list[Piece]:
         """The tokens of a row, piece by piece."""
-        begin, end = int(self.offsets[row]), int(self.offsets[row + 1])
-        starts = [begin]
-        if self.piece_starts is not None:
-            first, last = np.searchsorted(self.piece_starts, [begin, end])
-            starts = self.piece_starts[first:last].tolist()
-        return [(self.tokens[a:b], self.is_target[a:b]) for a, b in pairwise([*starts, end])]
+        return pieces_of(row, self.tokens, self.is_target, self.offsets, self.piece_starts)
 
     @cached_property
     def squared_lengths(self) -> npt.NDArray[np.int64]:
@@ -146,21 +156,42 @@ class TokenizedRows:
         return digest.hexdigest()
 
 
+def pieces_of(
+    row: int,
+    tokens: npt.NDArray[np.int32],
+    is_target: npt.NDArray[np.bool_],
+    offsets: npt.NDArray[np.int64],
+    piece_starts: npt.NDArray[np.int64] | None,
+) -> list[Piece]:
+    """The pieces of one row, from the arrays of all rows (as `TokenizedRows` has them)."""
+    begin, end = int(offsets[row]), int(offsets[row + 1])
+    starts = [begin]
+    if piece_starts is not None:
+        first, last = np.searchsorted(piece_starts, [begin, end])
+        starts = piece_starts[first:last].tolist()
+    return [(tokens[a:b], is_target[a:b]) for a, b in pairwise([*starts, end])]
+
+
 def tokenize_examples(examples: Iterable[Example], tokenizer: RowTokenizer, *, max_length: int) -> TokenizedRows:
+    """Encode examples (`encode_examples`) and hold them in memory.
+
+    Raises:
+        DataError: there are no rows, or not one target token is left after cutting.
+    """
+    return gather_rows(encode_examples(examples, tokenizer, max_length=max_length), max_length=max_length)
+
+
+def encode_examples(
+    examples: Iterable[Example], tokenizer: RowTokenizer, *, max_length: int
+) -> Iterator[EncodedRow]:  # fmt: skip
     """Encode every turn's prompt and answer as one text, end it with EOS, and mark the answer and its EOS as targets.
 
     Prompt and answer are encoded together and the prompt's own length is masked, as the published recipe does: encoding
     the answer apart would give it other tokens than the model meets after a prompt. EOS is added as an id, so an answer
     that contains the text of a special token cannot end itself. A row longer than `max_length` is cut there, its EOS
     included.
-
-    Raises:
-        DataError: there are no rows, or not one target token is left after cutting.
     """
-    tokens: list[npt.NDArray[np.int32]] = []
-    targets: list[npt.NDArray[np.bool_]] = []
-    num_truncated = 0
-    for chunk in _chunks(examples):
+    for chunk in in_chunks(examples, size_of=lambda example: sum(len(one.prompt + one.answer) for one in example)):
         turns = [turn for example in chunk for turn in example]
         prompts = iter(tokenizer.encode([turn.prompt for turn in turns]))
         texts = iter(tokenizer.encode([turn.prompt + turn.answer for turn in turns]))
@@ -171,49 +202,63 @@ def tokenize_examples(examples: Iterable[Example], tokenizer: RowTokenizer, *, m
                 masked = min(prompt_length, len(text))
                 ids += [*text, tokenizer.eos_id]
                 is_target += [False] * masked + [True] * (len(text) - masked + 1)
-            is_target[:1] = [False]
-            num_truncated += len(ids) > max_length
-            tokens.append(np.asarray(ids[:max_length], dtype=np.int32))
-            targets.append(np.asarray(is_target[:max_length], dtype=np.bool_))
-    return finish_rows(tokens, targets, num_truncated=num_truncated, max_length=max_length)
+            yield cut_row(ids, is_target, max_length=max_length)
 
 
-def finish_rows(
-    tokens: Sequence[npt.NDArray[np.int32]],
-    targets: Sequence[npt.NDArray[np.bool_]],
-    *,
-    num_truncated: int,
-    max_length: int,
-) -> TokenizedRows:
-    """Rows of one piece each, from their tokens and targets. Raises DataError: no rows, or not one target in them."""
-    if not tokens:
-        raise DataError("There are no rows to train on. Generate some first, or set data.from to a file that has rows.")
-    num_without = sum(not mask.any() for mask in targets)
-    if num_without == len(tokens):
-        longest = max(len(row) for row in tokens)
-        raise DataError(
-            f"There is nothing to learn from: of {len(tokens)} rows none keeps a token of its answer within "
-            f"train.max_length {max_length} (longest row after cutting: {longest} tokens). Raise train.max_length; "
-            "Alpaca uses 512."
-        )
-    offsets = np.zeros(len(tokens) + 1, dtype=np.int64)
-    np.cumsum([len(row) for row in tokens], out=offsets[1:])
-    return TokenizedRows(
-        tokens=np.concatenate(tokens),
-        offsets=offsets,
-        is_target=np.concatenate(targets),
-        num_truncated=num_truncated,
-        num_without_target=num_without,
+def cut_row(ids: Sequence[int], is_target: list[bool], *, max_length: int) -> EncodedRow:
+    """A row of one piece, cut at `max_length`; its first token, which nothing predicts, is no target."""
+    is_target[:1] = [False]
+    return EncodedRow(
+        np.asarray(ids[:max_length], dtype=np.int32),
+        np.asarray(is_target[:max_length], dtype=np.bool_),
+        is_cut=len(ids) > max_length,
     )
 
 
-def _chunks(examples: Iterable[Example]) -> Iterable[list[Example]]:
-    chunk: list[Example] = []
-    for example in examples:
-        chunk.append(example)
-        if len(chunk) == _CHUNK_ROWS:
+def gather_rows(rows: Iterable[EncodedRow], *, max_length: int) -> TokenizedRows:
+    """Hold encoded rows in memory. Raises DataError: no rows, or not one target in them."""
+    kept = list(rows)
+    lengths = [len(row.ids) for row in kept]
+    num_without = sum(not row.is_target.any() for row in kept)
+    check_learnable(len(kept), num_without, longest=max(lengths, default=0), max_length=max_length)
+    offsets = np.zeros(len(kept) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    starts = None
+    if any(row.piece_lengths for row in kept):
+        pieces = [length for row in kept for length in row.piece_lengths or (len(row.ids),)]
+        starts = np.concatenate([[0], np.cumsum(pieces)[:-1]]).astype(np.int64)
+    return TokenizedRows(
+        tokens=np.concatenate([row.ids for row in kept]),
+        offsets=offsets,
+        is_target=np.concatenate([row.is_target for row in kept]),
+        num_truncated=sum(row.is_cut for row in kept),
+        num_without_target=num_without,
+        piece_starts=starts,
+    )
+
+
+def check_learnable(num_rows: int, num_without_target: int, *, longest: int, max_length: int) -> None:
+    """Refuse rows that teach nothing. Raises DataError: no rows, or not one target in them."""
+    if not num_rows:
+        raise DataError("There are no rows to train on. Generate some first, or set data.from to a file that has rows.")
+    if num_without_target == num_rows:
+        raise DataError(
+            f"There is nothing to learn from: of {num_rows} rows none keeps a token of its answer within "
+            f"train.max_length {max_length} (longest row after cutting: {longest} tokens). Raise train.max_length; "
+            "Alpaca uses 512."
+        )
+
+
+def in_chunks(items: Iterable[T], *, size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Lists of items to encode at once: as many as bring their sizes, in characters, to a bound, and one at least."""
+    chunk: list[T] = []
+    size = 0
+    for item in items:
+        chunk.append(item)
+        size += size_of(item)
+        if size >= _CHUNK_CHARACTERS:
             yield chunk
-            chunk = []
+            chunk, size = [], 0
     if chunk:
         yield chunk
 

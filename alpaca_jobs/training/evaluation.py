@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,16 +78,34 @@ def split_rows(rows: Sequence[Any], *, fraction: float, seed: int) -> tuple[list
     Raises:
         DataError: nothing is left to train on.
     """
-    places = [_place(row, seed) for row in rows]
-    bound = max(fraction, min(places, default=0.0))
-    held_out = [row for row, place in zip(rows, places, strict=True) if place <= bound]
-    trained = [row for row, place in zip(rows, places, strict=True) if place > bound]
-    if not trained:
+    bound = held_out_bound(rows, fraction=fraction, seed=seed)
+    held_out = [row for row in rows if is_held_out(row, seed=seed, bound=bound)]
+    trained = [row for row in rows if not is_held_out(row, seed=seed, bound=bound)]
+    return trained, held_out
+
+
+def held_out_bound(rows: Iterable[Any], *, fraction: float, seed: int) -> float:
+    """What `is_held_out` goes by, from one look at all rows.
+
+    Raises:
+        DataError: nothing is left to train on.
+    """
+    lowest, highest, number = 1.0, 0.0, 0
+    for number, row in enumerate(rows, start=1):  # noqa: B007 - asked for below
+        place = _place(row, seed)
+        lowest, highest = min(lowest, place), max(highest, place)
+    bound = max(fraction, lowest if number else 0.0)
+    if highest <= bound:
         raise DataError(
-            f"train.eval.fraction is {fraction:g}, and of {len(rows)} rows none is left to train on. Lower it, or take "
+            f"train.eval.fraction is {fraction:g}, and of {number} rows none is left to train on. Lower it, or take "
             "more rows."
         )
-    return trained, held_out
+    return bound
+
+
+def is_held_out(row: Any, *, seed: int, bound: float) -> bool:
+    """Whether a row is evaluated on and never trained on."""
+    return _place(row, seed) <= bound
 
 
 def _place(row: Any, seed: int) -> float:

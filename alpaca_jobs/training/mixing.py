@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from alpaca_jobs.training.data import Piece, TokenizedRows
+from alpaca_jobs.training.stored import StoredRows
 
 _STREAM = 0x7E3A  # keeps these draws apart from the order of rows, which has the same seed
 
@@ -21,7 +22,7 @@ class MixedRows:
     draw for each (step, row), whatever the world size, the micro batch or the attempt.
     """
 
-    variants: tuple[TokenizedRows, ...]
+    variants: tuple[TokenizedRows | StoredRows, ...]
     seed: int
 
     def __len__(self) -> int:

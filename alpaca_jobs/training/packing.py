@@ -6,80 +6,114 @@ Shapes: as in data.py. Every token of a document but its first is a target, its 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from alpaca_jobs.errors import DataError
-from alpaca_jobs.training.data import TokenizedRows
+from alpaca_jobs.training.data import EncodedRow, TokenizedRows, gather_rows, in_chunks
 from alpaca_jobs.training.tokenizer import RowTokenizer
 
-_CHUNK = 1024  # documents encoded at a time
+Ids = npt.NDArray[np.int32]
+Flatten = Callable[[Iterable[Ids]], tuple[Ids, list[int]]]
+"""Puts documents one after the other, in memory or in a file; returns all their tokens, and the length of each."""
 
 
 def pack_documents(
     texts: Iterable[str], tokenizer: RowTokenizer, *, block_size: int, packing: Literal["blocks", "best_fit"]
 ) -> TokenizedRows:
+    """Encode and pack documents (`encode_documents`) and hold the rows in memory.
+
+    Raises:
+        DataError: there are no documents, or only empty ones.
+    """
+    return gather_rows(
+        encode_documents(texts, tokenizer, block_size=block_size, packing=packing), max_length=block_size
+    )
+
+
+def encode_documents(
+    texts: Iterable[str],
+    tokenizer: RowTokenizer,
+    *,
+    block_size: int,
+    packing: Literal["blocks", "best_fit"],
+    flatten: Flatten | None = None,
+) -> Iterator[EncodedRow]:
     """Encode documents, end each with EOS, and make rows of at most `block_size` tokens of them.
 
     Args:
         packing: blocks: all documents one after the other, cut every `block_size` tokens, as Hugging Face's run_clm.py
             does (its `group_texts` drops the rest at the end; here that is a shorter last row). best_fit: documents
             stay whole as far as they fit and never see each other.
+        flatten: where best_fit keeps all tokens until it knows their order; None: in memory.
 
     Raises:
         DataError: there are no documents, or only empty ones.
     """
-    documents = list(_encoded(texts, tokenizer))
-    if not documents:
+    documents = _refuse_nothing(_encoded(texts, tokenizer))
+    if packing == "blocks":
+        return _blocks(documents, block_size)
+    return _best_fit(documents, block_size, flatten or _in_memory)
+
+
+def _refuse_nothing(documents: Iterable[Ids]) -> Iterator[Ids]:
+    number = 0
+    for number, document in enumerate(documents, start=1):  # noqa: B007 - asked for below
+        yield document
+    if not number:
         raise DataError("There is no text to train on: every document is empty. Give a file that holds some.")
-    return _blocks(documents, block_size) if packing == "blocks" else _best_fit(documents, block_size)
 
 
-def _encoded(texts: Iterable[str], tokenizer: RowTokenizer) -> Iterable[npt.NDArray[np.int32]]:
-    waiting: list[str] = []
-    for text in texts:
-        waiting += [text] if text.strip() else []
-        if len(waiting) == _CHUNK:
-            yield from _encode(waiting, tokenizer)
-            waiting = []
-    yield from _encode(waiting, tokenizer)
+def _encoded(texts: Iterable[str], tokenizer: RowTokenizer) -> Iterator[Ids]:
+    for chunk in in_chunks((text for text in texts if text.strip()), size_of=len):
+        for ids in tokenizer.encode(chunk):
+            yield np.asarray([*tokenizer.prefix, *ids, tokenizer.eos_id], dtype=np.int32)
 
 
-def _encode(texts: list[str], tokenizer: RowTokenizer) -> Iterable[npt.NDArray[np.int32]]:
-    for ids in tokenizer.encode(texts) if texts else ():
-        yield np.asarray([*tokenizer.prefix, *ids, tokenizer.eos_id], dtype=np.int32)
+def _in_memory(documents: Iterable[Ids]) -> tuple[Ids, list[int]]:
+    kept = list(documents)
+    return np.concatenate(kept), [len(document) for document in kept]
 
 
-def _blocks(documents: Sequence[npt.NDArray[np.int32]], size: int) -> TokenizedRows:
-    tokens = np.concatenate(documents)
-    offsets = np.append(np.arange(0, len(tokens), size, dtype=np.int64), len(tokens))
-    is_target = np.ones(len(tokens), dtype=np.bool_)
-    is_target[offsets[:-1]] = False
-    return TokenizedRows(
-        tokens=tokens, offsets=offsets, is_target=is_target, num_truncated=0,
-        num_without_target=int((np.diff(offsets) < 2).sum()),
-    )  # fmt: skip
+def _blocks(documents: Iterable[Ids], size: int) -> Iterator[EncodedRow]:
+    waiting: list[Ids] = []
+    count = 0
+    for document in documents:
+        waiting.append(document)
+        count += len(document)
+        if count >= size:
+            tokens = np.concatenate(waiting)
+            count %= size
+            whole = len(tokens) - count
+            yield from (_row(tokens[begin : begin + size], ()) for begin in range(0, whole, size))
+            waiting = [tokens[whole:]]
+    if count:
+        yield _row(np.concatenate(waiting), ())
 
 
-def _best_fit(documents: Sequence[npt.NDArray[np.int32]], size: int) -> TokenizedRows:
-    pieces = [document[begin : begin + size] for document in documents for begin in range(0, len(document), size)]
-    bins = best_fit([len(piece) for piece in pieces], size)
-    order = [piece for members in bins for piece in members]
-    lengths = np.asarray([len(pieces[piece]) for piece in order], dtype=np.int64)
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    tokens = np.concatenate([pieces[piece] for piece in order])
-    is_target = np.ones(len(tokens), dtype=np.bool_)
-    is_target[starts] = False
-    loads = [sum(len(pieces[piece]) for piece in members) for members in bins]
-    offsets = np.concatenate([[0], np.cumsum(loads)])
-    return TokenizedRows(
-        tokens=tokens, offsets=offsets, is_target=is_target, num_truncated=0,
-        num_without_target=sum(load == len(members) for load, members in zip(loads, bins, strict=True)),
-        piece_starts=starts,
-    )  # fmt: skip
+def _best_fit(documents: Iterable[Ids], size: int, flatten: Flatten) -> Iterator[EncodedRow]:
+    tokens, lengths = flatten(documents)
+    begins: list[int] = []
+    sizes: list[int] = []
+    begin = 0
+    for length in lengths:
+        for place in range(0, length, size):
+            begins.append(begin + place)
+            sizes.append(min(size, length - place))
+        begin += length
+    for members in best_fit(sizes, size):
+        pieces = [np.asarray(tokens[begins[piece] : begins[piece] + sizes[piece]]) for piece in members]
+        yield _row(np.concatenate(pieces), tuple(sizes[piece] for piece in members))
+
+
+def _row(ids: Ids, piece_lengths: tuple[int, ...]) -> EncodedRow:
+    """Every token is a target but the first of each piece."""
+    is_target = np.ones(len(ids), dtype=np.bool_)
+    is_target[np.cumsum((0, *piece_lengths[:-1]))] = False
+    return EncodedRow(ids, is_target, piece_lengths=piece_lengths)
 
 
 def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from alpaca_jobs.data.record_files import Record
 from alpaca_jobs.errors import DataError
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.data import TrainingData
-from alpaca_jobs.training.recipes import TrainingRow, build_tokenizer, prepare_rows, read_training_rows
+from alpaca_jobs.training.evaluation import held_out_bound, is_held_out
+from alpaca_jobs.training.reading import TrainingRow, read_training_rows
+from alpaca_jobs.training.recipes import build_tokenizer, prepare_rows
 from alpaca_jobs.training.token_text import token_decoder, token_texts
 from alpaca_jobs.training.tokenizer import RowTokenizer, load_tokenizer
 
@@ -56,12 +58,14 @@ class ShownRow:
         pieces: several where documents are packed together, which never see each other.
         num_cut: tokens beyond max_length that the model will not see; 0 where rows are packed.
         ends_with_eos: whether its last token is the end-of-sequence token.
+        is_held_out: whether `train.eval.fraction` takes it out of the training, to be evaluated on.
     """
 
     index: int
     pieces: tuple[ShownPiece, ...]
     num_cut: int
     ends_with_eos: bool
+    is_held_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class TokenPreview:
         num_rows, num_tokens, num_targets: of all rows that were read, padding excluded.
         eos, pad: (id, text) of those tokens.
         is_packed: rows are made of documents (recipe pretrain), and end where they are full.
+        num_held_out: rows that `train.eval.fraction` holds out; of documents, which are not among the packed rows.
     """
 
     num_rows: int
@@ -82,6 +87,7 @@ class TokenPreview:
     eos: tuple[int, str]
     pad: tuple[int, str]
     is_packed: bool = False
+    num_held_out: int = 0
     rows: tuple[ShownRow, ...] = ()
     warnings: tuple[Warned, ...] = field(default=())
 
@@ -101,15 +107,23 @@ def preview_tokens(
     """
     check_shape(records, train)
     rows = read_training_rows(records, train)
-    files = build_tokenizer(train, rows)
+    held_out = _held_out(rows, train)
+    trained = [row for place, row in enumerate(rows) if place not in held_out]
+    files = build_tokenizer(train, trained)
     tokenizer = load_tokenizer(files)
-    data = prepare_rows(rows, tokenizer, files, train)
+    is_packed = train.recipe == "pretrain"
+    data = prepare_rows(trained if is_packed else rows, tokenizer, files, train)
     decode = token_decoder(files)
     epoch = data.of_epoch(0)
     whole = _whole_lengths(rows, tokenizer, files, train, places)
     shown = tuple(
-        _show(data, place, whole.get(place), tokenizer, decode) for place in places if 0 <= place < len(data)
-    )  # fmt: skip
+        replace(
+            _show(data, place, whole.get(place), tokenizer, decode),
+            is_held_out=not is_packed and place in held_out,
+        )
+        for place in places
+        if 0 <= place < len(data)
+    )
     return TokenPreview(
         num_rows=len(data),
         num_tokens=int(epoch.lengths.sum()),
@@ -118,10 +132,19 @@ def preview_tokens(
         num_without_target=data.num_without_target,
         eos=(tokenizer.eos_id, decode([tokenizer.eos_id])),
         pad=(tokenizer.pad_id, decode([tokenizer.pad_id])),
-        is_packed=train.recipe == "pretrain",
+        is_packed=is_packed,
+        num_held_out=len(held_out),
         rows=shown,
         warnings=(*find_problems(data, tokenizer, train, max_truncated=max_truncated), *find_templates(records)),
     )
+
+
+def _held_out(rows: Sequence[TrainingRow], train: TrainSpec) -> frozenset[int]:
+    """Places of the rows that the job's share takes out of the training."""
+    if train.eval is None or train.eval.fraction is None:
+        return frozenset()
+    bound = held_out_bound(rows, fraction=train.eval.fraction, seed=train.seed)
+    return frozenset(place for place, row in enumerate(rows) if is_held_out(row, seed=train.seed, bound=bound))
 
 
 def check_shape(records: Sequence[Record], train: TrainSpec) -> None:

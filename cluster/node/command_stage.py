@@ -61,12 +61,10 @@ class CommandStage:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._output.mkdir(parents=True)
         if isinstance(rows, str):
-            from alpaca_jobs.data.files import load_table
+            from alpaca_jobs.data.streams import local_file, stream_table
 
-            records = load_table(rows)
-            self._num_rows = len(records)
-            with self._data.open("w", encoding="utf-8") as file:
-                for record in records:
+            with local_file(rows, self._folder) as path, self._data.open("w", encoding="utf-8") as file:
+                for self._num_rows, record in enumerate(stream_table(path, rows), start=1):
                     file.write(json.dumps(dict(record.fields), ensure_ascii=False) + "\n")
         else:
             self._num_rows = len(rows)

@@ -7,10 +7,14 @@ rows of the second. So a run reads its inputs from `inputs/` alone, from its fir
 from __future__ import annotations
 
 import json
+import mmap
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from alpaca_jobs.data.record_files import read_bytes
+from alpaca_jobs.data.streams import local_file
+from alpaca_jobs.errors import DataError
 from alpaca_jobs.generation.seeds import load_seed_tasks
 from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.spec_recipe import TokenizerSpec
@@ -36,9 +40,9 @@ def freeze_inputs(job: JobSpec, store: Store) -> None:
         store.put(TOKENIZER, read_tokenizer(job.train.tokenizer.extend))
     if job.train.eval is not None and job.train.eval.file is not None:
         file = job.train.eval.file
-        store.put(f"{EVALUATION_FOLDER}/{Path(file).name}", read_bytes(file))
+        _put_file(store, f"{EVALUATION_FOLDER}/{Path(file).name}", file)
     if job.data.from_ is not None:
-        store.put(f"{ROWS_FOLDER}/{Path(job.data.from_).name}", read_bytes(job.data.from_))
+        _put_file(store, f"{ROWS_FOLDER}/{Path(job.data.from_).name}", job.data.from_)
         return
     tasks = load_seed_tasks(job.data.seed_tasks)
     records = [
@@ -51,6 +55,18 @@ def freeze_inputs(job: JobSpec, store: Store) -> None:
         for task in tasks
     ]
     store.put(SEED_TASKS, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
+
+
+def _put_file(store: Store, key: str, source: str) -> None:
+    """Copy a file at a path or URI, which may be larger than memory: the store is given it mapped, not read."""
+    with tempfile.TemporaryDirectory() as folder, local_file(source, Path(folder)) as path:
+        try:
+            with path.open("rb") as file:
+                is_empty = not path.stat().st_size  # nothing cannot be mapped
+                data = b"" if is_empty else memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except OSError as exc:
+            raise DataError(f"{source} cannot be read: {exc.strerror}. A readable file is wanted.") from exc
+        store.put(key, data)
 
 
 def frozen_seed_tasks(store: Store) -> str:

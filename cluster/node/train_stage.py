@@ -61,11 +61,18 @@ class TrainStage:
         self._prepared = [worker.prepare.remote(job) for worker in self._workers]
 
     def load(self, rows: Sequence[Row] | str) -> None:
-        """Turn rows (or the file of rows at a URI) into what the workers train on; once, before anything else."""
+        """Turn rows (or the file of rows at a URI) into what the workers train on; once, before anything else.
+
+        Rows of a file are in no process's memory: their tokens lie on the disk of each machine.
+        """
         self._runtime.results(self._prepared)
         job = job_to_dict(with_frozen_inputs(self._ctx.job, self._ctx.store))
-        self._dataset = self._workers[0].tokenize.remote(job, self._runtime.share(rows))
-        self._runtime.results([self._dataset])
+        folder = str(self._ctx.scratch / "tokens")
+        self._dataset = self._workers[0].tokenize.remote(job, self._runtime.share(rows), folder)
+        self._until_done([self._dataset])
+        if isinstance(rows, str):
+            others = self._workers[1:]
+            self._until_done([one.tokenize_again.remote(job, rows, folder, self._dataset) for one in others])
 
     def run(self, candidates: Sequence[CommitRef], *, base_is_open: bool) -> TrainEnd:
         """Train to the end, or until a notice.

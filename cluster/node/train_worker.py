@@ -173,11 +173,17 @@ class TrainWorker:
         self._listening = TCPStore(address, 0, is_master=True, wait_for_workers=False)
         return f"tcp://{address}:{self._listening.port}"
 
-    def tokenize(self, job: dict[str, Any], rows: Sequence[Row] | str) -> Dataset:
-        """Turn rows (or the file at a URI) into tokens, once for all ranks."""
+    def tokenize(self, job: dict[str, Any], rows: Sequence[Row] | str, folder: str) -> Dataset:
+        """Turn rows, or the file at a URI, into tokens for all ranks; a file's go into a folder of this machine."""
         from alpaca_jobs.training.dataset import prepare_dataset
 
-        return prepare_dataset(job_from_dict(job).train, rows)
+        return prepare_dataset(job_from_dict(job).train, rows, folder=Path(folder))
+
+    def tokenize_again(self, job: dict[str, Any], source: str, folder: str, dataset: Dataset) -> None:
+        """Make the token files of the first rank's dataset on this machine, where they are missing."""
+        from alpaca_jobs.training.dataset import prepare_again
+
+        prepare_again(job_from_dict(job).train, source, dataset, folder=Path(folder))
 
     def run(self, assignment: WorkerAssignment, dataset: Dataset) -> TrainResult:
         """Train from the newest good checkpoint to the last step, a notice, or an error."""

@@ -20,6 +20,7 @@ ROPE = {
 }  # fmt: skip
 FAMILIES: dict[str, tuple[Layout, dict[str, Any]]] = {
     "llama": (Layout.POSITIONS, ROPE),
+    "internlm": (Layout.POSITIONS, {**ROPE, "attention_bias": True}),
     "qwen2": (Layout.POSITIONS, ROPE),
     "qwen3": (Layout.POSITIONS, {**ROPE, "head_dim": 8}),
     "mistral": (Layout.POSITIONS, {**ROPE, "sliding_window": 16}),
@@ -41,7 +42,11 @@ FAMILIES: dict[str, tuple[Layout, dict[str, Any]]] = {
 }
 
 
-CUT_OUT = {"llama", "qwen2", "qwen3", "mistral", "mixtral", "phi3", "gpt_neox", "gpt2", "opt"}
+TYPES = {"internlm": "llama"}
+"""InternLM-7B is LLaMA with biases in its attention, and is trained as a checkpoint of LLaMA's classes: the code that
+its own folder brings is not run."""
+
+CUT_OUT = {"llama", "internlm", "qwen2", "qwen3", "mistral", "mixtral", "phi3", "gpt_neox", "gpt2", "opt"}
 """Families whose attention can be replaced by one that takes rows apart; the masked layouts serve the others."""
 
 
@@ -55,7 +60,8 @@ def _random_model(family: str, tokenizer: RowTokenizer, *, vocab_size: int | Non
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, vocab_size=vocab_size or tokenizer.vocab_size, **FAMILIES[family][1])
+    kind = TYPES.get(family, family)
+    config = AutoConfig.for_model(kind, vocab_size=vocab_size or tokenizer.vocab_size, **FAMILIES[family][1])
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
@@ -118,8 +124,8 @@ def test_two_steps_train_and_are_committed(
 
 
 ADAPTED = {
-    "llama": ["q_proj", "v_proj"], "qwen2": ["q_proj", "v_proj"], "mixtral": ["q_proj", "o_proj"], "gpt2": ["c_attn"],
-    "gpt_neox": ["query_key_value"], "opt": ["q_proj", "fc1"],
+    "llama": ["q_proj", "v_proj"], "internlm": ["q_proj", "o_proj"], "qwen2": ["q_proj", "v_proj"],
+    "mixtral": ["q_proj", "o_proj"], "gpt2": ["c_attn"], "gpt_neox": ["query_key_value"], "opt": ["q_proj", "fc1"],
 }  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from alpaca_jobs.training.collate import Layout, collate, lay_out, target_loss
 from alpaca_jobs.training.data import TokenizedRows
 from alpaca_jobs.training.model import build_model
 from alpaca_jobs.training.packing import best_fit, pack_documents
-from alpaca_jobs.training.recipes import Document, build_tokenizer, load_training_rows, tokenize_rows
+from alpaca_jobs.training.reading import Document, load_training_rows
+from alpaca_jobs.training.recipes import build_tokenizer, tokenize_rows
 from alpaca_jobs.training.tokenizer import RowTokenizer, load_tokenizer
 
 TRAIN = TrainSpec(model="tiny-llama", recipe="pretrain", max_length=32, global_batch_size=4, dtype="float32")

@@ -12,7 +12,8 @@ from alpaca_jobs.errors import DataError
 from alpaca_jobs.spec import JobSpec, TrainSpec
 from alpaca_jobs.training.local_check import local_warnings
 from alpaca_jobs.training.preview import find_problems, preview_tokens
-from alpaca_jobs.training.recipes import build_tokenizer, prepare_rows, read_training_rows
+from alpaca_jobs.training.reading import read_training_rows
+from alpaca_jobs.training.recipes import build_tokenizer, prepare_rows
 from alpaca_jobs.training.tokenizer import load_tokenizer
 
 ROWS = [{"instruction": f"Say {number} 世界.", "input": "", "output": f"Hello {number}! 🎉"} for number in range(30)]
@@ -47,6 +48,30 @@ def test_shown_tokens_are_the_very_ones_of_training_and_make_the_text() -> None:
     assert "".join(learned) == "Hello 7! 🎉</s>"
     assert shown.ends_with_eos
     assert shown.num_cut == 0
+
+
+def test_rows_that_the_evaluation_holds_out_are_marked() -> None:
+    from alpaca_jobs.training.dataset import prepare_dataset
+    from cli.token_view import facts_grid, row_text
+
+    spec = train(eval={"fraction": 0.2})
+    found = preview_tokens(records(ROWS), spec, places=range(len(ROWS)))
+    dataset = prepare_dataset(spec, read_training_rows(records(ROWS), spec))
+    sides = {side: [row for row in found.rows if row.is_held_out is side] for side in (False, True)}
+    for side, data in ((False, dataset.rows), (True, dataset.evaluation)):
+        assert data is not None
+        shown = [[list(piece.ids) for piece in row.pieces] for row in sides[side]]
+        epoch = data.of_epoch(0)
+        assert shown == [[ids.tolist() for ids, _ in epoch.pieces(row)] for row in range(len(data))]
+    assert found.num_held_out == len(sides[True]) >= 1
+    assert "held out" in row_text(sides[True][0], found, with_ids=False, colour=False).split("\n")[0]
+    assert "held out" not in row_text(sides[False][0], found, with_ids=False, colour=False)
+    assert f"{found.num_held_out} rows" in str(facts_grid(found, spec, "f"))
+    texts = [{"text": f"document number {number}"} for number in range(30)]
+    packed = preview_tokens(records(texts), train(recipe="pretrain", eval={"fraction": 0.2}), places=[0])
+    assert packed.num_held_out >= 1
+    whole = preview_tokens(records(texts), train(recipe="pretrain"), places=[0])
+    assert packed.num_tokens < whole.num_tokens
 
 
 def test_what_is_cut_is_counted_and_warned_of() -> None:

@@ -21,7 +21,8 @@ from alpaca_jobs.prompts import render_prompt
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.data import Turn, tokenize_examples, unigram_entropy
 from alpaca_jobs.training.dataset import prepare_dataset
-from alpaca_jobs.training.recipes import Conversation, build_tokenizer, load_training_rows, to_example, tokenize_rows
+from alpaca_jobs.training.reading import Conversation, load_training_rows
+from alpaca_jobs.training.recipes import build_tokenizer, to_example, tokenize_rows
 from alpaca_jobs.training.tokenizer import TINY_VOCAB_SIZE, RowTokenizer, load_tokenizer, write_folder
 
 ROWS = [

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from alpaca_jobs.spec import TrainSpec
-from alpaca_jobs.training.recipes import Conversation, tokenize_rows
+from alpaca_jobs.training.reading import Conversation
+from alpaca_jobs.training.recipes import tokenize_rows
 from alpaca_jobs.training.tokenizer import load_tokenizer
 
 CHAT = Conversation((("Hi", "Hello"), ("Bye", "So long")))
@@ -107,7 +108,7 @@ def test_chats_split_by_tokens_fit_the_limit_exactly_as_training_counts() -> Non
     from alpaca_jobs.data.formats import Example, Turn
     from alpaca_jobs.spec import TrainSpec
     from alpaca_jobs.training.chat_length import chat_counter
-    from alpaca_jobs.training.recipes import Conversation, build_tokenizer, tokenize_rows
+    from alpaca_jobs.training.recipes import build_tokenizer, tokenize_rows
     from alpaca_jobs.training.tokenizer import load_tokenizer
 
     turns = tuple(

@@ -14,7 +14,7 @@ from alpaca_jobs.errors import ModelError
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.dataset import prepare_dataset
 from alpaca_jobs.training.model import build_model
-from alpaca_jobs.training.recipes import Document
+from alpaca_jobs.training.reading import Document
 from alpaca_jobs.training.tokenizer import build_tokenizer, load_tokenizer, write_folder
 from alpaca_jobs.training.vocabulary import extend_tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from alpaca_jobs.spec_io import job_from_dict
-from alpaca_jobs.training.recipes import load_training_rows
+from alpaca_jobs.training.reading import load_training_rows
 from alpaca_jobs.training.vocabulary import read_tokenizer
 from checkpoints.store import Store
 from cluster.node.inputs import freeze_inputs, with_frozen_inputs
