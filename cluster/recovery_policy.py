@@ -15,7 +15,8 @@ class RecoveryPolicy:
         on_demand: when-needed takes an on-demand candidate first where cluster/on_demand.py says so; in any other case
             they come after every spot one, if the plan has any.
         max_crashes: crashes without a new commit between them before the run is stopped.
-        max_memory_stops: the same for running out of memory, which is even less often cured by trying again.
+        max_memory_stops: the same for running out of memory; each try has half the micro batch of the one before
+            (cluster/node/memory_stops.py), and one that cannot be halved is the last.
         max_store_failures: the same for a store that does not answer.
         max_fruitless: stops of any kind without a new commit between them; keeps a job whose machines never live as
             long as one save from buying machines for ever.
@@ -28,7 +29,7 @@ class RecoveryPolicy:
     recover: Literal["next-region", "cheapest"] = "next-region"
     on_demand: Literal["never", "last-resort", "when-needed"] = "never"
     max_crashes: int = 3
-    max_memory_stops: int = 2
+    max_memory_stops: int = 8
     max_store_failures: int = 3
     max_fruitless: int = 12
     max_wait_s: float = 21_600.0

@@ -37,6 +37,7 @@ from cluster.node.attempt_context import AttemptContext, Interruption
 from cluster.node.failures import Failure, describe_failure
 from cluster.node.gpus import check_gpus
 from cluster.node.member import Member
+from cluster.node.memory_stops import say_what_follows, with_less_memory
 from cluster.node.node_group import LOOPBACK, NodeGroup, passed_notice
 from cluster.node.notice import watch_for_notice
 from cluster.node.ray_runtime_member import RayMember
@@ -122,6 +123,7 @@ def run_node(arguments: NodeArguments) -> StopReason:
         log = AttemptLog(store, LAYOUT)
         job = job_from_dict(json.loads(store.get("job.json"))["job"], source="job.json")
         _claim(log, arguments)
+        job = with_less_memory(job, log.records(), arguments.attempt)
     except Exception as exc:  # whatever it is, the exit code has to say it: there is no attempt to write it under
         failure = describe_failure(exc)
         logger.error("attempt %d did not begin: %s", arguments.attempt, failure.words, exc_info=failure.unexpected)
@@ -144,7 +146,7 @@ def run_node(arguments: NodeArguments) -> StopReason:
     events.emit("attempt", number=arguments.attempt, placement=dict(arguments.placement))
     watches: list[Watch | None] = [watch_for_notice(str(arguments.placement.get("infra")), interruption.notify)]
     watches.append(arguments.guard(interruption.notify) if arguments.guard else None)
-    failure = _run(ctx, arguments.placement.get("gpus"))
+    failure = say_what_follows(_run(ctx, arguments.placement.get("gpus")), job.train)
     for watch in filter(None, watches):
         watch.stop()
     lease.stop()

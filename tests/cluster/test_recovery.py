@@ -124,8 +124,9 @@ class TestCrashes:
         kinds = [StopReason.CRASHED, StopReason.PREEMPTED, StopReason.CRASHED, StopReason.CAPACITY, StopReason.CRASHED]
         assert decide([stop(kind) for kind in kinds], POLICY, CANDIDATES, now=0).action is Action.GIVE_UP
 
-    def test_memory_is_tried_twice(self) -> None:
-        decision = decide([stop(StopReason.OUT_OF_MEMORY)] * 2, POLICY, CANDIDATES, now=0)
+    def test_memory_is_tried_as_often_as_a_micro_batch_is_halved(self) -> None:
+        assert decide([stop(StopReason.OUT_OF_MEMORY)] * 7, POLICY, CANDIDATES, now=0).action is Action.RELAUNCH
+        decision = decide([stop(StopReason.OUT_OF_MEMORY)] * 8, POLICY, CANDIDATES, now=0)
         assert (decision.action, decision.exit_code) == (Action.GIVE_UP, 1)
         assert "micro_batch_size" in decision.words
 
