@@ -1,7 +1,10 @@
-"""The drill on the demo's own job, shortened: another world size, and a flipped bit (tests/cli has the same bits)."""
+"""The drill on the demo's own job, shortened (another world size, a flipped bit; tests/cli has the same bits), and on
+jobs of other kinds: adapters, DeepSpeed, two machines.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +55,34 @@ def test_one_flipped_bit_of_the_killed_runs_model_is_not_bit_identical(demo: Job
     assert result.losses_digest[0] == result.losses_digest[1]
     assert result.weights_digest[0] != result.weights_digest[1]
     assert result.bit_identical is False
+
+
+KINDS: dict[str, dict[str, dict[str, Any]]] = {
+    "lora": {"train": {"method": "lora", "learning_rate": 1e-2}, "compute": {"workers": 2}},
+    "deepspeed": {"train": {"engine": "deepspeed-zero2"}, "compute": {"workers": 2}},
+    "two machines": {"train": {}, "compute": {"workers": 1, "num_nodes": 2}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_jobs_of_other_kinds_end_with_the_bits_of_an_undisturbed_run(kind: str, tmp_path: Path) -> None:
+    rows = [{"instruction": f"Add {n} and {n}.", "input": "", "output": f"It is {2 * n}."} for n in range(48)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    job = JobSpec.model_validate(
+        {
+            "name": "small",
+            "store": f"file://{tmp_path}/store",
+            "data": {"from": str(tmp_path / "rows.json")},
+            "train": {
+                "model": "tiny-llama", "exactness": "bits", "global_batch_size": 8, "micro_batch_size": 4,
+                "max_steps": 12, "learning_rate": 3e-3, "max_length": 128, "dtype": "float32", **KINDS[kind]["train"],
+            },
+            "compute": {"infra": ["local"], "regions": ["a", "b"], **KINDS[kind]["compute"]},
+            "checkpoints": {"interval_steps": 3},
+        }
+    )  # fmt: skip
+    result = run_drill(job, kills=1, seed=1, home=Home(tmp_path / "home"), on_event=lambda *_: None)
+    assert (result.kills, result.kills_by_phase) == (1, {"step": 1}) or result.kills_by_phase == {"save": 1}
+    assert result.attempts >= 2
+    assert result.lost_steps_in_bound
+    assert (result.bit_identical, result.corrupt_resumes, result.largest_loss_difference) == (True, 0, 0.0)
