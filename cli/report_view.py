@@ -15,7 +15,7 @@ def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
     goodput = report["goodput"]
     wall_s = goodput["wall_s"]
     rows = [
-        ("outcome", f"{report['outcome']}: {report['words']}"),
+        ("outcome", _outcome(report["outcome"], report["words"])),
         ("attempts", f"{len(report['attempts'])}, in {', '.join(report['regions'])}"),
         ("lost steps", f"{sum(report['lost_steps'])} in all, {report['lost_steps_max']} at most at once"),
     ]
@@ -42,6 +42,11 @@ def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
         )
     )
     return [attempts_grid(report["attempts"]), render.pairs(f"Report of {report['run_id']}", rows)]
+
+
+def _outcome(outcome: str, said: str) -> str:
+    """How a run ended and why; the one word is left out where the sentence begins with it."""
+    return said if said.lower().startswith(outcome) else f"{outcome}: {said}"
 
 
 def _turns(body: Mapping[str, Any]) -> list[tuple[str, str]]:
