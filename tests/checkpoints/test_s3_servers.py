@@ -19,6 +19,8 @@ from checkpoints.store import Store
 if TYPE_CHECKING:
     from s3_server import S3Server
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module", params=["rclone", "s3rver"])
 def weak_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:

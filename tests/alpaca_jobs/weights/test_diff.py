@@ -268,6 +268,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     assert weights_digest(tmp_path / "back") == weights_digest(tmp_path / "tuned")
 
 
+@pytest.mark.process
 def test_a_kill_in_the_middle_leaves_no_folder_that_looks_finished(tmp_path: Path) -> None:
     for seed, name in enumerate(("raw", "tuned")):
         (tmp_path / name).mkdir()
@@ -289,6 +290,7 @@ def test_a_kill_in_the_middle_leaves_no_folder_that_looks_finished(tmp_path: Pat
     assert sorted(path.name for path in (tmp_path / "diff").iterdir())[0] == "model.safetensors"
 
 
+@pytest.mark.process
 def test_a_disk_that_is_full_is_said_in_words_and_leaves_nothing(tmp_path: Path) -> None:
     save(llama(1), tmp_path / "raw")
     program = (

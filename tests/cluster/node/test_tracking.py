@@ -177,6 +177,7 @@ def _read_wandb(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
+@pytest.mark.process
 def test_wandb_without_a_key_writes_the_whole_run_to_the_store_once(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
