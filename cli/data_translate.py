@@ -68,12 +68,16 @@ def translate(
     records = load_table(source)
     units = make_units(records)
     state = Path(f"{out}.state")
-    grids = (
-        [] if isinstance(teacher, str) else [_price_grid(expected_usd(units, teacher, language=to), teacher, max_usd)]
-    )
     if not isinstance(teacher, str):
+        starting.check_key(teacher)
+        usd = expected_usd(units, teacher, language=to)
+        if usd is None and max_usd is not None:
+            raise Refused(
+                f"--max-usd {max_usd:g} cannot be kept: what {teacher.model} costs is not known. Say it in dollars per "
+                "million tokens, --prices IN,OUT, or leave --max-usd away."
+            )
         asked = f"Have {teacher.model} translate {words.plural(len(records), 'row')} from {names[0]} into {names[1]}?"
-        starting.agree(asked, yes=yes, grids=grids)
+        starting.agree(asked, yes=yes, grids=[_price_grid(usd, teacher, max_usd)])
     panel = render.LivePanel() if render.progress_is_live() else None
     with panel or nullcontext():
         found = translate_records(

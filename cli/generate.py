@@ -80,6 +80,7 @@ def show_preview(job_file: Path, count: int, *, out: Path | None, yes: bool, as_
         raise Refused(f"{job_file} has its rows already (data.from is {job.data.from_}); nothing is generated.")
     require_modules("openai", "rapidfuzz", "numpy")
     if isinstance(job.data.teacher, TeacherSpec):
+        starting.check_key(job.data.teacher)
         starting.agree(f"Ask {job.data.teacher.model} for {words.plural(count, 'row')}?", yes=yes, grids=())
     found = preview_rows(job, count)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from cli.exits import ExitCode, Refused, require_modules
 from cli.finding import FoundRun
 
 if TYPE_CHECKING:
-    from alpaca_jobs.spec import JobSpec
+    from alpaca_jobs.spec import JobSpec, TeacherSpec
     from cluster.cloud.aws_bucket import Bucket
     from cluster.launch.estimating import JobEstimate
     from cluster.plan import LaunchPlan
@@ -61,6 +62,15 @@ def load(job_file: Path, changes: Mapping[str, Any]) -> JobSpec:
 
     job = load_job(job_file)
     return change_job(job, changes) if changes else job
+
+
+def check_key(teacher: TeacherSpec) -> None:
+    """Refuse to ask a teacher whose key is not in this shell: it would be asked in vain."""
+    name = teacher.api_key_env
+    if teacher.needs_key and name is not None and not os.environ.get(name):
+        raise Refused(
+            f"Asking {teacher.model} needs the key in {name}, not set in this shell. Set it: export {name}=..."
+        )
 
 
 def plan_of(job: JobSpec) -> LaunchPlan:

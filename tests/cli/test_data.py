@@ -193,3 +193,18 @@ def test_preview_of_a_job_whose_rows_are_to_be_written_shows_its_seeds(run_cli: 
         refused = run_cli(*command, str(job))
         assert refused.returncode == 2
         assert "Set recipe: vicuna" in refused.stderr
+
+
+def test_translate_refuses_in_words_before_anything_is_asked_or_left_behind(run_cli: Cli, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.json"
+    rows.write_text('[{"instruction": "Say hi.", "input": "", "output": "Hi."}]', encoding="utf-8")
+    before = [str(rows), str(tmp_path / "out.json"), "--to", "pt", "--yes"]
+    nowhere = ["--model", "m", "--base-url", "http://127.0.0.1:9/v1"]
+    for more, said in (
+        (["--model", "gpt-4o-mini"], "needs the key in OPENAI_API_KEY, not set in this shell"),
+        ([*nowhere, "--max-usd", "1"], "--max-usd 1 cannot be kept: what m costs is not known"),
+    ):
+        refused = run_cli("data", "translate", *before, *more)
+        assert refused.returncode == 2
+        assert said in refused.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == []

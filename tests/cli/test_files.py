@@ -132,6 +132,13 @@ def test_generate_shows_a_preview_and_leaves_nothing_behind(quick: Any) -> None:
     assert "--out FILE" in refused.stderr
 
 
+def test_a_preview_by_a_teacher_whose_key_is_not_here_is_refused(quick: Any) -> None:
+    job = quick.job(data={"teacher": {"model": "gpt-4o-mini"}, "num_rows": 5}, secrets=["OPENAI_API_KEY"])
+    refused = quick("generate", job, "--preview", "1", "--yes")
+    assert refused.returncode == 2
+    assert "needs the key in OPENAI_API_KEY" in refused.stderr
+
+
 def test_a_preview_that_costs_money_is_agreed_to_first_and_keeps_the_budget(quick: Any) -> None:
     teacher = {"model": "gpt-4o-mini", "base_url": "http://127.0.0.1:9/v1", "price_per_million_input_usd": 1,
                "price_per_million_output_usd": 1}  # fmt: skip
