@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 _LAST_LINES: Final = 15
 _LONGEST_LINE: Final = 4000
+_LISTEN_ON_S: Final = 3.0
+"""How long its last words are waited for once it has ended; what it started may hold its output open for ever."""
 _NOT_FOUND: Final = (126, 127)
 """What a shell exits with for a command that is not executable, or not there."""
 
@@ -58,6 +61,7 @@ class CommandProcess:
         self._read_to = 0
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._listeners: list[threading.Thread] = []
         port = _free_port() if setup.ranks > 1 else 0
         for rank in range(setup.ranks):
             try:
@@ -72,7 +76,9 @@ class CommandProcess:
                     "program that the machine has, or list it under train.files."
                 ) from exc
             self._processes.append(process)
-            threading.Thread(target=self._listen, args=(process,), name=f"command-{rank}", daemon=True).start()
+            listener = threading.Thread(target=self._listen, args=(process,), name=f"command-{rank}", daemon=True)
+            self._listeners.append(listener)
+            listener.start()
 
     def poll(self) -> int | None:
         """The exit status once all have ended: the first that is not 0, negative for a signal; None while one runs.
@@ -124,7 +130,11 @@ class CommandProcess:
         return None
 
     def last_words(self) -> str:
-        """The last line it printed."""
+        """The last line it printed; of one that has ended, all of its output is read first."""
+        if all(process.poll() is not None for process in self._processes):
+            give_up_at = time.monotonic() + _LISTEN_ON_S
+            for listener in self._listeners:
+                listener.join(max(0.0, give_up_at - time.monotonic()))
         return self._last[-1] if self._last else "it printed nothing"
 
     def _environ(self, rank: int, port: int) -> dict[str, str]:
@@ -141,12 +151,13 @@ class CommandProcess:
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        for raw in process.stdout:
-            # A progress bar redraws its line with \r: only its last state is worth a line.
-            line = raw.decode(errors="replace").rstrip().rpartition("\r")[2][:_LONGEST_LINE]
-            if line:
-                self._last.append(line)
-                logger.info("%s", line)
+        with process.stdout as lines:
+            for raw in lines:
+                # A progress bar redraws its line with \r: only its last state is worth a line.
+                line = raw.decode(errors="replace").rstrip().rpartition("\r")[2][:_LONGEST_LINE]
+                if line:
+                    self._last.append(line)
+                    logger.info("%s", line)
 
     def _signal(self, number: signal.Signals) -> None:
         for process in self._processes:

@@ -16,6 +16,8 @@ from cluster.launch.drill import run_drill
 from cluster.recovery import StopReason
 from cluster.runs.home import Home
 
+pytestmark = pytest.mark.process
+
 TRAINER = Path(__file__).with_name("programs") / "trainer.py"
 STEPS = 40
 

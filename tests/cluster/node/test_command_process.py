@@ -1,0 +1,40 @@
+"""The last words of a training command: all of what it printed is read before they are told, but not for ever."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.node import command_process
+from cluster.node.command_process import CommandProcess, CommandSetup
+
+
+def ended(folder: Path, script: str) -> CommandProcess:
+    command = CommandProcess(CommandSetup(("sh", "-c", script), folder, {}))
+    while command.poll() is None:
+        time.sleep(0.01)
+    return command
+
+
+def test_a_listener_that_is_late_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listen = CommandProcess._listen
+
+    def late(self: CommandProcess, process: subprocess.Popen[bytes]) -> None:
+        time.sleep(0.3)
+        listen(self, process)
+
+    monkeypatch.setattr(CommandProcess, "_listen", late)
+    assert ended(tmp_path, "echo no luck; exit 3").last_words() == "no luck"
+    assert ended(tmp_path, "exit 3").last_words() == "it printed nothing"
+
+
+def test_what_it_left_running_does_not_hold_its_end_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_process, "_LISTEN_ON_S", 0.5)
+    command = ended(tmp_path, "echo left; sleep 600 & exit 0")
+    began = time.monotonic()
+    assert command.last_words() == "left"
+    assert time.monotonic() - began < 60
+    command.kill()
