@@ -55,6 +55,8 @@ def prepare_dataset(
         DataError: no rows, unreadable rows, or nothing to learn from.
         ModelError: the base model or its tokenizer does not exist or cannot be used.
     """
+    if not isinstance(rows, str):
+        folder = None  # what other machines cannot make again goes to them in memory, held-out rows of a file with it
     with ExitStack() as files_of_rows:
         made = _open_rows(rows, train, folder, files_of_rows)
         held_out: Iterable[TrainingRow] | None = None

@@ -102,6 +102,21 @@ def test_rows_in_files_are_the_rows_in_memory_bit_for_bit(
     assert len(pickle.dumps(stored.rows)) < 2000, "it travels as a name"
 
 
+def test_held_out_rows_of_a_file_are_stored_beside_a_file_of_rows_and_travel_with_rows_in_memory(
+    tmp_path: Path,
+) -> None:
+    from alpaca_jobs.training.reading import load_training_rows
+
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text(json.dumps(ROWS[0]) + "\n")
+    source, train = write(tmp_path, ROWS[1:], ".json"), spec(eval={"file": str(held_out)})
+    stored = prepare_dataset(train, source, folder=tmp_path / "tokens")
+    assert isinstance(stored.evaluation, StoredRows)
+    made = prepare_dataset(train, load_training_rows(source, train), folder=tmp_path / "none")
+    assert_same(stored, made, train)
+    assert not (tmp_path / "none").exists(), "other machines could not make it again"
+
+
 def test_a_file_of_a_store_and_lines_of_text_are_read_the_same_way(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes("\ufeffone line\r\n\nanother ünd\u2028more\nlast".encode())
