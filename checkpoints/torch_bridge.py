@@ -217,11 +217,15 @@ class Checkpointer:
         loaded: Manifest = manifest
         return loaded
 
-    def load_newest(self, candidates: Sequence[CommitRef], state: Mapping[str, Any]) -> Loaded | None:
+    def load_newest(
+        self, candidates: Sequence[CommitRef], state: Mapping[str, Any], *, whole: bool = False
+    ) -> Loaded | None:
         """Load the first of `candidates` that is whole, saying which ones were not. Collective.
 
         Args:
             candidates: counting commits, newest first, the same on all ranks; if empty, None is returned.
+            whole: read the rest too, each rank a share, before the commit is chosen: for a `state` that is a part of
+                what will be loaded.
 
         Raises:
             NoGoodCommit: there were candidates and none was whole: starting over would throw all of them away.
@@ -230,6 +234,8 @@ class Checkpointer:
         fallbacks: list[str] = []
         for ref in candidates:
             try:
+                if whole:
+                    self._verify(ref)
                 return Loaded(ref, self.load(ref, state), tuple(fallbacks))
             except (Damaged, NotCommitted) as exc:
                 fallbacks.append(str(exc))
@@ -342,6 +348,16 @@ class Checkpointer:
             key = self._layout.commit_prefix(ref) + STATE_OBJECT
             raise Damaged(key, f"it cannot be understood ({exc})", self._store.uri) from exc
         return reader.manifest, record
+
+    def _verify(self, ref: CommitRef) -> None:
+        """Read all of a commit, each rank its share; raises on every rank what was found on any."""
+        manifest = self._agree(lambda: CommitReader.open(self._store, self._layout, ref).manifest, only_rank_0=True)
+        exchange = self._exchange
+        self._agree(
+            lambda: CommitReader(self._store, self._layout, manifest).verify(
+                part=exchange.rank, parts=exchange.world_size
+            )
+        )
 
     def _agree(self, act: Callable[[], Any], *, only_rank_0: bool = False) -> Any:
         """Run `act`, meet, and raise on every rank what was raised on any; returns rank 0's value."""

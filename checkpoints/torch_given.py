@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from checkpoints.attempts import AttemptLog
+from checkpoints.best import Metric
 from checkpoints.errors import CheckpointError
 from checkpoints.fence import Fence
 from checkpoints.given import GivenAttempt, Progress
@@ -24,7 +25,14 @@ class GivenCheckpointer:
     methods in the same order. What it does is told to the run by `progress`.
     """
 
-    def __init__(self, given: GivenAttempt, *, progress: Progress | None = None, timeout_s: float = 600.0) -> None:
+    def __init__(
+        self,
+        given: GivenAttempt,
+        *,
+        progress: Progress | None = None,
+        best_by: Metric | None = None,
+        timeout_s: float = 600.0,
+    ) -> None:
         self._given = given
         self.progress = progress or Progress()
         self.attempt = given.attempt
@@ -36,7 +44,7 @@ class GivenCheckpointer:
         self._own_groups = [group]
         self._checkpointer = Checkpointer(
             store, given.layout, stage=given.stage, attempt=given.attempt, fence=Fence(self._log, given.attempt),
-            process_group=group, keep=given.keep, keep_every=given.keep_every, timeout_s=timeout_s,
+            process_group=group, keep=given.keep, keep_every=given.keep_every, best_by=best_by, timeout_s=timeout_s,
         )  # fmt: skip
         # The ranks agree on leaving while the background may be meeting too: that takes a group of its own.
         self._front, front = make_exchange(None, timeout_s=timeout_s)
@@ -44,14 +52,14 @@ class GivenCheckpointer:
         self._checkpointer.on_saving = lambda position: self.progress.tell("saving", position=position)
         self._ended = False
 
-    def resume(self, state: Mapping[str, Any]) -> Loaded | None:
+    def resume(self, state: Mapping[str, Any], *, whole: bool = False) -> Loaded | None:
         """Load the newest commit that is whole into `state`, in place, and record it as this attempt's base.
 
         Raises:
             NoGoodCommit: there are commits, all damaged.
             StateMismatch: `state` is not what was saved.
         """
-        loaded = self._checkpointer.load_newest(self._given.candidates, state)
+        loaded = self._checkpointer.load_newest(self._given.candidates, state, whole=whole)
         self._record_base(loaded.ref if loaded else None)
         self.started = True
         return loaded

@@ -89,8 +89,11 @@ class RunCheckpointer:
             timeout_s=timeout_s,
         )
 
-    def resume(self, state: Mapping[str, Any]) -> Loaded | None:
+    def resume(self, state: Mapping[str, Any], *, whole: bool = False) -> Loaded | None:
         """Load the newest good commit into `state`, in place; None (and `state` as it was) when there is none yet.
+
+        Args:
+            whole: choose by all of the commit, also where `state` asks for a part of it.
 
         Raises:
             NoGoodCommit: there are commits, all damaged.
@@ -99,7 +102,7 @@ class RunCheckpointer:
         candidates = self._on_rank_0(
             lambda: counting_commits(self._log.records(), list_commits(self._store, TRAIN_ONLY), TRAIN_ONLY)
         )
-        loaded = self._checkpointer.load_newest(candidates, state)
+        loaded = self._checkpointer.load_newest(candidates, state, whole=whole)
         self._on_rank_0(lambda: self._log.put_base(self.attempt, loaded.ref if loaded else None))
         self.started = True
         return loaded

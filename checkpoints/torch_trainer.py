@@ -2,13 +2,13 @@
 
     callback = StoreCallback("s3://bucket/my-run", every_steps=100)
     trainer = Trainer(model=model, args=TrainingArguments(..., save_strategy="no"), callbacks=[callback], ...)
-    trainer.train(resume_from_checkpoint=callback.resume_folder(model))
+    trainer.train(resume_from_checkpoint=callback.resume_folder(trainer))
 
 In a program that a run started (train.method: command), `StoreCallback.from_env()` stands for the first line.
 
-It has the methods that Trainer calls and imports nothing of transformers. Model, optimizer, scheduler, random states
-and the position in the data come back as they were. For one process or DDP; under FSDP or DeepSpeed the Trainer
-insists on loading its own files, so this refuses there.
+It has the methods that Trainer calls and imports nothing of transformers. Model, optimizer, scheduler, every rank's
+random states and the position in the data come back as they were: in one process, under DDP, FSDP2 and DeepSpeed's
+ZeRO, each rank storing and reading its own part. What was saved under FSDP2 loads on any number of ranks.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
+import os
 import signal
 import tempfile
 import threading
@@ -23,44 +25,62 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+import torch.distributed as dist
 
+from checkpoints.best import METRICS, Metric
 from checkpoints.errors import StateMismatch
 from checkpoints.given import GivenAttempt, Progress
 from checkpoints.store import Store
 from checkpoints.torch_bridge import Loaded
 from checkpoints.torch_given import GivenCheckpointer
+from checkpoints.torch_random import random_state, set_random_state
 from checkpoints.torch_run import RunCheckpointer
+from checkpoints.torch_trainer_parts import (
+    Sharding,
+    apply_parts,
+    check_unsharded,
+    get_parts,
+    is_trainer,
+    leave_loading_to_callback,
+    sharding_of,
+)
 
 logger = logging.getLogger(__name__)
 
 LEFT_ON_NOTICE = 143
 """Exit status of a program that saved its state and left when it was told to: 128 + SIGTERM."""
+_NOT_RESUMED = "{}: call trainer.train(resume_from_checkpoint=callback.resume_folder(trainer))"
 
 
 class StoreCallback:
     """A TrainerCallback (by its methods) that saves every `every_steps` steps.
 
+    A save is made when the next step begins, so that what the Trainer logs and evaluates after a step is part of it.
+
     Args:
-        store, options: as for RunCheckpointer; or the checkpointer of an attempt that was given (`from_env`).
+        store, options: as for RunCheckpointer; or an attempt that was given (`from_env`). With
+            `best_by=Metric("eval_loss")` the best commit by a number that the Trainer logs stays whatever `keep` says;
+            a commit has the numbers logged at its very step, so let the Trainer evaluate where this saves.
         every_steps: optimizer steps between saves.
     """
 
-    def __init__(self, store: str | Store | GivenCheckpointer, *, every_steps: int, **options: Any) -> None:
+    def __init__(self, store: str | Store | GivenAttempt, *, every_steps: int, **options: Any) -> None:
         if every_steps < 1:
             raise ValueError(f"every_steps is {every_steps}; it counts optimizer steps, from 1")
         self._every_steps = every_steps
-        self._given = store if isinstance(store, GivenCheckpointer) else None
-        self._run = store if isinstance(store, GivenCheckpointer) else RunCheckpointer(store, **options)
+        self._store, self._options = store, options
+        self._opened: RunCheckpointer | GivenCheckpointer | None = None
+        self._trainer: Any = None
+        self._sharding: Sharding = "none"
         self._is_leaving = False
-        self._waits_for_log = False
+        self._is_due = False
+        self._metrics: tuple[int, dict[str, float]] = (-1, {})
         self._loaded: Loaded | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._random: dict[str, Any] | None = None
 
     @classmethod
-    def from_env(cls, *, every_steps: int | None = None) -> StoreCallback:
+    def from_env(cls, *, every_steps: int | None = None, best_by: Metric | None = None) -> StoreCallback:
         """The callback for the run that started this program, where and as often as its job says.
 
         SIGTERM then means that the machine is about to go: the state after the step at hand is saved, and the program
@@ -68,6 +88,7 @@ class StoreCallback:
 
         Args:
             every_steps: for a job whose checkpoints.interval_steps is auto.
+            best_by: the best commit by this number of the Trainer's stays as well.
 
         Raises:
             NotGiven: no run started this program.
@@ -80,7 +101,7 @@ class StoreCallback:
                 "the job's checkpoints.interval_steps is auto, which only our own training can measure. Set a number "
                 "there, or call from_env(every_steps=100)"
             )
-        callback = cls(GivenCheckpointer(given, progress=Progress()), every_steps=every)
+        callback = cls(given, every_steps=every, best_by=best_by)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: callback.leave())
         return callback
@@ -89,101 +110,156 @@ class StoreCallback:
         """Save after the step at hand and end the program; what SIGTERM does."""
         self._is_leaving = True
 
-    def resume_folder(self, model: Any) -> str | None:
-        """Load the newest good commit's weights into `model`; returns what `resume_from_checkpoint` wants.
+    @property
+    def _run(self) -> RunCheckpointer | GivenCheckpointer:
+        """Opened when it is first needed: a callback may be made before the ranks have met, which TrainingArguments do.
 
-        None when the run has no commit yet. The folder holds the weights and the Trainer's counters, is local, and goes
-        away when training ends; the optimizer and the rest are loaded from the store when training begins.
+        Raises:
+            StateMismatch: they have not met by now either.
+        """
+        if self._opened is None:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (dist.is_available() and dist.is_initialized()):
+                raise StateMismatch(
+                    "torch.distributed is not initialized, so each rank would take itself for the only one: make the "
+                    "Trainer first, then call callback.resume_folder(trainer)"
+                )
+            if isinstance(self._store, GivenAttempt):
+                self._opened = GivenCheckpointer(self._store, progress=Progress(), **self._options)
+            else:
+                self._opened = RunCheckpointer(self._store, **self._options)
+        return self._opened
+
+    @property
+    def _given(self) -> GivenCheckpointer | None:
+        return self._run if isinstance(self._run, GivenCheckpointer) else None
+
+    def resume_folder(self, trainer: Any) -> str | None:
+        """Find the newest commit that is whole, by reading all of it; returns what `resume_from_checkpoint` wants.
+
+        None when the run has no commit yet. The folder is local and goes away when training ends. It holds the
+        Trainer's counters and, where the model is not sharded, its weights; all the rest is loaded from the store when
+        training begins.
+
+        Args:
+            trainer: the Trainer; its model will do where that is not sharded.
 
         Raises:
             NoGoodCommit: there are commits, all damaged.
+            StateMismatch: the model is sharded in a way that cannot be saved here.
         """
-        self._loaded = self._run.resume({"model": model.state_dict()})
+        model = trainer
+        if is_trainer(trainer):
+            self._trainer, self._sharding, model = trainer, sharding_of(trainer), trainer.model
+        if self._sharding == "none":
+            self._loaded = self._run.resume({"model": model.state_dict()}, whole=True)
+        else:  # not sharded yet, perhaps on no device: what it will be is loaded into when training begins
+            self._loaded = self._run.resume({}, whole=True)
         if self._loaded is None:
             return None
         self._folder = tempfile.TemporaryDirectory(prefix="resume-")
-        model.save_pretrained(self._folder.name)
+        if self._sharding == "none":
+            model.save_pretrained(self._folder.name)
+        else:
+            leave_loading_to_callback(trainer)
         counters = self._loaded.manifest.meta["trainer_state"]
         Path(self._folder.name, "trainer_state.json").write_text(json.dumps(counters), encoding="utf-8")
         return self._folder.name
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Load optimizer, scheduler and random states, if `resume_folder` found a commit."""
-        if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
+        """Load everything, if `resume_folder` found a commit."""
+        if self._trainer is None:
+            check_unsharded(args, parts)
+        if not self._run.started and self._run.resume({}) is not None:
             raise StateMismatch(
-                "StoreCallback works in one process and under DDP; with FSDP or DeepSpeed the Trainer loads its own "
-                "files. Use Checkpointer in a loop of your own there."
+                _NOT_RESUMED.format("there are commits to go on from, and resume_folder was not called")
             )
         if self._loaded is None:
-            if state.global_step == 0 and not self._run.started:
-                self._run.resume({})
             return
         step = int(self._loaded.manifest.meta["trainer_state"]["global_step"])
         if state.global_step != step:
             raise StateMismatch(
-                f"the Trainer is at step {state.global_step}, the commit at {step}: call "
-                "trainer.train(resume_from_checkpoint=callback.resume_folder(model))"
+                _NOT_RESUMED.format(f"the Trainer is at step {state.global_step}, the commit at {step}")
             )
-        everything = _state(parts)
+        saved_ranks = self._loaded.manifest.world_size
+        everything = self._state(parts, random_of=_rank() % saved_ranks)
         self._run.load(self._loaded.ref, everything)
-        set_state_dict(
-            parts["model"],
-            parts["optimizer"],
-            model_state_dict=everything["model"],
-            optim_state_dict=everything["optim"],
-        )
-        scheduler = parts["lr_scheduler"]
-        scheduler.load_state_dict({**scheduler.state_dict(), **everything["scheduler"]})
-        self._random = everything["random"]
+        apply_parts(self._sharding, self._trainer, parts, everything)
+        (self._random,) = everything["random"].values()
         logger.info("resumed at step %d", step)
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        """A state saved when training ended with an epoch goes on before the next epoch's data is begun."""
+        if self._loaded is not None and not self._loaded.manifest.meta["fetched"] and float(state.epoch).is_integer():
+            self._go_on_at_random()
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """By now the Trainer has skipped the data it had seen: here the random numbers go on from the save."""
-        if self._waits_for_log:
-            self._save(state, parts)
+        """Save, if the step before was one to save after; by now its logs are written and its data is fetched.
+
+        At the first step after a resume the Trainer has skipped the data it had seen: here the random numbers go on.
+        """
+        if self._is_due:
+            self._save(state, parts, fetched=True)
+        self._go_on_at_random()
+
+    def _go_on_at_random(self) -> None:
         if self._random is not None:
-            _set_random(self._random)
+            set_random_state(self._random)
             self._random = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         self._run.poll()
-        if self._given is not None:
-            self._is_leaving = self._given.any_rank(self._is_leaving)
+        if (given := self._given) is not None:
+            self._is_leaving = given.any_rank(self._is_leaving)
             if state.is_world_process_zero:
-                self._given.progress.tell("step", step=state.global_step, total_steps=state.max_steps)
-        if not self._is_leaving and state.global_step % self._every_steps:
-            return
-        if control.should_log:  # the Trainer logs next, and what it logs about this step belongs to its state
-            self._waits_for_log = True
-        else:
-            self._save(state, parts)
+                given.progress.tell("step", step=state.global_step, total_steps=state.max_steps)
+        self._is_due = self._is_leaving or state.global_step % self._every_steps == 0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **parts: Any) -> None:
-        """Pass the loss on to the run; make the save that waited for it."""
-        if self._given is not None and state.is_world_process_zero and "loss" in (logs or {}):
-            self._given.progress.tell("step", step=state.global_step, total_steps=state.max_steps, loss=logs["loss"])
-        if self._waits_for_log:
+        """Pass the loss on to the run; keep the numbers for the commit of this step."""
+        given = self._given
+        if given is not None and state.is_world_process_zero and "loss" in (logs or {}):
+            given.progress.tell("step", step=state.global_step, total_steps=state.max_steps, loss=logs["loss"])
+        step, numbers = self._metrics
+        known = numbers if step == state.global_step else {}
+        self._metrics = (state.global_step, {**known, **_numbers(logs or {})})
+        if self._is_due and "train_runtime" in (logs or {}):  # the last words; a Trainer may load its best model next
             self._save(state, parts)
 
-    def _save(self, state: Any, parts: Mapping[str, Any]) -> None:
-        self._waits_for_log = False
-        self._run.save(state.global_step, _state(parts), meta={"trainer_state": dataclasses.asdict(state)})
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        """An evaluation has begun, and whoever was told to leave has no time for one."""
+        if self._is_due and self._is_leaving:
+            self._save(state, parts)
+
+    def _save(self, state: Any, parts: Mapping[str, Any], *, fetched: bool = False) -> None:
+        """`fetched`: the data of the next step was fetched, which draws random numbers when an epoch begins."""
+        self._is_due = False
+        meta: dict[str, Any] = {"trainer_state": dataclasses.asdict(state), "fetched": fetched}
+        step, numbers = self._metrics
+        if step == state.global_step and numbers:
+            meta[METRICS] = numbers
+        self._run.save(state.global_step, self._state(parts, random_of=_rank()), meta=meta)
         if self._is_leaving:
             self._run.wait()
             self.close("preempted")
             logger.warning("left on notice after step %d, which is saved", state.global_step)
             raise SystemExit(LEFT_ON_NOTICE)
 
+    def _state(self, parts: Mapping[str, Any], *, random_of: int) -> dict[str, Any]:
+        """All that is saved or loaded; of the random states, those of one rank: every rank brings its own."""
+        random = {f"rank-{random_of:05d}": random_state()}
+        return {**get_parts(self._sharding, self._trainer, parts), "random": random}
+
     def on_train_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Wait for the last save and end the attempt."""
-        if self._waits_for_log:
+        if self._is_due:
             self._save(state, parts)
         self._run.wait()
         self.close()
 
     def close(self, stop_reason: str = "done") -> None:
         """End the attempt; for when training stopped by an exception."""
-        self._run.close(stop_reason)
+        if self._opened is not None:
+            self._opened.close(stop_reason)
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -199,52 +275,14 @@ def _nothing(*args: Any, **parts: Any) -> None:
     return None
 
 
-def _state(parts: Mapping[str, Any]) -> dict[str, Any]:
-    weights, moments = get_state_dict(parts["model"], parts["optimizer"])
-    scheduler = parts["lr_scheduler"].state_dict()
-    plain = {name: value for name, value in scheduler.items() if _is_plain(value)}
-    return {"model": weights, "optim": moments, "scheduler": plain, "random": _random()}
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(_is_plain(entry) for entry in value)
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def _random() -> dict[str, Any]:
-    """The generators that a Trainer uses: Python's, NumPy's, torch's on the CPU and on this rank's GPU."""
-    import random
-
-    import numpy as np
-
-    version, numbers, gauss = random.getstate()
-    legacy: Any = np.random.get_state(legacy=True)
-    kind, keys, position, has_gauss, cached = legacy
-    state: dict[str, Any] = {
-        "python": {"version": version, "numbers": torch.tensor(numbers, dtype=torch.int64), "gauss": gauss},
-        "numpy": {
-            "kind": kind,
-            "keys": torch.from_numpy(keys.astype("int64")),
-            "rest": [int(position), int(has_gauss), float(cached)],
-        },
-        "torch": torch.get_rng_state(),
+def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
+    """What can be compared of a log entry; NaN and infinities are no JSON."""
+    return {
+        name: float(value)
+        for name, value in logs.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
 
 
-def _set_random(state: Mapping[str, Any]) -> None:
-    import random
-
-    import numpy as np
-
-    python, numpy = state["python"], state["numpy"]
-    random.setstate((python["version"], tuple(python["numbers"].tolist()), python["gauss"]))
-    position, has_gauss, cached = numpy["rest"]
-    keys = numpy["keys"].numpy().astype("uint32")
-    np.random.set_state((numpy["kind"], keys, int(position), int(has_gauss), float(cached)))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

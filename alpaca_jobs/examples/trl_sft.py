@@ -48,7 +48,7 @@ def main() -> None:
         ),
         callbacks=[callback],
     )
-    trainer.train(resume_from_checkpoint=callback.resume_folder(trainer.model))
+    trainer.train(resume_from_checkpoint=callback.resume_folder(trainer))
     trainer.save_model(os.environ["ALPACA_JOBS_OUTPUT"])
     tokenizer.save_pretrained(os.environ["ALPACA_JOBS_OUTPUT"])
 

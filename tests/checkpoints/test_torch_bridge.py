@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,6 +92,14 @@ def test_the_store_holds_no_pickle(memory_store: Store, checkpointer: Checkpoint
     assert names == ["manifest.json", "rank-00000-0000.bin", "state.json"]
     for key in memory_store.list():
         assert not memory_store.get(key).startswith((b"\x80", b"PK")), key
+
+
+def test_nothing_here_reads_a_pickle(repo_root: Path) -> None:
+    """Weights of a store are never `torch.load`ed, and nothing else here could meet a pickle there."""
+    loaders = re.compile(r"\b(import pickle|from pickle|pickle\.\w|torch\.load\(|joblib|dill|cloudpickle|np\.load\()")
+    sources = list((repo_root / "checkpoints").glob("*.py"))
+    assert len(sources) > 25
+    assert [path.name for path in sources if loaders.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_frozen_parts_are_stored_once(memory_store: Store, checkpointer: Checkpointer) -> None:
