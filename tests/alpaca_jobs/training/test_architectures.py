@@ -140,7 +140,7 @@ def test_adapters_train_beside_a_frozen_base(
     write_folder(files, folder)
     train = {
         "model": str(folder), "engine": engine, "method": "lora", "lora": {"target_modules": ADAPTED[family]},
-        "global_batch_size": 4, "learning_rate": 1e-1, "max_steps": 3, "max_length": 128,
+        "global_batch_size": 4, "learning_rate": 3e-2, "max_steps": 3, "max_length": 128,
     }  # fmt: skip
     said = worker.train_once(
         {"store": f"file://{tmp_path / 'store'}", "attempt": 1, "train": train, "num_rows": 4}, rank=0, world_size=1
