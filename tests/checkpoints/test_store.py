@@ -120,21 +120,16 @@ class TestStoreContract:
         assert store.abort_unfinished("") == 0
 
     def test_two_writers_of_one_key_have_one_winner(self, store: Store) -> None:
-        _race(store, store, tries=_num_tries(store))
+        _race(store, store, tries=200)
 
     def test_the_winner_is_the_same_when_every_answer_is_lost(self, store: Store, faults: SimpleNamespace) -> None:
         lossy, _ = faults.break_store(store, at=1, how="answer lost always")
-        _race(store, lossy, tries=_num_tries(store))
+        _race(store, lossy, tries=200)
 
     @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/./b"])
     def test_a_key_that_leaves_the_store_is_refused(self, memory_store: Store, key: str) -> None:
         with pytest.raises(ValueError, match="is no key"):
             memory_store.put(key, b"")
-
-
-def _num_tries(store: Store) -> int:
-    """Where the decision is ours, many races; on S3 the server decides, and each race is a dozen requests."""
-    return 60 if store.uri.startswith("s3:") else 200
 
 
 def _race(one: Store, other: Store, *, tries: int) -> None:
