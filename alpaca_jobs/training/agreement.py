@@ -20,7 +20,6 @@ class Told:
         notice_s: seconds until this rank's machine is taken away, or None.
         interval: steps between saves.
         estimate_s: measured time of a save.
-        in_flight: whether a save is under way.
     """
 
     loss_sum: float
@@ -29,7 +28,6 @@ class Told:
     notice_s: float | None
     interval: int
     estimate_s: float
-    in_flight: bool
 
 
 def agree(mine: Told, *, rank: int, world_size: int, device: torch.device) -> Told:
@@ -47,14 +45,13 @@ def agree(mine: Told, *, rank: int, world_size: int, device: torch.device) -> To
             float(mine.stop),
             float(mine.interval) if first else 0.0,
             mine.estimate_s if first else 0.0,
-            float(mine.in_flight) if first else 0.0,
             *notices,
         ],
         dtype=torch.float64,
         device=device,
     )
     dist.all_reduce(told)
-    loss_sum, squared_norm, stop, interval, estimate_s, in_flight, *notices = told.tolist()
+    loss_sum, squared_norm, stop, interval, estimate_s, *notices = told.tolist()
     given = [notice - 1.0 for notice in notices if notice > 0.0]
     return Told(
         loss_sum=loss_sum,
@@ -63,8 +60,16 @@ def agree(mine: Told, *, rank: int, world_size: int, device: torch.device) -> To
         notice_s=min(given, default=None),
         interval=round(interval),
         estimate_s=estimate_s,
-        in_flight=in_flight > 0.0,
     )
+
+
+def agree_on_notice(
+    seconds_left: float, estimate_s: float, *, rank: int, world_size: int, device: torch.device
+) -> tuple[float, float]:
+    """The least of all ranks' seconds left, and rank 0's estimate of a save; a collective."""
+    nothing = Told(0.0, 0.0, stop=False, notice_s=max(0.0, seconds_left), interval=0, estimate_s=estimate_s)
+    agreed = agree(nothing, rank=rank, world_size=world_size, device=device)
+    return agreed.notice_s or 0.0, agreed.estimate_s
 
 
 def is_finite(told: Told) -> bool:

@@ -2,19 +2,23 @@
 
 A step is: plan the rows, run this rank's micro batches, reduce gradients, agree in one small all-reduce, update, maybe
 save. Nothing else is state: data order, learning rate and randomness are functions of (seed, step). Here is the order
-of things; the update itself is in updates.py, saves in saves.py, the held-out rows in evaluating.py.
+of things; the update itself is in updates.py, saves in saves.py, held-out rows in evaluating.py, a notice in
+leaving.py.
 """
 
 from __future__ import annotations
 
 import logging
+from functools import partial
 
-from alpaca_jobs.training.agreement import Told
+import torch
+
+from alpaca_jobs.training.agreement import Told, agree_on_notice
 from alpaca_jobs.training.control import StoppedBy, TrainContext, TrainResult
 from alpaca_jobs.training.evaluating import Evaluations
 from alpaca_jobs.training.exact import exact_mode
+from alpaca_jobs.training.leaving import save_for_notice
 from alpaca_jobs.training.saves import Saves
-from alpaca_jobs.training.saving import fits_notice
 from alpaca_jobs.training.state import TrainState, build_state, restore
 from alpaca_jobs.training.updates import Updates
 
@@ -77,7 +81,7 @@ class _Loop:
         """Save or stop, from numbers that are the same on every rank."""
         is_last = self._state.step == self._state.num_steps
         if agreed.notice_s is not None and not is_last:
-            return self._leave_for_notice(agreed, seconds_left=agreed.notice_s)
+            return self._leave_for_notice(agreed.notice_s)
         if agreed.stop and not is_last:
             self._saves.save_and_wait()
             return self._result("stop", f"Asked to stop: step {self._saves.committed} is committed.")
@@ -85,18 +89,12 @@ class _Loop:
             self._saves.save()
         return None
 
-    def _leave_for_notice(self, agreed: Told, *, seconds_left: float) -> TrainResult:
-        known = f"a save takes {agreed.estimate_s:.1f} s here" if agreed.estimate_s else "no save was measured yet"
-        if fits_notice(seconds_left, estimate_s=agreed.estimate_s, in_flight=agreed.in_flight):
-            self._saves.save_and_wait()
-            words = f"Notice with {seconds_left:.1f} s left ({known}): step {self._saves.committed} was saved."
-        else:
-            self._saves.wait()
-            committed = self._saves.committed
-            words = (
-                f"Notice with {seconds_left:.1f} s left, but {known}, so none was begun: step {committed} is the "
-                f"newest committed, {self._state.step - committed} steps will be repeated."
-            )
+    def _leave_for_notice(self, seconds_left: float) -> TrainResult:
+        ctx = self._ctx
+        agree = partial(
+            agree_on_notice, rank=ctx.rank, world_size=ctx.world_size, device=torch.device(ctx.device)
+        )  # fmt: skip
+        words = save_for_notice(self._saves, step=self._state.step, seconds_left=seconds_left, agree=agree)
         logger.warning("%s", words)
         return self._result("notice", words)
 

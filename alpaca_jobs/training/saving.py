@@ -109,10 +109,9 @@ def is_due(step: int, *, last_saved: int, interval: int, is_fixed: bool) -> bool
     return step % interval == 0 if is_fixed else step - last_saved >= interval
 
 
-def fits_notice(seconds_left: float, *, estimate_s: float, in_flight: bool) -> bool:
-    """Whether a save begun now is likely to be committed in time.
+def fits_notice(seconds_left: float, *, estimate_s: float) -> bool:
+    """Whether a save begun now, with none under way, is likely to be committed in time.
 
-    One in flight has to finish first, so it counts double. Nothing measured yet counts as fitting: an unfinished save
-    harms nothing.
+    Nothing measured yet counts as fitting: an unfinished save harms nothing.
     """
-    return estimate_s * (2 if in_flight else 1) * NOTICE_MARGIN <= seconds_left
+    return estimate_s * NOTICE_MARGIN <= seconds_left

@@ -67,7 +67,6 @@ class Updates:
                 notice_s=ctx.control.notice(),
                 interval=self._saves.schedule.interval,
                 estimate_s=self._saves.schedule.estimate_s,
-                in_flight=ctx.checkpointer.in_flight is not None,
             ),
             rank=ctx.rank,
             world_size=ctx.world_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from alpaca_jobs.training.leaving import save_for_notice
 from alpaca_jobs.training.saving import (
     AUTO_LEAST_S,
     AUTO_MOST_S,
@@ -76,7 +77,46 @@ def test_what_is_told_of_a_save_names_its_lag_and_what_decides_the_next() -> Non
 
 
 def test_a_notice_is_used_if_the_measured_save_fits_with_a_margin() -> None:
-    assert fits_notice(30.0, estimate_s=19.0, in_flight=False)
-    assert not fits_notice(30.0, estimate_s=21.0, in_flight=False)
-    assert not fits_notice(30.0, estimate_s=11.0, in_flight=True)
-    assert fits_notice(0.5, estimate_s=0.0, in_flight=False)
+    assert fits_notice(30.0, estimate_s=19.0)
+    assert not fits_notice(30.0, estimate_s=21.0)
+    assert fits_notice(0.5, estimate_s=0.0)
+
+
+class UnderWay:
+    """Saves of which one is under way and takes `takes_s` more seconds of a clock of its own."""
+
+    def __init__(self, takes_s: float) -> None:
+        self.schedule = SaveSchedule(3, max_overhead=0.01)
+        self.schedule.observe_save(stall_s=0.1, seconds=10.0)
+        self.committed, self.now, self._takes_s, self.did = 9, 100.0, takes_s, list[str]()
+
+    def wait(self) -> None:
+        self.now += self._takes_s
+        self._takes_s, self.committed = 0.0, 12
+        self.did.append("waited")
+
+    def save_and_wait(self) -> None:
+        self.committed = 13
+        self.did.append("saved")
+
+    def leave(self, seconds_left: float, others_left: float = 1000.0) -> str:
+        return save_for_notice(
+            self,
+            step=13,
+            seconds_left=seconds_left,
+            agree=lambda left, estimate: (min(left, others_left), estimate),
+            clock=lambda: self.now,
+        )
+
+
+def test_a_save_under_way_is_waited_for_and_what_is_left_then_decides() -> None:
+    saves = UnderWay(takes_s=2.0)
+    assert saves.leave(18.0) == "Notice with 18.0 s left (a save takes 10.0 s here): step 13 was saved."
+    assert saves.did == ["waited", "saved"]
+    saves = UnderWay(takes_s=5.0)
+    assert "none was begun: step 12 is the newest committed, 1 steps will be repeated" in saves.leave(18.0)
+    assert saves.did == ["waited"]
+
+
+def test_a_notice_leaves_every_rank_the_time_of_the_one_with_the_least() -> None:
+    assert "none was begun" in UnderWay(takes_s=0.0).leave(60.0, others_left=14.0)
