@@ -1,4 +1,4 @@
-"""`alpaca-jobs plugin install | status | remove`: our recovery strategy in SkyPilot's API server on this machine."""
+"""`alpaca-jobs plugin install | status | remove`: our recovery strategy in SkyPilot, as it runs from this machine."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ def install(yes: options.Yes = False) -> None:
 
     Example: alpaca-jobs plugin install
 
-    Changes two files, which are shown first; other plugins stay. Undone by: alpaca-jobs plugin remove.
+    Changes four files, which are shown first; other plugins stay. Undone by: alpaca-jobs plugin remove.
     """
-    from cluster.cloud.plugin_install import ENTRY, install_plugin, plugin_status
+    from cluster.cloud.plugin_install import install_plugin, plugin_status
+    from cluster.cloud.plugin_loader import ENTRY
     from cluster.cloud.sky_backend import SkyJobs
 
     SkyJobs()  # says in words where SkyPilot is not installed
@@ -30,7 +31,13 @@ def install(yes: options.Yes = False) -> None:
     if status.is_installed:
         render.say(f"It is installed already. {_RESTART}")
         return
-    rows = [("add to it", f"{status.settings}: class: {ENTRY}"), ("write", str(status.loader))]
+    there = status.controllers
+    rows = [
+        ("add to it", f"{status.settings}: class: {ENTRY}, controller_wheel_path: {there.folder}"),
+        ("write", str(status.loader)),
+        ("add to it", f"{there.remote}: class: {ENTRY}"),
+        ("write", f"{there.folder}: a wheel of this code, for controllers on machines of their own"),
+    ]
     rows += [("stays in it", ", ".join(status.others))] if status.others else []
     _agree("Install the plugin?", rows, yes=yes)
     install_plugin(status)
@@ -59,22 +66,30 @@ def remove(yes: options.Yes = False) -> None:
     from cluster.cloud.plugin_install import plugin_status, remove_plugin
 
     found = plugin_status()
-    if not found.is_listed and not found.loader.exists():
+    there = found.controllers
+    if not found.is_listed and not found.loader.exists() and not there.is_listed and there.wheel is None:
         render.say("It is not installed; nothing was changed.")
         return
-    _agree("Remove the plugin?", [("change", str(found.settings)), ("delete", str(found.loader))], yes=yes)
+    _agree("Remove the plugin?", _removed(found), yes=yes)
     remove_plugin(found)
     render.say("Removed. Jobs that were submitted with it need it: let them end before the API server starts again.")
+
+
+def _removed(found: PluginStatus) -> list[tuple[str, str]]:
+    rows = [("change", str(found.settings)), ("delete", str(found.loader)), ("change", str(found.controllers.remote))]
+    return rows + ([("delete", str(found.controllers.wheel))] if found.controllers.wheel else [])
 
 
 def _status_rows(found: PluginStatus) -> list[tuple[str, str]]:
     if found.is_installed:
         words = "installed"
     elif found.is_listed:
-        words = "listed, but its loader is missing or of another version: alpaca-jobs plugin install repairs it"
+        words = "only in part, or of another version: alpaca-jobs plugin install repairs it"
     else:
         words = "not installed: alpaca-jobs plugin install"
     rows = [("state", words), ("list of plugins", str(found.settings)), ("loader", str(found.loader))]
+    rows += [("list for controllers", str(found.controllers.remote))]
+    rows += [("wheel for controllers", str(found.controllers.wheel or f"none in {found.controllers.folder}"))]
     return rows + ([("other plugins", ", ".join(found.others))] if found.others else [])
 
 

@@ -10,8 +10,10 @@ import base64
 import hashlib
 import re
 import zipfile
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from cluster.code_version import ROOMS, code_version
@@ -19,6 +21,7 @@ from cluster.errors import LaunchFailed
 
 _NAME: Final = "alpaca_jobs"
 _WHEEL: Final = "Wheel-Version: 1.0\nGenerator: alpaca-jobs\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+_ROOT: Final = Path(__file__).resolve().parent.parent.parent
 _LONG_AGO: Final = (1980, 1, 1, 0, 0, 0)  # the same code makes the same bytes
 
 
@@ -28,20 +31,39 @@ def write_shipped_code(folder: Path) -> Path:
     Raises:
         LaunchFailed: this package is not installed, so nobody knows what it depends on.
     """
-    root = Path(__file__).resolve().parent.parent.parent
+    wheel = write_wheel(folder)
+    (folder / "constraints.txt").write_text(_constraints(_ROOT), encoding="utf-8")
+    return wheel
+
+
+def wheel_name() -> str:
+    """The file name of this very code's wheel."""
+    return f"{_NAME}-{code_version()}-py3-none-any.whl"
+
+
+def write_wheel(folder: Path, *, files: Mapping[str, str] = MappingProxyType({}), requires: Sequence[str] = ()) -> Path:
+    """Write the wheel into a folder; returns it.
+
+    Args:
+        files: what it holds besides, as name -> text.
+        requires: what it asks for besides.
+
+    Raises:
+        LaunchFailed: this package is not installed, so nobody knows what it depends on.
+    """
     version = code_version()
+    content = {**_room_files(_ROOT), **_info_files(version, requires)}
+    content |= {name: text.encode() for name, text in files.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    wheel = folder / f"{_NAME}-{version}-py3-none-any.whl"
-    files = {**_room_files(root), **_info_files(version)}
+    wheel = folder / wheel_name()
     temporary = wheel.with_suffix(".tmp")
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in sorted(files.items()):
-            archive.writestr(zipfile.ZipInfo(name, _LONG_AGO), content)
+        for name, data in sorted(content.items()):
+            archive.writestr(zipfile.ZipInfo(name, _LONG_AGO), data)
         record = f"{_NAME}-{version}.dist-info/RECORD"
-        lines = [f"{name},sha256={_digest(content)},{len(content)}" for name, content in sorted(files.items())]
+        lines = [f"{name},sha256={_digest(data)},{len(data)}" for name, data in sorted(content.items())]
         archive.writestr(zipfile.ZipInfo(record, _LONG_AGO), "\n".join([*lines, f"{record},,", ""]))
     temporary.replace(wheel)
-    (folder / "constraints.txt").write_text(_constraints(root), encoding="utf-8")
     return wheel
 
 
@@ -52,12 +74,14 @@ def _room_files(root: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for path, name in found.items() if "__pycache__" not in name}
 
 
-def _info_files(version: str) -> dict[str, bytes]:
+def _info_files(version: str, requires: Sequence[str]) -> dict[str, bytes]:
     try:
         told = metadata.distribution("alpaca-jobs")
     except metadata.PackageNotFoundError as exc:
         raise LaunchFailed("alpaca-jobs is not installed here, so it cannot be shipped. Run: pip install -e .") from exc
     about = re.sub(r"(?m)^Version: .*$", f"Version: {version}", told.read_text("METADATA") or "", count=1)
+    lines = "".join(f"Requires-Dist: {name}\n" for name in requires)  # headers end at the first empty line
+    about = re.sub(r"(?m)^(Version: .*\n)", rf"\1{lines}", about, count=1)
     texts = {"METADATA": about, "WHEEL": _WHEEL, "entry_points.txt": told.read_text("entry_points.txt") or ""}
     return {f"{_NAME}-{version}.dist-info/{name}": text.encode() for name, text in texts.items()}
 

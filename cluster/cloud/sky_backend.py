@@ -52,7 +52,9 @@ class SkyJobs:
             raise WrongInput("SkyPilot is not installed, and this needs it: pip install 'alpaca-jobs[sky]'") from exc
 
     def has_plugin(self) -> bool:
-        """Whether the API server has our recovery strategy; starts a local server that does not run yet.
+        """Whether our recovery strategy is where SkyPilot recovers jobs; starts a local API server if need be.
+
+        Where that is a controller machine of its own, the wheel that it installs is brought up to date.
 
         Raises:
             ClusterError: the server cannot be reached.
@@ -67,7 +69,8 @@ class SkyJobs:
                 loaded = answer.json()["plugins"]
             except Exception as exc:  # requests' and SkyPilot's own trees; whatever it is, the server is no help
                 raise ClusterError(f"SkyPilot's API server does not answer: {exc}. Look with: sky api info") from exc
-        return any(one.get("name") == _PLUGIN_NAME for one in loaded)
+            is_loaded = any(one.get("name") == _PLUGIN_NAME for one in loaded)
+            return is_loaded and (_recovers_in_its_server() or _reaches_controllers())
 
     def submit(self, task_yaml: str, *, name: str, secrets: Mapping[str, str]) -> int:
         """Submit a task, or a chain of tasks, as a managed job; returns its number.
@@ -144,6 +147,31 @@ class SkyJobs:
                     f"SkyPilot did not cancel {name}: {_words(exc)}. Its machine may still run: sky jobs cancel "
                     f"{status.job_id}"
                 ) from exc
+
+
+def _recovers_in_its_server() -> bool:
+    """Whether jobs are recovered by the API server itself; of another computer's server its list of plugins is all.
+
+    Source: sky/utils/controller_utils.py of 0.14.1. The server writes down at its start what it does.
+    """
+    from sky.server import common as server_common
+    from sky.utils import controller_utils
+
+    return not server_common.is_api_server_local() or controller_utils.is_jobs_consolidation_mode()
+
+
+def _reaches_controllers() -> bool:
+    from cluster.cloud.plugin_controller import refresh_wheel
+    from cluster.cloud.plugin_install import plugin_status
+
+    found = plugin_status().controllers
+    if found.is_installed:
+        refresh_wheel(found)
+    else:
+        logger.warning(
+            "SkyPilot's controller is a machine of its own, and %s does not send our plugin there", found.remote
+        )
+    return found.is_installed
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def _plugin() -> Iterator[Finding]:
     if status.is_installed:
         yield Finding(Level.OK, "plugin", "installed: SkyPilot recovers our runs by our rules")
     elif status.is_listed:
-        words = f"listed in {status.settings}, but its loader {status.loader} is missing or of another version"
+        words = f"listed in {status.settings}, but the rest of it is missing or of another version"
         yield Finding(Level.BROKEN, "plugin", words, install, "plugin")
     else:
         yield Finding(Level.MISSING, "plugin", "not installed: SkyPilot recovers by its own strategy", install)

@@ -182,10 +182,14 @@ class Cloud:
         key = f"attempts/{number:06d}.{record}.json"
         return dict(self.read(run_id, key)) if self.keys(run_id, key) else {}
 
+    def events(self, run_id: str) -> list[dict[str, Any]]:
+        """All that was told of a run, by whomever."""
+        told = (self.read(run_id, key.partition(f"{run_id}/")[2]) for key in self.keys(run_id, "events/"))
+        return [event for batch in told for event in batch["events"]]
+
     def has_waited(self, run_id: str) -> bool:
         """Whether somebody said that no region has a machine."""
-        told = (self.read(run_id, key.partition(f"{run_id}/")[2]) for key in self.keys(run_id, "events/"))
-        return "No capacity in " in json.dumps(list(told))
+        return "No capacity in " in json.dumps(self.events(run_id))
 
     def commits(self, run_id: str, prefix: str) -> int:
         """How many commits lie there."""

@@ -26,9 +26,6 @@ def greeting(address: str) -> bytes:
 def test_instances_are_machines_that_live_and_die_with_their_record(box: CloudBox) -> None:
     from processes import wait_for
 
-    key = box.home / ".sky" / "clients" / "tester" / "ssh" / "sky-key.pub"
-    key.parent.mkdir(parents=True)
-    key.write_text("ssh-ed25519 AAAA tester\n")
     ec2 = box.client("ec2", "us-east-2")
     subnet = ec2.describe_subnets(Filters=[{"Name": "cidr-block", "Values": ["10.20.1.0/24"]}])["Subnets"][0]
     wanted = {"ImageId": "ami-785db401", "MinCount": 1, "MaxCount": 1, "SubnetId": subnet["SubnetId"]}
@@ -48,7 +45,6 @@ def test_instances_are_machines_that_live_and_die_with_their_record(box: CloudBo
     assert [one.instance for one in box.machines()] == [second.instance]
     box.preempt(second)
     wait_for(lambda: not box.machines(), "end of the other", timeout_s=30)
-    key.unlink()
 
 
 def test_the_box_has_a_network_of_its_own(box: CloudBox) -> None:

@@ -38,19 +38,34 @@ def fill_account(client: Callable[..., Any]) -> None:
     _make_role(client("iam"))
 
 
-def write_settings(home: Path, endpoint: str) -> None:
-    """Write what the user has in HOME: keys, SkyPilot's settings and price lists."""
+def write_settings(home: Path, endpoint: str, *, own_controller: bool = False) -> None:
+    """Write what the user has in HOME: keys, SkyPilot's settings and price lists.
+
+    Args:
+        own_controller: SkyPilot's job controller is a machine of its own, as by default, and not in its API server.
+    """
     aws, sky = home / ".aws", home / ".sky"
     (aws / "credentials").write_text("[default]\naws_access_key_id = box\naws_secret_access_key = box\n")
     (aws / "config").write_text(f"[default]\nregion = us-east-1\nendpoint_url = {endpoint}\n")
     config = {
-        "aws": {"use_internal_ips": True, "vpc_name": "sky-vpc", "ssh_proxy_command": "nc %h %p"},
-        "jobs": {"controller": {"consolidation_mode": True}},
+        # A controller on a machine does without the proxy command, and would then go through AWS's Session Manager.
+        "aws": {
+            "use_internal_ips": True,
+            "vpc_name": "sky-vpc",
+            "ssh_proxy_command": "nc %h %p",
+            "use_ssm": False,
+        },
+        "jobs": {"controller": {"consolidation_mode": not own_controller}},
     }
     (sky / "config.yaml").write_text(yaml.safe_dump(config))
-    probe = {"class": "network_probe.NetworkProbe", "parameters": {"url": f"{endpoint}/moto-api/"}}
-    (sky / "plugins.yaml").write_text(yaml.safe_dump({"plugins": [probe]}))
     _write_catalog(sky / "catalogs" / "v8")
+
+
+def list_network_probe(home: Path, endpoint: str) -> None:
+    """Let SkyPilot's API server, and controllers on machines of their own, load the patch (network_probe.py)."""
+    probe = {"class": "network_probe.NetworkProbe", "parameters": {"url": f"{endpoint}/moto-api/"}}
+    for name in ("plugins.yaml", "remote_plugins.yaml"):
+        (home / ".sky" / name).write_text(yaml.safe_dump({"plugins": [probe]}))
 
 
 def user_environment(home: Path) -> dict[str, str]:

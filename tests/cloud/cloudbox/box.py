@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import boto3
-from account import PROGRAMS, REGIONS, fill_account, user_environment, write_settings
+from account import PROGRAMS, REGIONS, fill_account, list_network_probe, user_environment, write_settings
 from image import cloud_image
 from machines import die_with_parent
 from network import GATEWAY, METADATA
@@ -131,9 +131,20 @@ class CloudBox:
 
         Its loader goes to a folder of the box's own: the environment's site-packages is the developer's.
         """
-        where = {"SKYPILOT_SERVER_PLUGINS_CONFIG": str(self.home / ".sky" / "plugins.yaml")}
+        sky = self.home / ".sky"
+        where = {
+            "SKYPILOT_SERVER_PLUGINS_CONFIG": str(sky / "plugins.yaml"),
+            "SKYPILOT_SERVER_REMOTE_PLUGINS_CONFIG": str(sky / "remote_plugins.yaml"),
+            "ALPACA_JOBS_HOME": str(self.home / ".alpaca-jobs"),
+        }
         status = plugin_status(where, site_packages=self.folder / "site")
         install_plugin(status) if installed else remove_plugin(status)
+
+    def restart_server(self, *, own_controller: bool) -> None:
+        """Start the API server anew, with its job controller inside it or on a machine of its own."""
+        self.kill_server()
+        write_settings(self.home, self.endpoint, own_controller=own_controller)
+        self.start_server()
 
     def start_server(self) -> None:
         """Start SkyPilot's API server and wait until it answers."""
@@ -157,7 +168,7 @@ class CloudBox:
 
     def _start(self) -> None:
         image = cloud_image()
-        for name in ("logs", "home/.aws", "home/.sky/clients"):
+        for name in ("logs", "home/.aws", "home/.sky"):
             (self.folder / name).mkdir(parents=True)
         self.refuse_capacity("")
         replace_json(self.folder / "notices.json", self._notices)
@@ -171,11 +182,12 @@ class CloudBox:
         wait_for(lambda: self._answers(moto, f"{self.endpoint}/moto-api/", log), "moto", timeout_s=240, every_s=0.5)
         fill_account(self.client)
         write_settings(self.home, self.endpoint)
+        list_network_probe(self.home, self.endpoint)
         (self.folder / "site").mkdir()
         self.set_plugin(installed=True)
         arguments = {
             "endpoint": self.endpoint, "regions": ",".join(REGIONS), "image": image,
-            "keys": self.home / ".sky" / "clients", "logs": self.folder / "logs", "changed": changed,
+            "logs": self.folder / "logs", "changed": changed,
         }  # fmt: skip
         options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
         self._spawn([sys.executable, str(_HERE / "machines.py"), *options], self.folder / "machines.log", self.environ)

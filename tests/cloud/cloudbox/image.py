@@ -1,6 +1,7 @@
 """The disk that every pretend machine starts from: what a cloud's machine image would hold, and no wheel of ours.
 
-    home/ubuntu/.local/bin/uv, skypilot-runtime/    what SkyPilot would fetch (its own Ray and libraries)
+    home/ubuntu/.local/bin/uv, skypilot-runtime/    what SkyPilot would fetch (its own Ray and libraries, and those that
+                                                    our plugin asks for on a controller), and the patch
     home/ubuntu/alpaca-jobs-env/                    the libraries of `alpaca-jobs[node]`, from requirements.lock
     etc/                                            accounts, host key, what every session's environment says
 
@@ -19,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 _REPO = Path(__file__).resolve().parents[3]
+_PROBE = Path(__file__).with_name("network_probe.py")
 _UBUNTU = 1000  # uid and gid
 _PYTHON = shutil.which("python3.11", path="/usr/bin:/usr/local/bin")  # one that every user may run
 _RAY_OF_SKYPILOT = "2.9.3"  # sky.skylet.constants.SKY_REMOTE_RAY_VERSION of 0.14.1
@@ -38,7 +40,7 @@ class ImageNotBuilt(Exception):
 def cloud_image() -> Path:
     """The image's folder; made if it is not there yet (about a minute, once)."""
     lock = (_REPO / "requirements.lock").read_bytes() + (_REPO / "pyproject.toml").read_bytes()
-    lock += Path(__file__).read_bytes()
+    lock += Path(__file__).read_bytes() + _PROBE.read_bytes()
     name = hashlib.sha256(lock + version("skypilot").encode()).hexdigest()[:12]
     image = _REPO / ".venv" / f"cloud-box-image-{name}"
     if not image.exists():
@@ -57,9 +59,13 @@ def _build(image: Path) -> None:
     shutil.copy2(Path(sys.executable).with_name("uv"), home / ".local" / "bin" / "uv")
     for name in (".bashrc", ".profile"):
         (home / name).write_text('export PATH="$HOME/.local/bin:$PATH"\n')
-    skypilot = ("setuptools<70", f"ray[default]=={_RAY_OF_SKYPILOT}", "pydantic-core==2.41.1", "click<8.3.0")
+    ray = (f"ray[default]=={_RAY_OF_SKYPILOT}", "pydantic-core==2.41.1", "click<8.3.0")
+    skypilot = ("setuptools<70", "wheel", f"skypilot[aws,remote]=={version('skypilot')}")
+    plugin = ("--requirement", "pyproject.toml", "boto3")
     # Copies, because SkyPilot patches its Ray on every machine, as the user `ubuntu`.
-    _venv(home / "skypilot-runtime", "copy", *skypilot, f"skypilot[aws,remote]=={version('skypilot')}")
+    _venv(home / "skypilot-runtime", "copy", *ray, *skypilot, *plugin)
+    (site,) = (home / "skypilot-runtime" / "lib").glob("python3*/site-packages")
+    shutil.copy2(_PROBE, site)
     extras = ("--extra", "node", "--constraint", "requirements.lock")
     _venv(home / "alpaca-jobs-env", "hardlink", "--requirement", "pyproject.toml", *extras)
     _etc(image / "etc")
@@ -92,7 +98,9 @@ def _etc(folder: Path) -> None:
     folder.mkdir()
     shadow = "".join(f"{line.split(':')[0]}:*:19000:0:99999:7:::\n" for line in _PASSWD.splitlines())
     hosts = f"127.0.0.1 localhost {os.uname().nodename}\n"
-    session = "LANG=C.UTF-8 UV_OFFLINE=1"  # nothing on a machine may be fetched: what runs is what was shipped
+    # Nothing on a machine may be fetched: what runs is what was shipped. The last two are what the user's own
+    # environment says too (account.py), for a controller on a machine.
+    session = "LANG=C.UTF-8 UV_OFFLINE=1 PIP_NO_BUILD_ISOLATION=false SKYPILOT_POD_MEMORY_GB_LIMIT=5"
     texts = {"passwd": _PASSWD, "group": _GROUP, "shadow": shadow, "sudoers": _SUDOERS, "hosts": hosts}
     for name, text in {**texts, "session_environment": session}.items():
         (folder / name).write_text(text)

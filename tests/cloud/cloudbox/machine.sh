@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Process 1 of a pretend instance, inside `unshare --net --pid --mount --fork --kill-child --mount-proc`:
-#   machine.sh IMAGE PRIVATE_IP PUBLIC_KEYS ENDPOINT
+#   machine.sh IMAGE PRIVATE_IP PUBLIC_KEY ENDPOINT
 # A network card that whoever started this plugs in, a disk of its own (a RAM overlay of the image's /home, an empty
 # /tmp, /run and /dev/shm), the account `ubuntu`, sshd.
 # Nothing outside this mount namespace changes, and all of it goes when the namespace does.
 set -euo pipefail
-image=$1 ip=$2 keys=$3 endpoint=$4
+image=$1 ip=$2 key=$3 endpoint=$4
 
 for ((tries = 0; tries < 200; tries++)); do
   [ -e /proc/self/net/dev ] && grep -q eth0 /proc/self/net/dev && break
@@ -21,9 +21,9 @@ mount --make-rprivate /
 disk=/mnt
 mount -t tmpfs tmpfs "$disk"
 mkdir "$disk/home" "$disk/work" "$disk/keys"
-cat "$keys"/*/ssh/sky-key.pub >"$disk/keys/ubuntu"
+printf '%s\n' "$key" >"$disk/keys/ubuntu"
 install -d -o 1000 -g 1000 "$disk/home/ubuntu" "$disk/home/ubuntu/.aws"
-printf '[default]\nendpoint_url = %s\n' "$endpoint" >"$disk/home/ubuntu/.aws/config" # where this "AWS" is
+printf '[default]\nregion = us-east-1\nendpoint_url = %s\n' "$endpoint" >"$disk/home/ubuntu/.aws/config" # where this "AWS" is
 mount -t overlay overlay -o "lowerdir=$image/home,upperdir=$disk/home,workdir=$disk/work" /home
 for file in passwd shadow group hosts sudoers; do mount --bind "$image/etc/$file" "/etc/$file"; done
 mount -t tmpfs tmpfs /run

@@ -13,6 +13,7 @@ import argparse
 import io
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,20 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class Door:
-    """Stands before moto: answers RunInstances in regions that are sold out, and notes when machines come and go."""
+    """Stands before moto: answers RunInstances in regions that are sold out, and notes when machines come and go.
+
+    It also lets conditional writes to S3 through one at a time: moto looks first and writes then, so that of two that
+    come together both would win, which S3 promises not to do.
+    """
 
     def __init__(self, application: Application, refuse: Path, changed: Path) -> None:
         self._application, self._refuse, self._changed = application, refuse, changed
+        self._conditional = threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if "HTTP_IF_NONE_MATCH" in environ and environ["REQUEST_METHOD"] in ("PUT", "POST"):
+            with self._conditional:
+                return list(self._application(environ, start_response))
         scope = _SCOPE.search(environ.get("HTTP_AUTHORIZATION", ""))
         if scope and environ["REQUEST_METHOD"] == "POST":
             body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
