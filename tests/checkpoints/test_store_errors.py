@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from checkpoints.errors import (
 )
 from checkpoints.store import Retries, Store
 from checkpoints.store_errors import redact, translate
+
+_NOBODY = 65534
 
 
 class _Scripted(BaseHTTPRequestHandler):
@@ -178,11 +182,24 @@ def test_a_file_that_hits_the_limit_is_a_full_store_and_leaves_no_half(tmp_path:
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["kept"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_of_somebody_else_is_a_permission_problem(tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir(mode=0o500)
-    with pytest.raises(StorePermission, match="the folder's owner"):
-        Store.open(str(tmp_path / "store")).put("x", b"")
+@contextmanager
+def nobody_special() -> Iterator[None]:
+    """Not root, who may write anywhere."""
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(_NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
+
+
+def test_a_folder_of_somebody_else_is_a_permission_problem() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's own folders are closed to others
+        Path(folder).chmod(0o755)
+        (Path(folder) / "store").mkdir(mode=0o555)
+        with nobody_special(), pytest.raises(StorePermission, match="the folder's owner"):
+            Store.open(f"{folder}/store").put("x", b"")
 
 
 def test_a_store_below_a_file_is_an_error_in_words(tmp_path: Path) -> None:
