@@ -12,7 +12,7 @@ venv: ## make .venv from requirements.lock and install this checkout into it
 demo: venv ## the whole job on this machine, its node killed twice, compared with an undisturbed run
 	$(BIN)/alpaca-jobs drill alpaca_jobs/examples/demo.yaml --kills 2
 
-test: venv ## the whole test suite: the quick tests two at a time, then the others (ARGS picks some)
+test: venv ## the whole test suite: two tests at a time, then the cloud in a box (ARGS picks some)
 	@bash .ci/s3_servers.sh
 	@bash .ci/tests.sh $(ARGS)
 
