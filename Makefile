@@ -30,7 +30,8 @@ drill: venv ## the long drill: 20 kills over 4 seeds, each result compared bit f
 	$(BIN)/python .ci/drill.py $(ARGS)
 
 bench: venv ## the programs behind docs/BENCHMARKS.md, one after the other
-	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program $(ARGS) || exit 1; done
+	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program $(ARGS) && continue; \
+	  [ $$? = 2 ] && [ $$program = benchmarks/training_gpu.py ] && echo "left out, as it says above" || exit 1; done
 
 tree: venv ## bring the tree of files in README.md up to date
 	$(BIN)/python .ci/tree.py

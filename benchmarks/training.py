@@ -19,13 +19,12 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from padded_recipe import Clock, examples, train_padded, trainer_arguments
 from training_data import alpaca_rows, padded_tokens, tokenizer_folder
 
 from alpaca_jobs.spec import CheckpointSpec, TrainSpec
@@ -34,6 +33,7 @@ from alpaca_jobs.training.data import TokenizedRows
 
 AIMS = {4: 1.45, 32: 2.4}
 SEED = 42
+ON_CPU: dict[str, Any] = {"use_cpu": True, "dataloader_pin_memory": False}
 LEVERS: tuple[tuple[str, dict[str, Any]], ...] = (
     (
         "rows side by side, logits of targets alone",
@@ -126,83 +126,14 @@ def _model_folder(folder: Path, *, is_quick: bool) -> str:
     return str(folder)
 
 
-def _examples(data: TokenizedRows, order: list[list[int]]) -> list[dict[str, Any]]:
-    made = []
-    for row in (row for batch in order for row in batch):
-        span = slice(int(data.offsets[row]), int(data.offsets[row + 1]))
-        ids = data.tokens[span].astype(np.int64)
-        made.append({"input_ids": ids.tolist(), "labels": np.where(data.is_target[span], ids, -100).tolist()})
-    return made
-
-
-class _Clock:
-    """Seconds of every optimizer step of a Hugging Face Trainer."""
-
-    def __init__(self) -> None:
-        from transformers import TrainerCallback
-
-        seconds: list[float] = []
-        self.seconds = seconds
-
-        class Callback(TrainerCallback):  # type: ignore[misc]
-            def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-                self.begin = time.perf_counter()
-
-            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-                seconds.append(time.perf_counter() - self.begin)
-
-        self.callback = Callback()
-
-
-def _arguments(make: Any, folder: str, *, size: int, accumulation: int, **more: Any) -> Any:
-    return make(
-        output_dir=folder + "-out", per_device_train_batch_size=size, gradient_accumulation_steps=accumulation,
-        learning_rate=2e-5, num_train_epochs=1, logging_strategy="no", save_strategy="no", report_to=[], use_cpu=True,
-        disable_tqdm=True, dataloader_pin_memory=False, **more,
-    )  # fmt: skip
-
-
 def _trainer(
     folder: str, data: TokenizedRows, order: list[list[int]], size: int, *, is_flat: bool = False
 ) -> list[float]:
-    """The published recipe: each micro batch padded to its longest row; or, flat, its rows side by side."""
-    from torch.nn.utils.rnn import pad_sequence
-    from transformers import (
-        AutoModelForCausalLM,
-        DataCollatorWithFlattening,
-        PrinterCallback,
-        Trainer,
-        TrainingArguments,
-    )
+    """The published recipe (padded_recipe.py)."""
+    from transformers import AutoModelForCausalLM
 
-    def pad(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        ids = [torch.tensor(example["input_ids"]) for example in examples]
-        labels = [torch.tensor(example["labels"]) for example in examples]
-        return {
-            "input_ids": pad_sequence(ids, batch_first=True),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-        }
-
-    class InOrder(Trainer):  # type: ignore[misc]
-        def _get_train_sampler(self, *args: Any) -> Any:
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-
-    clock = _Clock()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.config.use_cache = False
-    trainer = InOrder(
-        model=model,
-        args=_arguments(
-            TrainingArguments, folder, size=size, accumulation=-(-len(order[0]) // size), remove_unused_columns=False
-        ),
-        train_dataset=_examples(data, order),
-        data_collator=DataCollatorWithFlattening() if is_flat else pad,
-        callbacks=[clock.callback],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return clock.seconds
+    return train_padded(model, data, order, size, folder, is_flat=is_flat, **ON_CPU)
 
 
 def _trl(folder: str, data: TokenizedRows, order: list[list[int]]) -> tuple[list[float], list[int]]:
@@ -212,11 +143,11 @@ def _trl(folder: str, data: TokenizedRows, order: list[list[int]]) -> tuple[list
     from trl import SFTConfig, SFTTrainer
 
     counted: list[int] = []
-    clock = _Clock()
+    clock = Clock()
     accumulation = max(1, round(sum(int(data.lengths[batch].sum()) for batch in order) / len(order) / 512))
     rows = [
         {"input_ids": example["input_ids"], "assistant_masks": [int(label != -100) for label in example["labels"]]}
-        for example in _examples(data, order)
+        for example in examples(data, order)
     ]
 
     class Counting(SFTTrainer):  # type: ignore[misc]
@@ -226,9 +157,9 @@ def _trl(folder: str, data: TokenizedRows, order: list[list[int]]) -> tuple[list
 
     trainer = Counting(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
-        args=_arguments(
+        args=trainer_arguments(
             SFTConfig, folder, size=1, accumulation=accumulation, packing=True, max_length=512, bf16=False,
-            gradient_checkpointing=False, assistant_only_loss=True,
+            gradient_checkpointing=False, assistant_only_loss=True, **ON_CPU,
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(folder),

@@ -1,18 +1,33 @@
-"""What training.py measures with: rows of Alpaca's lengths, a tokenizer's files, our loop on one rank."""
+"""What training.py and training_gpu.py share: rows of Alpaca's lengths, a tokenizer's files, our loop on one rank."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import CheckpointSpec, TrainSpec
+from alpaca_jobs.training.control import TrainContext
 from alpaca_jobs.training.data import TokenizedRows
+from alpaca_jobs.training.loop import run_training
+from alpaca_jobs.training.metrics import StepMetrics
+from alpaca_jobs.training.saving import SaveReport
 from alpaca_jobs.training.tokenizer import build_tokenizer, read_folder, write_folder
+from checkpoints.attempts import AttemptLog
+from checkpoints.fence import Fence
+from checkpoints.keys import CommitRef
+from checkpoints.lineage import counting_commits
+from checkpoints.reader import list_commits
+from checkpoints.store import Store
+from checkpoints.torch_bridge import Checkpointer
 
 ALPACA_COUNTS = (
     900, 4250, 6100, 7550, 5500, 3980, 3950, 3480, 3400, 2820, 2180, 1820, 1330, 950, 820, 550, 430, 330, 270, 220, 200,
@@ -52,63 +67,101 @@ def tokenizer_folder(folder: Path) -> None:
     write_folder(build_tokenizer("tiny-llama", ["Below is an instruction that describes a task."]), folder)
 
 
-class _Control:
-    """Keeps the seconds of every step."""
+class Control:
+    """Keeps what a training says of its steps and saves.
+
+    Attributes:
+        metrics: of every step.
+        ends: when each of them had ended, by `time.perf_counter`.
+        saves: every save that has ended.
+        records_base: called with what was loaded.
+    """
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
+        self.metrics: list[StepMetrics] = []
+        self.ends: list[float] = []
+        self.saves: list[SaveReport] = []
+        self.records_base: Callable[[CommitRef | None], object] = lambda ref: None
 
-    def loaded(self, ref: Any, fallbacks: Any) -> None: ...
+    def loaded(self, ref: CommitRef | None, fallbacks: Sequence[str]) -> None:
+        self.records_base(ref)
 
-    def stepped(self, metrics: Any) -> None:
-        self.seconds.append(metrics.seconds)
+    def stepped(self, metrics: StepMetrics) -> None:
+        self.metrics.append(metrics)
+        self.ends.append(time.perf_counter())
 
     def evaluated(self, report: Any) -> None: ...
 
-    def saved(self, result: Any) -> None: ...
+    def saved(self, result: SaveReport) -> None:
+        self.saves.append(result)
 
-    def notice(self) -> None:
+    def notice(self) -> float | None:
         return None
 
     def stop_requested(self) -> bool:
         return False
 
 
-def run_ours(
-    train: TrainSpec, checkpoints: CheckpointSpec, data: TokenizedRows, folder: Path, *, threads: int
-) -> list[float]:
-    """Train on one rank, in this process; returns the seconds of every step."""
+@contextmanager
+def one_rank(
+    train: TrainSpec,
+    checkpoints: CheckpointSpec,
+    data: TokenizedRows,
+    folder: Path,
+    *,
+    threads: int,
+    control: Control,
+    device: str = "cpu",
+    run: Path | None = None,
+) -> Iterator[TrainContext]:
+    """What `run_training` is given, with this process as its only rank.
+
+    Args:
+        folder: the model's; its tokenizer counts.
+        run: where the run's state lies, to go on from it: the attempt is the next one, and the one before counts as
+            lost. None: a folder that is gone afterwards.
+    """
     import torch.distributed as dist
 
-    from alpaca_jobs.run_layout import LAYOUT
-    from alpaca_jobs.training.control import TrainContext
-    from alpaca_jobs.training.loop import run_training
-    from checkpoints.store import Store
-    from checkpoints.torch_bridge import Checkpointer
-
-    control = _Control()
     files = {name: blob for name, blob in read_folder(folder).items() if name.startswith("tokenizer")}
     with tempfile.TemporaryDirectory() as scratch:
-        dist.init_process_group("gloo", init_method=f"file://{scratch}/meet", rank=0, world_size=1)
+        store = Store.open(f"file://{run or scratch + '/run'}")
+        log = AttemptLog(store, LAYOUT)
+        attempt = log.newest() + 1
+        log.claim(attempt, {})
+        if attempt > 1:
+            log.put_end(attempt - 1, {"stop_reason": "lost", "by_attempt": attempt})
+        candidates = counting_commits(log.records(), list_commits(store, LAYOUT, "train"), LAYOUT)
+        control.records_base = partial(log.put_base, attempt)
+        backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"  # as cluster/node/train_worker.py does
+        dist.init_process_group(backend, init_method=f"file://{scratch}/meet", rank=0, world_size=1)
         checkpointer = Checkpointer(
-            Store.open(f"file://{scratch}/store"), LAYOUT, stage="train", attempt=1, fence=None, keep=None
+            store, LAYOUT, stage="train", attempt=attempt, fence=Fence(log, attempt), keep=checkpoints.keep
         )
         try:
-            run_training(
-                TrainContext(
-                    train=train,
-                    checkpoints=checkpoints,
-                    rank=0,
-                    world_size=1,
-                    rows=data,
-                    tokenizer_files=files,
-                    checkpointer=checkpointer,
-                    candidates=[],
-                    control=control,
-                    threads=threads,
-                )
+            yield TrainContext(
+                train=train,
+                checkpoints=checkpoints,
+                rank=0,
+                world_size=1,
+                rows=data,
+                tokenizer_files=files,
+                checkpointer=checkpointer,
+                candidates=candidates,
+                control=control,
+                threads=threads,
+                device=device,
             )
         finally:
             checkpointer.close()
             dist.destroy_process_group()
-    return control.seconds
+
+
+def run_ours(
+    train: TrainSpec, checkpoints: CheckpointSpec, data: TokenizedRows, folder: Path, *, threads: int
+) -> list[float]:
+    """Train on one rank, in this process, on its CPU; returns the seconds of every step."""
+    control = Control()
+    with one_rank(train, checkpoints, data, folder, threads=threads, control=control) as ctx:
+        run_training(ctx)
+    return [metrics.seconds for metrics in control.metrics]

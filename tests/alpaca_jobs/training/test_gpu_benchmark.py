@@ -1,0 +1,71 @@
+"""benchmarks/training_gpu.py without a GPU: every path of it runs, says nothing about aims, and knows why it cannot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PARTS = ("full", "padded", "lora", "saves", "kill", "bits", "hours")
+
+
+def _run(repo_root: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "benchmarks/training_gpu.py", *arguments]
+    return subprocess.run(
+        command, cwd=repo_root, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environ}
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_every_part_runs_on_tiny_shapes_and_counts_for_no_aim(repo_root: Path, tmp_path: Path) -> None:
+    done = _run(repo_root, "--device", "cpu", "--tiny", "--scratch", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line[3:] for line in done.stdout.splitlines() if line.startswith("== ")] == list(PARTS)
+    assert "aim met" not in done.stdout
+    assert "0 broke, 3 not measured" in done.stdout, done.stdout  # the three that need a peak
+    assert "losses have the same bits" in done.stdout, done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.process
+def test_without_a_gpu_it_says_what_is_wanted(repo_root: Path) -> None:
+    done = _run(repo_root, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("No CUDA GPU was found here")
+    assert "an H100's class" in done.stderr
+
+
+def test_thirty_percent_is_what_a_tenth_of_the_published_hours_takes(
+    repo_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/TRAINING.md says."""
+    monkeypatch.syspath_prepend(str(repo_root / "benchmarks"))
+    from gpu_training.aims import HOURS_AIM, PUBLISHED_GPU, gpu_hours
+
+    from alpaca_jobs.training.flops import PEAK_BF16_FLOPS
+
+    assert gpu_hours(0.30, PEAK_BF16_FLOPS[PUBLISHED_GPU]) == pytest.approx(HOURS_AIM, rel=0.05)
+
+
+def test_an_aim_not_met_and_a_part_that_broke_end_in_1_one_not_measured_does_not(
+    repo_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(repo_root / "benchmarks"))
+    from gpu_training.aims import Verdicts
+
+    verdicts = Verdicts(is_tiny=False)
+    verdicts.judge("fast: 51 %", is_met=True)
+    verdicts.not_measured("large", "it needs 90 GiB")
+    assert verdicts.end() == 0
+    assert "aims: 1 met, 0 not met, 1 not measured; 0 measurements broke" in capsys.readouterr().out
+    verdicts.judge("faster: 40 %", is_met=False)
+    assert verdicts.end() == 1
+    assert "aim met: no" in capsys.readouterr().out
+    broken = Verdicts(is_tiny=True)
+    broken.broke("compiled", "no such kernel")
+    assert broken.end() == 1
