@@ -17,7 +17,7 @@ run() {
 }
 
 run -n 2 -m "not slow and not cloud" "$@"
-run -n 2 -m "slow and not cloud" "$@"
+run -n 2 --dist loadfile -m "slow and not cloud" "$@" # a file's tests share what they have trained
 run -m cloud "$@"
 if [ $chosen = 0 ]; then exit 5; fi
 exit $failed
