@@ -89,5 +89,5 @@ def test_a_zombie_exports_nothing(bench: Any, tmp_path: Path) -> None:
         scratch=str(tmp_path),
     )  # fmt: skip
     with pytest.raises(Superseded):
-        worker.export(order, worker.tokenize(job, rows))
+        worker.export(order, worker.tokenize(job, rows, str(tmp_path)))
     assert bench.contents() == before
