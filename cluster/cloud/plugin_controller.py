@@ -110,7 +110,7 @@ def refresh_wheel(found: ControllerPlugin) -> None:
     new = write_wheel(found.folder, files={f"{MODULE}.py": LOADER}, requires=(*_ALSO, *extras))
     for old in found.folder.glob(_OURS):
         if old != new:
-            old.unlink()
+            old.unlink(missing_ok=True)  # another launch may be doing the same
 
 
 def _has(package: str) -> bool:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import re
+import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -32,7 +34,7 @@ def write_shipped_code(folder: Path) -> Path:
         LaunchFailed: this package is not installed, so nobody knows what it depends on.
     """
     wheel = write_wheel(folder)
-    (folder / "constraints.txt").write_text(_constraints(_ROOT), encoding="utf-8")
+    _replace(folder / "constraints.txt", _constraints(_ROOT).encode())
     return wheel
 
 
@@ -56,15 +58,26 @@ def write_wheel(folder: Path, *, files: Mapping[str, str] = MappingProxyType({})
     content |= {name: text.encode() for name, text in files.items()}
     folder.mkdir(parents=True, exist_ok=True)
     wheel = folder / wheel_name()
-    temporary = wheel.with_suffix(".tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in sorted(content.items()):
             archive.writestr(zipfile.ZipInfo(name, _LONG_AGO), data)
         record = f"{_NAME}-{version}.dist-info/RECORD"
         lines = [f"{name},sha256={_digest(data)},{len(data)}" for name, data in sorted(content.items())]
         archive.writestr(zipfile.ZipInfo(record, _LONG_AGO), "\n".join([*lines, f"{record},,", ""]))
-    temporary.replace(wheel)
+    _replace(wheel, packed.getvalue())
     return wheel
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file in one step, if it is not there already: other launches write the same one, or are shipping it."""
+    if path.is_file() and path.read_bytes() == content:
+        return
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
+        file.write(content)
+    temporary = Path(file.name)
+    temporary.chmod(0o644)
+    temporary.replace(path)
 
 
 def _room_files(root: Path) -> dict[str, bytes]:

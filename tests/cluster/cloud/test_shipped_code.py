@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ from cluster.cloud.shipped_code import write_shipped_code
 from cluster.code_version import code_digest, code_version
 
 REPO = Path(__file__).resolve().parents[3]
+
+
+def test_launches_at_the_same_moment_all_find_the_whole_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "code"
+    with ThreadPoolExecutor(4) as pool:
+        wheels = list(pool.map(lambda _: write_shipped_code(folder), range(8)))
+    assert {wheel.read_bytes() for wheel in wheels} == {write_shipped_code(tmp_path / "alone").read_bytes()}
+    assert sorted(path.name for path in folder.iterdir()) == [wheels[0].name, "constraints.txt"]
 
 
 def test_the_wheel_holds_this_code_and_says_so_in_its_name(tmp_path: Path) -> None:
