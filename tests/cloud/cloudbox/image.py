@@ -100,7 +100,7 @@ def _etc(folder: Path) -> None:
     hosts = f"127.0.0.1 localhost {os.uname().nodename}\n"
     # Nothing on a machine may be fetched: what runs is what was shipped. The next two are what the user's own
     # environment says too (account.py), for a controller on a machine. SkyPilot runs a job below its Ray, which gives
-    # way to others (nice 15): good where they are on the same machine, and starvation where all machines share this one.
+    # way to others (nice 15): good on a machine of one's own, and starvation where all of them share this computer.
     session = "LANG=C.UTF-8 UV_OFFLINE=1 PIP_NO_BUILD_ISOLATION=false SKYPILOT_POD_MEMORY_GB_LIMIT=5 "
     session += "RAY_worker_niceness=0"
     texts = {"passwd": _PASSWD, "group": _GROUP, "shadow": shadow, "sudoers": _SUDOERS, "hosts": hosts}
