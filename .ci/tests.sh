@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole test suite: quick tests and slow ones two at a time, then the cloud in a box, which fills both CPUs by itself.
+# The whole test suite, two tests at a time: quick ones, slow ones, then the cloud in a box (one box for each of the two).
 # Arguments go to all three (a path, -k ...); some may then find nothing to do, not all. TESTS_SECONDS is for all three.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -18,6 +18,6 @@ run() {
 
 run -n 2 -m "not slow and not cloud" "$@"
 run -n 2 --dist loadfile -m "slow and not cloud" "$@" # a file's tests share what they have trained
-run -m cloud "$@"
+run -n 2 --dist worksteal -m cloud "$@"
 if [ $chosen = 0 ]; then exit 5; fi
 exit $failed

@@ -1,20 +1,19 @@
-"""One cloud in a box for a test session, and the way its helpers are found (tests hold no packages).
+"""A cloud in a box for each process that tests, and the way its helpers are found (tests hold no packages).
 
-Scenarios marked `together` run side by side in that box, a few at a time, because most of their time is waiting: the
-first of them that is reached starts them all, and each test then waits for its own.
+Every process plays its scenarios one after the other: what SkyPilot does to one machine fills a CPU, and more at once
+run into its limits of time.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,18 +24,18 @@ sys.path.insert(0, str(Path(__file__).parent / "cloudbox"))
 if TYPE_CHECKING:
     from box import CloudBox, Machine
 
-_SIDE_BY_SIDE = 3
-_RUNNING: pytest.StashKey[dict[str, Future[Any]]] = pytest.StashKey()
+_NUMBERS = itertools.count()
 
 JOB = """
 name: demo
 store: {store}
-data: {{num_rows: 48, teacher: offline, num_actors: 1, concurrency: 2, part_requests: 2}}
+data: {{num_rows: {num_rows}, teacher: {teacher}, num_actors: 1, concurrency: 2, part_requests: 2}}
 train: {{recipe: alpaca, model: tiny-llama, exactness: bits, global_batch_size: 16, micro_batch_size: 8,
         epochs: {epochs}, learning_rate: 3e-3, max_length: 256, dtype: float32}}
-compute: {{infra: [{infra}], workers: 2{compute}}}
+compute: {{infra: [{infra}], workers: {workers}{compute}}}
 limits: {{{limits}}}
 checkpoints: {{interval_steps: 3}}
+secrets: [{secrets}]
 """
 
 
@@ -60,39 +59,6 @@ def box() -> Iterator[CloudBox]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker."""
-    config.addinivalue_line("markers", "together: a scenario that shares the cloud in a box with others")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Start all chosen scenarios at the first one; wait for this one's."""
-    if pyfuncitem.get_closest_marker("together") is None:
-        return None
-    session, box = pyfuncitem.session, pyfuncitem.funcargs["box"]
-    if _RUNNING not in session.stash:
-        pool = ThreadPoolExecutor(_SIDE_BY_SIDE)  # started here, so that its threads are in the box's network
-        chosen = [item for item in session.items if item.get_closest_marker("together") is not None]
-        session.stash[_RUNNING] = {
-            item.nodeid: pool.submit(_play, item.obj, box, Cloud(box, f"scenario-{number}"))
-            for number, item in enumerate(chosen)
-            if isinstance(item, pytest.Function)
-        }
-        pool.shutdown(wait=False)
-    session.stash[_RUNNING][pyfuncitem.nodeid].result()
-    return True
-
-
-def _play(scenario: Callable[..., None], box: CloudBox, cloud: Cloud) -> None:
-    """Play one; what goes wrong is written down at once, not only when its turn to be reported comes."""
-    try:
-        scenario(box=box, cloud=cloud)
-    except BaseException:
-        (cloud.folder / "failure.txt").write_text(traceback.format_exc())
-        raise
-
-
 @pytest.fixture(autouse=True)
 def _closed_network() -> None:
     """The box's network has no way out, so that nothing has to be refused here (tests/conftest.py does elsewhere)."""
@@ -101,7 +67,8 @@ def _closed_network() -> None:
 @pytest.fixture
 def cloud(box: CloudBox) -> Cloud:
     """The cloud's user at the command line."""
-    return Cloud(box, "alone")
+    box.serve()  # as it is by default, whatever the test before left
+    return Cloud(box, f"user-{next(_NUMBERS)}")
 
 
 class Cloud:
@@ -122,25 +89,44 @@ class Cloud:
             cwd=self.folder,
         )  # fmt: skip
 
-    def launch(self, *, epochs: int = 36, compute: str = "", limits: str = "") -> str:
-        """Launch the demo job, detached; returns its id. 36 epochs are 108 steps, about 12 s on 2 quiet cores."""
-        launched = self.try_launch(epochs=epochs, compute=compute, limits=limits)
+    def begin(self, *command: str) -> subprocess.Popen[bytes]:
+        """Begin a command as the user does; what it says goes to the files `out` and `err` of the folder.
+
+        The box ends it, if nobody else has.
+        """
+        with (self.folder / "out").open("wb") as out, (self.folder / "err").open("wb") as err:
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=self.box.environ, cwd=self.folder
+            )
+
+    def launch(self, **job: Any) -> str:
+        """Launch the demo job (arguments of `job`), detached; returns its id."""
+        launched = self.try_launch(**job)
         assert launched.returncode == 0, launched.stderr
         assert "has no alpaca-jobs plugin" not in launched.stderr
         assert len(launched.stdout.splitlines()) == 1  # what SkyPilot says is talk, not the result
         return launched.stdout.strip()
 
-    def try_launch(self, *, epochs: int = 36, compute: str = "", limits: str = "") -> subprocess.CompletedProcess[str]:
+    def try_launch(self, **job: Any) -> subprocess.CompletedProcess[str]:
         """Launch the demo job, detached."""
         self.box.client("s3").create_bucket(Bucket="runs")
-        job = self.job("aws", epochs=epochs, compute=compute, limits=limits)
-        return self.shell("alpaca-jobs", "launch", job, "--yes", "--detach")
+        return self.shell("alpaca-jobs", "launch", self.job("aws", **job), "--yes", "--detach")
 
-    def job(self, infra: str, *, epochs: int = 36, compute: str = "", limits: str = "") -> str:
-        """The same small job for a cloud or for this machine, as a file; `compute` begins with a comma."""
+    def job(
+        self, infra: str, *, epochs: int = 36, num_rows: int = 48, teacher: str = "offline", workers: int = 1,
+        compute: str = "", limits: str = "", secrets: str = "",
+    ) -> str:  # fmt: skip
+        """The same small job for a cloud or for this machine, as a file; an epoch of 48 rows is three steps.
+
+        Args:
+            compute: more of this part; begins with a comma. limits, secrets: all of these.
+        """
         path = self.folder / f"{infra}.yaml"
         store = f"file://{self.box.folder}/runs" if infra == "local" else "s3://runs/here"
-        path.write_text(JOB.format(store=store, infra=infra, epochs=epochs, compute=compute, limits=limits))
+        path.write_text(
+            JOB.format(store=store, infra=infra, epochs=epochs, num_rows=num_rows, teacher=teacher, workers=workers,
+                       compute=compute, limits=limits, secrets=secrets)
+        )  # fmt: skip
         return str(path)
 
     def status(self, run_id: str) -> dict[str, Any]:
@@ -152,15 +138,6 @@ class Cloud:
     def machines(self, run_id: str) -> list[Machine]:
         """The run's machines that cost money."""
         return self.box.machines(run_id)
-
-    def bought(self, run_id: str) -> list[Machine]:
-        """Every machine that the run ever had, gone ones too, in the order of their purchase.
-
-        The first is where the plan begins. An attempt may begin elsewhere: on a busy computer a machine may be too slow
-        for SkyPilot, which then gives it back and asks the next region, and that is right.
-        """
-        every = self.box.machines(run_id, states=("pending", "running", "stopping", "shutting-down", "terminated"))
-        return sorted(every, key=lambda machine: machine.said["LaunchTime"])
 
     def lose(self, run_id: str) -> Machine:
         """Take the run's only machine away without a word; returns which one that was."""
@@ -175,7 +152,11 @@ class Cloud:
 
     def read(self, run_id: str, key: str) -> Any:
         """A JSON object of a run."""
-        return json.loads(self.box.client("s3").get_object(Bucket="runs", Key=f"here/{run_id}/{key}")["Body"].read())
+        return json.loads(self.read_bytes(f"here/{run_id}/{key}"))
+
+    def read_bytes(self, key: str) -> bytes:
+        """An object, by its whole key."""
+        return bytes(self.box.client("s3").get_object(Bucket="runs", Key=key)["Body"].read())
 
     def attempt(self, run_id: str, number: int, record: str) -> dict[str, Any]:
         """A record of an attempt (claim, base, end); empty before it is there."""

@@ -66,9 +66,11 @@ class CloudBox:
         self._clients: dict[tuple[str, str], Any] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
         self._server: subprocess.Popen[bytes] | None = None
+        self._serving: tuple[bool, bool] | None = None
         self.environ = user_environment(self.home) | {
             _MARK: str(folder),
             "SKYPILOT_API_SERVER_LOCAL_PORT": str(self._sky_port),
+            "TMPDIR": str(folder / "tmp"),  # SkyPilot leaves files there
         }
 
     def __enter__(self) -> Self:
@@ -126,7 +128,20 @@ class CloudBox:
             }  # fmt: skip
             replace_json(self.folder / "refuse.json", self._refused)
 
-    def set_plugin(self, *, installed: bool) -> None:
+    def serve(self, *, plugin: bool = True, own_controller: bool = False) -> None:
+        """Have SkyPilot's API server as wanted: what is there if it is so, else started anew.
+
+        Args:
+            plugin: with ours. own_controller: with its job controller on a machine of its own, and not inside it.
+        """
+        if self._serving != (plugin, own_controller):
+            self.kill_server()
+            write_settings(self.home, self.endpoint, own_controller=own_controller)
+            self._set_plugin(installed=plugin)
+            self._start_server()
+            self._serving = plugin, own_controller
+
+    def _set_plugin(self, *, installed: bool) -> None:
         """Install or remove our plugin, by the product's own means; the server sees it at its next start.
 
         Its loader goes to a folder of the box's own: the environment's site-packages is the developer's.
@@ -140,13 +155,16 @@ class CloudBox:
         status = plugin_status(where, site_packages=self.folder / "site")
         install_plugin(status) if installed else remove_plugin(status)
 
-    def restart_server(self, *, own_controller: bool) -> None:
-        """Start the API server anew, with its job controller inside it or on a machine of its own."""
-        self.kill_server()
-        write_settings(self.home, self.endpoint, own_controller=own_controller)
-        self.start_server()
+    def start_teacher(self, *, latency_s: float) -> str:
+        """Start the demo teacher as a server in the box, slow as given; returns its address."""
+        ready = self.folder / "teacher.url"
+        program = [sys.executable, "-m", "alpaca_jobs.generation.offline_teacher", "--host", GATEWAY]
+        program += ["--latency", str(latency_s), "--ready-file", str(ready)]
+        self._spawn(program, self.folder / "teacher.log", self.environ)
+        wait_for(ready.exists, "the teacher", timeout_s=120, every_s=0.5)
+        return ready.read_text()
 
-    def start_server(self) -> None:
+    def _start_server(self) -> None:
         """Start SkyPilot's API server and wait until it answers."""
         log = self.folder / "server.log"
         environ = self.environ | {"IS_SKYPILOT_SERVER": "true", "PYTHONPATH": f"{_HERE}:{self.folder / 'site'}"}
@@ -159,6 +177,7 @@ class CloudBox:
     def kill_server(self) -> None:
         """Kill the API server, its executors and its job controllers, as if the computer they run on had died."""
         kill_all(_SERVER_MARK, str(self.folder))
+        self._serving = None
 
     def stop(self) -> None:
         """End every process of the box."""
@@ -168,7 +187,7 @@ class CloudBox:
 
     def _start(self) -> None:
         image = cloud_image()
-        for name in ("logs", "home/.aws", "home/.sky"):
+        for name in ("logs", "tmp", "home/.aws", "home/.sky"):
             (self.folder / name).mkdir(parents=True)
         self.refuse_capacity("")
         replace_json(self.folder / "notices.json", self._notices)
@@ -181,18 +200,16 @@ class CloudBox:
         moto = self._spawn(program, log, self.environ)
         wait_for(lambda: self._answers(moto, f"{self.endpoint}/moto-api/", log), "moto", timeout_s=240, every_s=0.5)
         fill_account(self.client)
-        write_settings(self.home, self.endpoint)
         list_network_probe(self.home, self.endpoint)
         (self.folder / "site").mkdir()
-        self.set_plugin(installed=True)
         arguments = {
             "endpoint": self.endpoint, "regions": ",".join(REGIONS), "image": image,
             "logs": self.folder / "logs", "changed": changed,
         }  # fmt: skip
         options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
         self._spawn([sys.executable, str(_HERE / "machines.py"), *options], self.folder / "machines.log", self.environ)
-        self.start_server()
-        # As a user does once; else every first launch checks for itself, and those that come together fail.
+        self.serve()
+        # As a user does once; else the first launch checks for itself.
         checked = subprocess.run(
             [str(PROGRAMS / "sky"), "check", "aws"], env=self.environ, cwd=self.folder, capture_output=True, text=True
         )

@@ -17,6 +17,7 @@ GATEWAY = "10.0.0.1"
 METADATA = "169.254.169.254"
 """Where every machine finds its metadata service, as on AWS."""
 BRIDGE = "box0"
+_MAC = "02:00:00:00:00:01"  # given: else it is that of some machine, and when that one goes, the others lose their way
 _CLONE_NEWNET = 0x40000000
 
 
@@ -32,7 +33,7 @@ def own_network() -> Iterator[None]:
         if libc.unshare(_CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "unshare")
         for command in (
-            "link set lo up", f"link add {BRIDGE} type bridge", f"address add {GATEWAY}/8 dev {BRIDGE}",
+            "link set lo up", f"link add {BRIDGE} address {_MAC} type bridge", f"address add {GATEWAY}/8 dev {BRIDGE}",
             f"address add {METADATA}/32 dev {BRIDGE}", f"link set {BRIDGE} up",
         ):  # fmt: skip
             subprocess.run(["ip", *command.split()], check=True)
