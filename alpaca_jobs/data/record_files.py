@@ -94,7 +94,7 @@ def _read_path(source: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as exc:
-        raise DataError(f"{source} does not exist (looked for {path.absolute()}). Check the path.") from exc
+        raise is_missing(source, path) from exc
     except OSError as exc:
         raise DataError(f"{source} cannot be read: {exc.strerror}. A readable JSON file is wanted.") from exc
 
@@ -107,7 +107,14 @@ def _read_uri(source: str) -> bytes:
     try:
         return Store.open(folder).get(name)
     except ObjectMissing as exc:
-        raise DataError(f"{source} does not exist. Check the address.") from exc
+        raise is_missing(source) from exc
+
+
+def is_missing(source: str, path: Path | None = None) -> DataError:
+    """That nothing is there, in words: at a path of this machine, or at an address."""
+    if path is None:
+        return DataError(f"{source} does not exist. Check the address.")
+    return DataError(f"{source} does not exist (looked for {path.absolute()}). Check the path.")
 
 
 def _parse_lines(text: str, source: str) -> tuple[Record, ...]:

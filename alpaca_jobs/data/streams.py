@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from alpaca_jobs.data.files import PARQUET, from_columns
-from alpaca_jobs.data.record_files import Record, not_utf8, parse_line, to_record
+from alpaca_jobs.data.record_files import Record, is_missing, not_utf8, parse_line, to_record
 from alpaca_jobs.errors import DataError
 
 _BLOCK = 2**20  # bytes read at once
@@ -33,7 +33,7 @@ def local_file(source: str, folder: Path) -> Iterator[Path]:
     if "://" not in source:
         path = Path(source).expanduser()
         if not path.is_file():
-            raise DataError(f"{source} does not exist (looked for {path.absolute()}). Check the path.")
+            raise is_missing(source, path)
         yield path
         return
     from checkpoints.store import Store
@@ -42,7 +42,7 @@ def local_file(source: str, folder: Path) -> Iterator[Path]:
     store = Store.open(parent)
     size = store.size(name)
     if size is None:
-        raise DataError(f"{source} does not exist. Check the address.")
+        raise is_missing(source)
     copy = folder / f"source-{name}"
     try:
         with copy.open("wb") as file:

@@ -185,7 +185,7 @@ class Tries:
 
     def fail(self, fault: Fault, words: str) -> NoReturn:
         """Raise a fault's error with words of where it was and with advice."""
-        text = f"{self.where}, {words}. {self._advice(fault.error)}"
+        text = f"{self.where}, {words.removesuffix('.')}. {self._advice(fault.error)}"
         if fault.error is TeacherRateLimited:
             raise TeacherRateLimited(text, retry_after_s=fault.retry_after_s) from None
         raise fault.error(text) from None

@@ -68,24 +68,8 @@ def is_due(step: int, *, every_steps: int, num_steps: int) -> bool:
     return step > 0 and (step % every_steps == 0 or step == num_steps)
 
 
-def split_rows(rows: Sequence[Any], *, fraction: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """Rows to train on, and rows held out.
-
-    A row's side follows from the seed and what the row says: not from its place, nor from the other rows. So it is the
-    same in every attempt, rows that say the same are on one side, and a file that grows keeps the sides of its rows.
-    About `fraction` of the rows are held out, one at least.
-
-    Raises:
-        DataError: nothing is left to train on.
-    """
-    bound = held_out_bound(rows, fraction=fraction, seed=seed)
-    held_out = [row for row in rows if is_held_out(row, seed=seed, bound=bound)]
-    trained = [row for row in rows if not is_held_out(row, seed=seed, bound=bound)]
-    return trained, held_out
-
-
 def held_out_bound(rows: Iterable[Any], *, fraction: float, seed: int) -> float:
-    """What `is_held_out` goes by, from one look at all rows.
+    """What `is_held_out` goes by, from one look at all rows: about `fraction` of them are held out, one at least.
 
     Raises:
         DataError: nothing is left to train on.
@@ -104,7 +88,11 @@ def held_out_bound(rows: Iterable[Any], *, fraction: float, seed: int) -> float:
 
 
 def is_held_out(row: Any, *, seed: int, bound: float) -> bool:
-    """Whether a row is evaluated on and never trained on."""
+    """Whether a row is evaluated on and never trained on.
+
+    Its side follows from the seed and what the row says: not from its place, nor from the other rows. So it is the same
+    in every attempt, rows that say the same are on one side, and a file that grows keeps the sides of its rows.
+    """
     return _place(row, seed) <= bound
 
 

@@ -72,10 +72,12 @@ class TrainState:
         return meta
 
 
-def build_state(ctx: TrainContext) -> TrainState:
+def build_state(ctx: TrainContext, *, with_weights: bool | None = None) -> TrainState:
     """Model, optimizer and counters at step 0, spread over the ranks.
 
-    With a checkpoint to continue from, a base model's weights are not read (but those that adapters stand beside).
+    Args:
+        with_weights: read a base model's weights; None: unless there is a checkpoint to continue from, but always those
+            that adapters stand beside. False leaves a base without them unnamed.
 
     Raises:
         ModelError: the base model cannot be loaded.
@@ -83,10 +85,9 @@ def build_state(ctx: TrainContext) -> TrainState:
     train, tokenizer, device = ctx.train, load_tokenizer(ctx.tokenizer_files), torch.device(ctx.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    made = make_model(
-        train, tokenizer, device=device, world_size=ctx.world_size,
-        with_weights=not ctx.candidates or train.method == "lora",
-    )  # fmt: skip
+    if with_weights is None:
+        with_weights = not ctx.candidates or train.method == "lora"
+    made = make_model(train, tokenizer, device=device, world_size=ctx.world_size, with_weights=with_weights)
     use_fast_kernels(made.model, train, device=device)
     engine = make_engine(
         made.model, train, device=device, world_size=ctx.world_size,
@@ -99,7 +100,7 @@ def build_state(ctx: TrainContext) -> TrainState:
         pad_id=tokenizer.pad_id,
         num_steps=count_steps(len(ctx.rows), train),
         fingerprint=train_fingerprint(train, data_digest=ctx.rows.digest, tokenizer_files=ctx.tokenizer_files),
-        base=name_base(train) if train.method == "lora" else None,
+        base=name_base(train) if train.method == "lora" and with_weights else None,
     )
 
 

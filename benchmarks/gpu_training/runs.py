@@ -21,18 +21,12 @@ from training_data import Control, alpaca_rows, one_rank
 from alpaca_jobs.spec import CheckpointSpec, TrainSpec
 from alpaca_jobs.training.batching import global_batch
 from alpaca_jobs.training.control import TrainContext
-from alpaca_jobs.training.dataset import count_steps
-from alpaca_jobs.training.engines import make_engine
 from alpaca_jobs.training.exact import exact_mode
-from alpaca_jobs.training.fingerprint import train_fingerprint
-from alpaca_jobs.training.kernels import use_fast_kernels
 from alpaca_jobs.training.loop import run_training
-from alpaca_jobs.training.making import make_model
 from alpaca_jobs.training.metrics import StepMetrics
 from alpaca_jobs.training.saves import Saves
 from alpaca_jobs.training.saving import SaveReport, SaveSchedule
-from alpaca_jobs.training.state import TrainState
-from alpaca_jobs.training.tokenizer import load_tokenizer
+from alpaca_jobs.training.state import TrainState, build_state
 from alpaca_jobs.training.updates import Updates
 
 SEED = 42
@@ -111,28 +105,10 @@ def train_spec(work: Work, folder: str, keys: dict[str, Any]) -> TrainSpec:
     return TrainSpec(**given, **{"dtype": work.dtype, **keys})
 
 
-def _random_state(ctx: TrainContext) -> TrainState:
-    """As state.build_state, but with random weights made on the device, without 27 GB in a file."""
-    train, tokenizer, device = ctx.train, load_tokenizer(ctx.tokenizer_files), torch.device(ctx.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    made = make_model(train, tokenizer, device=device, world_size=1, with_weights=False)
-    use_fast_kernels(made.model, train, device=device)
-    engine = make_engine(made.model, train, device=device, world_size=1, ranks_per_node=1, fill=made.fill)
-    return TrainState(
-        engine=engine,
-        layout=made.layout,
-        loss_head=made.loss_head,
-        pad_id=tokenizer.pad_id,
-        num_steps=count_steps(len(ctx.rows), train),
-        fingerprint=train_fingerprint(train, data_digest=ctx.rows.digest, tokenizer_files=ctx.tokenizer_files),
-    )
-
-
 @contextmanager
 def _updates(ctx: TrainContext) -> Iterator[tuple[TrainState, Saves, Updates]]:
     with exact_mode(bits=ctx.train.exactness == "bits", threads=ctx.threads):
-        state = _random_state(ctx)
+        state = build_state(ctx, with_weights=False)  # random ones, made on the device: no 27 GB in a file
         saves = Saves(ctx, state)
         updates = Updates(ctx, state, saves)
         try:

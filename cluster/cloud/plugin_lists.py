@@ -38,21 +38,23 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def listed(path: Path) -> list[str]:
     """The classes that a list names; raises as `read_settings` does."""
-    return [str(one.get("class", "")) for one in _entries(read_settings(path), path)]
+    return _classes(_entries(read_settings(path), path))
 
 
 def add_entry(path: Path, entry: str) -> None:
     """Put a class on a list, behind those that are there; again without harm."""
-    if entry not in listed(path):
-        body = read_settings(path)
-        write_settings(path, {**body, "plugins": [*_entries(body, path), {"class": entry}]})
+    body = read_settings(path)
+    entries = _entries(body, path)
+    if entry not in _classes(entries):
+        write_settings(path, {**body, "plugins": [*entries, {"class": entry}]})
 
 
 def drop_entry(path: Path, entry: str) -> None:
     """Take a class off a list; a list that would be empty goes with its file, if nothing else is in it."""
     body = read_settings(path)
-    left = [one for one in _entries(body, path) if one.get("class") != entry]
-    if len(left) != len(_entries(body, path)):
+    entries = _entries(body, path)
+    left = [one for one in entries if one.get("class") != entry]
+    if len(left) != len(entries):
         rest = {key: value for key, value in body.items() if key != "plugins"}
         write_settings(path, {**rest, **({"plugins": left} if left else {})})
 
@@ -66,6 +68,10 @@ def write_settings(path: Path, body: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(yaml.safe_dump(dict(body), sort_keys=False), encoding="utf-8")
     temporary.replace(path)
+
+
+def _classes(entries: list[dict[str, Any]]) -> list[str]:
+    return [str(one.get("class", "")) for one in entries]
 
 
 def _entries(body: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:

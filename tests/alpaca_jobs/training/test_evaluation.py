@@ -16,9 +16,10 @@ from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.dataset import prepare_dataset
 from alpaca_jobs.training.evaluation import (
     best_evaluation,
+    held_out_bound,
     is_due,
+    is_held_out,
     read_evaluations,
-    split_rows,
     stop_words,
     write_evaluations,
 )
@@ -32,21 +33,30 @@ ROWS = [Row(f"Say {i}.", "", f"{i}") for i in range(1000)]
 NAN = float("nan")
 
 
+def split(rows: list[Row], *, fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Rows trained on, and rows held out."""
+    bound = held_out_bound(rows, fraction=fraction, seed=seed)
+    sides: tuple[list[Row], list[Row]] = ([], [])
+    for row in rows:
+        sides[is_held_out(row, seed=seed, bound=bound)].append(row)
+    return sides
+
+
 def test_a_rows_side_depends_on_the_seed_and_its_own_words_alone() -> None:
-    trained, held_out = split_rows(ROWS, fraction=0.1, seed=1)
+    trained, held_out = split(ROWS, fraction=0.1, seed=1)
     assert 70 <= len(held_out) <= 130
     assert sorted([*trained, *held_out], key=ROWS.index) == ROWS
-    assert split_rows(ROWS[::-1], fraction=0.1, seed=1)[1] == held_out[::-1], "not on its place"
-    assert split_rows(ROWS[:500], fraction=0.1, seed=1)[1] == [row for row in held_out if row in ROWS[:500]]
-    assert split_rows(ROWS, fraction=0.1, seed=2)[1] != held_out
-    twice = split_rows(ROWS * 2, fraction=0.1, seed=1)
+    assert split(ROWS[::-1], fraction=0.1, seed=1)[1] == held_out[::-1], "not on its place"
+    assert split(ROWS[:500], fraction=0.1, seed=1)[1] == [row for row in held_out if row in ROWS[:500]]
+    assert split(ROWS, fraction=0.1, seed=2)[1] != held_out
+    twice = split(ROWS * 2, fraction=0.1, seed=1)
     assert twice[1] == held_out * 2, "the same words are never on both sides"
 
 
 def test_one_row_at_least_is_held_out_and_one_at_least_trained_on() -> None:
-    assert len(split_rows(ROWS[:3], fraction=1e-9, seed=1)[1]) == 1
+    assert len(split(ROWS[:3], fraction=1e-9, seed=1)[1]) == 1
     with pytest.raises(DataError, match=r"none is left to train on\. Lower it"):
-        split_rows(ROWS[:1], fraction=0.5, seed=1)
+        split(ROWS[:1], fraction=0.5, seed=1)
 
 
 def test_held_out_rows_are_in_no_batch_and_change_the_fingerprint_of_those_that_are() -> None:
@@ -54,7 +64,7 @@ def test_held_out_rows_are_in_no_batch_and_change_the_fingerprint_of_those_that_
     plain = TrainSpec(model="tiny-llama", global_batch_size=4, epochs=1)
     train = TrainSpec(model="tiny-llama", global_batch_size=4, epochs=1, eval={"fraction": 0.2})  # type: ignore[arg-type]
     dataset = prepare_dataset(train, rows)
-    trained, held_out = split_rows(rows, fraction=0.2, seed=train.seed)
+    trained, held_out = split(rows, fraction=0.2, seed=train.seed)
     assert dataset.evaluation is not None
     assert (len(dataset.rows), len(dataset.evaluation)) == (len(trained), len(held_out))
     assert dataset.num_steps == -(-len(trained) // 4)

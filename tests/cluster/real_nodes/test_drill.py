@@ -1,5 +1,5 @@
 """The drill on the demo's own job, shortened (another world size, a flipped bit; tests/cli has the same bits), and on
-jobs of other kinds: adapters, DeepSpeed, two machines.
+jobs of other kinds: adapters, DeepSpeed on two machines.
 """
 
 from __future__ import annotations
@@ -59,8 +59,7 @@ def test_one_flipped_bit_of_the_killed_runs_model_is_not_bit_identical(demo: Job
 
 KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "lora": {"train": {"method": "lora", "learning_rate": 1e-2}, "compute": {"workers": 2}},
-    "deepspeed": {"train": {"engine": "deepspeed-zero2"}, "compute": {"workers": 2}},
-    "two machines": {"train": {}, "compute": {"workers": 1, "num_nodes": 2}},
+    "deepspeed on two machines": {"train": {"engine": "deepspeed-zero2"}, "compute": {"workers": 1, "num_nodes": 2}},
 }
 
 
