@@ -159,7 +159,7 @@ def _trl(folder: str, data: TokenizedRows, order: list[list[int]]) -> tuple[list
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
         args=trainer_arguments(
             SFTConfig, folder, size=1, accumulation=accumulation, packing=True, max_length=512, bf16=False,
-            gradient_checkpointing=False, assistant_only_loss=True, **ON_CPU,
+            gradient_checkpointing=False, **ON_CPU,  # the loss is on `assistant_masks`
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(folder),

@@ -209,16 +209,18 @@ class SimilarityIndex:
         found = self._find_duplicates(block, prefixes)
         is_new = np.ones(len(block.lengths), np.bool_)
         is_new[list(found)] = False
-        within = self._pairs_within(block, prefixes.of_rows(is_new))
-        place = np.full(len(block.lengths), -1)
-        next_place, result = len(self), []
-        for row in range(len(block.lengths)):
-            duplicate = found.get(row)
-            if duplicate is None:
-                duplicate = next((int(place[other]) for other in within.get(row, ()) if place[other] >= 0), None)
-            if duplicate is None:
-                place[row], next_place = next_place, next_place + 1
-            result.append(duplicate)
+        kept, firsts = bytearray(is_new), {}
+        for row, others in self._pairs_within(block, prefixes.of_rows(is_new)).items():  # in order: others are decided
+            first = next((other for other in others if kept[other]), None)
+            if first is not None:
+                kept[row], firsts[row] = False, first
+        is_kept = np.frombuffer(kept, np.bool_)
+        place = np.where(is_kept, len(self) - 1 + np.cumsum(is_kept), -1)
+        result: list[int | None] = [None] * len(block.lengths)
+        for row, duplicate in found.items():
+            result[row] = duplicate
+        for row, first in firsts.items():
+            result[row] = int(place[first])
         self._keep(block, prefixes, place)
         self._confirm_drops(block, result)
         return result
