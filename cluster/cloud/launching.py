@@ -21,6 +21,7 @@ from cluster.cloud.run import CloudRun, parts_left, put_session, session_numbers
 from cluster.cloud.shipped_code import write_shipped_code
 from cluster.cloud.sky_backend import JobStatus
 from cluster.cloud.templates import RAY_TOKEN, TaskSettings, check_renderable, render_tasks, secret_names
+from cluster.code_version import code_version
 from cluster.errors import ClusterError, RunActive
 from cluster.plan import LaunchPlan
 from cluster.recovery import Action, Decision, StopReason
@@ -94,7 +95,8 @@ def submit_session(store: Store, session: Session, home: Home, jobs: Jobs, envir
     has_plugin = jobs.has_plugin()
     if not has_plugin:
         logger.warning("%s", NO_PLUGIN)
-    code = home.root / "code" / plan.code_version.replace("+", "-")
+    # Named by the code that is shipped, not by the launch's: one folder with two wheels could not be installed.
+    code = home.root / "code" / code_version().replace("+", "-")
     write_shipped_code(code)
     deadline = session.policy.deadline_at_s
     settings = TaskSettings(

@@ -30,10 +30,15 @@ _LONG_AGO: Final = (1980, 1, 1, 0, 0, 0)  # the same code makes the same bytes
 def write_shipped_code(folder: Path) -> Path:
     """Put the wheel and `constraints.txt` (the versions it was tested with) into a folder; returns the wheel.
 
+    An older wheel of ours does not stay there: a node installs the one that it finds (sky/run.yaml).
+
     Raises:
         LaunchFailed: this package is not installed, so nobody knows what it depends on.
     """
     wheel = write_wheel(folder)
+    for old in folder.glob(f"{_NAME}-*.whl"):
+        if old != wheel:
+            old.unlink(missing_ok=True)  # another launch of the same code may be doing the same
     _replace(folder / "constraints.txt", _constraints(_ROOT).encode())
     return wheel
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import JobSpec
@@ -21,7 +22,9 @@ from checkpoints.writer import CommitWriter
 from cluster.cloud.launching import JobWatch, cancel_cloud_run, refuse_active_job, submit_session
 from cluster.cloud.node import group_here, joined_attempt, next_attempt, placement_here
 from cluster.cloud.run import CloudRun, parts_left, put_session
+from cluster.cloud.shipped_code import wheel_name
 from cluster.cloud.sky_backend import JobStatus
+from cluster.code_version import code_version
 from cluster.control import ask_cancel
 from cluster.course import Course
 from cluster.errors import ClusterError, LaunchFailed, RunActive, RunNotFound
@@ -348,6 +351,18 @@ def test_a_task_carries_secrets_by_name_only_and_names_its_session(tmp_path: Pat
     assert "API_KEY: null" in text
     assert cloud.run("000001").plan.candidates == PLACES[:2]  # zones are SkyPilot's choice
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hush" in path.read_bytes()]
+
+
+def test_a_resume_with_newer_code_ships_one_wheel_and_it_is_todays(tmp_path: Path) -> None:
+    cloud, sky, home = ACloud(tmp_path / "store"), FakeSky(None), Home(tmp_path / "home")
+    for version in (cloud.session.plan.code_version, code_version()):  # the launch's, and one that was mixed up before
+        folder = home.root / "code" / version.replace("+", "-")
+        folder.mkdir(parents=True)
+        (folder / "alpaca_jobs-0+test-py3-none-any.whl").touch()
+    submit_session(cloud.store, cloud.session, home, sky, {"API_KEY": "x"})
+    ((text, _, _),) = sky.submitted
+    shipped = Path(yaml.safe_load(text)["file_mounts"]["~/alpaca-jobs-code"])
+    assert [path.name for path in shipped.glob("*.whl")] == [wheel_name()]
 
 
 def test_a_resume_says_a_word_so_that_the_old_end_is_no_end_any_more(tmp_path: Path) -> None:
