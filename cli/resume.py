@@ -16,6 +16,10 @@ def resume(
         typer.Option("--exclude-region", metavar="REGION", help="Where it may not go this time. Repeatable."),
     ] = None,
     budget: options.Budget = None,
+    teacher_budget: Annotated[
+        float | None,
+        typer.Option("--teacher-budget", metavar="USD", help="The teacher's own limit (limits.teacher_max_usd)."),
+    ] = None,
     deadline: options.Deadline = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Start it, print its id, and leave.")] = False,
     store: options.Store = None,
@@ -26,8 +30,9 @@ def resume(
 
     Example: alpaca-jobs resume demo-x3fkd --exclude-region a
 
-    Only the stages that are left are run. --budget counts what was spent before, --deadline counts from now. Where the
-    run waits for your review of its rows (data.review), this accepts them; to turn them down, `alpaca-jobs rm`.
+    Only the stages that are left are run. --budget and --teacher-budget count what was spent before, --deadline counts
+    from now; what is left out is the job's own. Where the run waits for your review of its rows (data.review), this
+    accepts them; to turn them down, `alpaca-jobs rm`.
     """
     from cli.finding import find_run
     from cluster.events import utc_now
@@ -54,6 +59,7 @@ def resume(
         found.home,
         exclude_regions=exclude_region or (),
         max_usd=budget,
+        teacher_max_usd=teacher_budget,
         deadline_h=deadline,
     )
     starting.leave_or_follow(found, detach=detach, as_json=as_json, since=since)

@@ -59,7 +59,10 @@ TABLE: Final[Mapping[StopReason, Rule]] = MappingProxyType(
         ),
         StopReason.USER_ERROR: Rule(Action.GIVE_UP, exit_code=1, words=_TRY_RESUME),
         StopReason.BUDGET: Rule(
-            Action.GIVE_UP, exit_code=4, words="Go on with `alpaca-jobs resume --budget USD`; what is committed stays."
+            Action.GIVE_UP,
+            exit_code=4,
+            words="Go on with `alpaca-jobs resume --budget USD` (--teacher-budget USD where the teacher's limit was "
+            "reached); what is committed stays.",
         ),
         StopReason.DEADLINE: Rule(
             Action.GIVE_UP, exit_code=4, words="Go on with `alpaca-jobs resume --deadline H`; what is committed stays."

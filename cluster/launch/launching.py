@@ -22,8 +22,9 @@ from checkpoints.attempts import AttemptLog
 from checkpoints.errors import AlreadyExists
 from checkpoints.store import Store
 from cluster.backend import NODE_COMMAND
-from cluster.cloud.launching import JobWatch, cancel_cloud_run, refuse_active_job, submit_session
+from cluster.cloud.launching import Jobs, JobWatch, cancel_cloud_run, refuse_active_job, submit_session
 from cluster.cloud.limit_watch import AFTER_S, WINDOW_S
+from cluster.cloud.run import parts_left
 from cluster.cloud.sky_backend import SkyJobs
 from cluster.cloud.templates import check_renderable
 from cluster.code_version import code_version
@@ -33,14 +34,15 @@ from cluster.events import Event, EventReader, seconds_of, utc_now
 from cluster.exits import Notice
 from cluster.local.backend import LocalBackend
 from cluster.node.inputs import freeze_inputs
+from cluster.node.limits import put_limits
 from cluster.node.review import accept_rows
-from cluster.plan import LaunchPlan, Placement
+from cluster.plan import LaunchPlan, Placement, PlanPart
 from cluster.process_tree import NODE_MARK, is_alive, kill_marked
 from cluster.recovery import RecoveryPolicy, StopReason
 from cluster.runs.home import Home, RunFolder, read_json, write_json
 from cluster.runs.outlook import ESTIMATE_KEY
 from cluster.runs.report import read_report
-from cluster.runs.run_view import index_key, is_lease_moving, read_plan
+from cluster.runs.run_view import index_key, is_lease_moving, list_runs, read_plan
 from cluster.runs.session import Session, Timing
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,7 @@ def start_run(
     node_command: Sequence[str] = NODE_COMMAND,
     environ: Mapping[str, str] = os.environ,
     estimate: Mapping[str, Any] | None = None,
+    jobs: Jobs | None = None,
 ) -> str:
     """Start a run and return its id; it goes on whatever becomes of the caller. Watch it with `follow_run`.
 
@@ -76,6 +79,7 @@ def start_run(
 
     Args:
         estimate: what it is expected to cost (`JobEstimate.to_json`), kept for the receipt; None for no estimate.
+        jobs: SkyPilot's managed jobs, for a run on a cloud; None for those of this machine's API server.
 
     Raises:
         WrongInput: a secret that the job lists is not set.
@@ -96,6 +100,9 @@ def start_run(
         store.put_once("job.json", {**plan.to_json(), "launched_at": launched_at})
     except AlreadyExists as exc:
         raise RunActive(f"{store.uri} holds a run already. Launch again: it gets another id.") from exc
+    # Before anything can cost money: whoever dies while SkyPilot takes the job finds the run again, to cancel it.
+    was_known = root.uri in home.stores()
+    home.remember_store(root.uri)
     try:
         freeze_inputs(plan.job, store)
         if estimate is not None:
@@ -106,11 +113,12 @@ def start_run(
         if plan.is_local:
             _start_supervisor(folder, session, home, environ)
         else:
-            submit_session(store, session, home, SkyJobs(), environ)
+            submit_session(store, session, home, jobs or SkyJobs(), environ)
     except BaseException:  # Ctrl-C included: a launch either stands or never was
         _erase(root, folder)
+        if not was_known and not list_runs(root):
+            home.forget_store(root.uri)
         raise
-    home.remember_store(root.uri)
     return plan.run_id
 
 
@@ -121,10 +129,12 @@ def resume_run(
     *,
     exclude_regions: Collection[str] = (),
     max_usd: float | None = None,
+    teacher_max_usd: float | None = None,
     deadline_h: float | None = None,
     timing: Timing = DEFAULT_TIMING,
     node_command: Sequence[str] = NODE_COMMAND,
     environ: Mapping[str, str] = os.environ,
+    jobs: Jobs | None = None,
 ) -> str:
     """Go on with a run that ended or whose supervisor died, from its newest commit; returns its id.
 
@@ -134,7 +144,9 @@ def resume_run(
     Args:
         exclude_regions: where it may not go this time: `b`, or `local/b`.
         max_usd: replaces the job's limit; counts everything spent since the launch.
+        teacher_max_usd: the same for the teacher's own limit.
         deadline_h: replaces the job's limit; hours from now.
+        jobs: as for `start_run`.
 
     Raises:
         RunNotFound, RunFinished, RunActive: there is nothing to resume.
@@ -142,11 +154,11 @@ def resume_run(
     """
     plan, launched_at = read_plan(root, run_id)
     store = root.child(run_id)
-    plan = replace(plan, store_uri=root.uri, candidates=_without(plan, exclude_regions))
+    plan = _without(replace(plan, store_uri=root.uri), parts_left(store, plan), exclude_regions)
     _check_launchable(plan.job, plan, environ)
     log = AttemptLog(store, LAYOUT)
     if not plan.is_local:
-        refuse_active_job(run_id, SkyJobs().status(run_id))
+        refuse_active_job(run_id, (jobs or SkyJobs()).status(run_id))
     if read_report(store) is not None:  # a node that outlived its supervisor may be done, and nobody has reported it
         _refuse_finished(log, run_id)
     _refuse_active(log, run_id, home, timing, what="resume it")
@@ -163,12 +175,13 @@ def resume_run(
         policy = replace(policy, max_usd=max_usd)
     if deadline_h is not None:
         policy = replace(policy, deadline_at_s=time.time() + 3600 * deadline_h)
+    put_limits(store, max_usd=max_usd, teacher_max_usd=teacher_max_usd)
     session = Session(plan, policy, timing, tuple(node_command))
+    home.remember_store(root.uri)
     if plan.is_local:
         _start_supervisor(home.run(run_id), session, home, environ)
     else:
-        submit_session(store, session, home, SkyJobs(), environ)
-    home.remember_store(root.uri)
+        submit_session(store, session, home, jobs or SkyJobs(), environ)
     return run_id
 
 
@@ -182,11 +195,19 @@ def _accept_reviewed(store: Store, log: AttemptLog) -> float:
     return max(time.time() - seconds_of(end["ended_at"]), 0.0) if end.get("ended_at") else 0.0
 
 
-def cancel_run(root: Store, run_id: str, home: Home, *, window_s: float = 30.0) -> None:
+def cancel_run(
+    root: Store, run_id: str, home: Home, *, window_s: float = 30.0, jobs: Jobs | None = None
+) -> str | None:  # fmt: skip
     """Ask a run to stop, wherever it runs; it saves what fits into the window and ends. Returns at once.
 
     A node of this machine that no supervisor watches any more is ended here, which takes up to the window. So is a run
-    on a cloud, which is gone, machine and all, when this returns.
+    on a cloud, whose machine SkyPilot was told to take down when this returns.
+
+    Args:
+        jobs: SkyPilot's managed jobs; None for those of the API server that this machine uses.
+
+    Returns:
+        What was done with a run on a cloud, in words; None for one of this machine, which says it itself.
 
     Raises:
         RunNotFound: there is no such run.
@@ -198,12 +219,12 @@ def cancel_run(root: Store, run_id: str, home: Home, *, window_s: float = 30.0) 
     _refuse_finished(log, run_id)
     ask_cancel(store)
     if not plan.is_local:
-        cancel_cloud_run(store, run_id, SkyJobs(), window_s=window_s)
-        return
+        return cancel_cloud_run(store, run_id, jobs or SkyJobs(), window_s=window_s)
     if home.run(run_id).supervisor_pid() is None:
         backend = LocalBackend(home)
         for handle in backend.find(run_id):
             backend.cancel(handle, Notice(StopReason.CANCELLED, window_s))
+    return None
 
 
 def remove_run(root: Store, run_id: str, home: Home, *, timing: Timing = DEFAULT_TIMING) -> int:
@@ -314,17 +335,34 @@ def _check_launchable(job: JobSpec, plan: LaunchPlan, environ: Mapping[str, str]
         )
 
 
-def _without(plan: LaunchPlan, excluded: Collection[str]) -> tuple[Placement, ...]:
-    known = {place.region for place in plan.candidates} | {place.name for place in plan.candidates}
+def _without(plan: LaunchPlan, left: Sequence[PlanPart], excluded: Collection[str]) -> LaunchPlan:
+    """The plan without some regions, for the machines of every part that is left to do.
+
+    Raises:
+        WrongInput: one is no region of the plan, or a part would have none.
+    """
+    places = (*plan.generation, *plan.candidates)
+    known = {place.region for place in places} | {place.name for place in places}
     if unknown := sorted(set(excluded) - known):
         raise WrongInput(
             f"{', '.join(unknown)} is no region of {plan.run_id}; those are "
-            f"{', '.join(dict.fromkeys(place.name for place in plan.candidates))}."
+            f"{', '.join(dict.fromkeys(place.name for place in places))}."
         )
-    left = tuple(one for one in plan.candidates if one.region not in excluded and one.name not in excluded)
-    if not left:
-        raise WrongInput(f"Every region of {plan.run_id} is excluded. Exclude fewer.")
-    return left
+
+    def allowed(some: Sequence[Placement]) -> tuple[Placement, ...]:
+        return tuple(one for one in some if one.region not in excluded and one.name not in excluded)
+
+    for part in left:
+        if not allowed(part.candidates):
+            whose = f" for its {part.name}" if len(left) > 1 else ""
+            names = ", ".join(dict.fromkeys(place.name for place in part.candidates))
+            raise WrongInput(f"Every region of {plan.run_id}{whose} is excluded ({names}). Exclude fewer.")
+    # A part that is done needs no machine: its places stay as they are, so that the plan keeps its parts.
+    return replace(
+        plan,
+        candidates=allowed(plan.candidates) or plan.candidates,
+        generation=allowed(plan.generation) or plan.generation,
+    )
 
 
 def _refuse_finished(log: AttemptLog, run_id: str) -> None:

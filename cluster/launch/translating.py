@@ -36,12 +36,14 @@ from checkpoints.fence import Fence
 from checkpoints.store import Store
 from cluster.events import utc_now
 from cluster.node.ledger import Ledger, store_answer
+from cluster.node.limits import TeacherLimit
 from cluster.node.offline_server import teacher_endpoint
 
 TOKENS_PER_BYTE = 0.27
 """For the price shown before, a prior: English prose has a token every 3.7 bytes or so in today's vocabularies."""
 OUTPUT_FACTOR = 1.6
 """Tokens of a translation per token of its English source, for that price: a prior between Portuguese and Japanese."""
+_RAISE = "Start it again with a higher --max-usd: what was answered is kept, and not asked again."
 _REPORT_EVERY_S = 0.5
 
 
@@ -125,7 +127,8 @@ def translate_records(
     log.claim(attempt, {"started_at": utc_now(), "pid": os.getpid()})
     with teacher_endpoint(teacher, state) as given:
         endpoint = asked_directly(given)
-        ledger = Ledger(store, attempt=attempt, fence=Fence(log, attempt), teacher=endpoint, budget_usd=max_usd)
+        limit = None if max_usd is None else TeacherLimit(max_usd, f"--max-usd is {max_usd:g}", _RAISE)
+        ledger = Ledger(store, attempt=attempt, fence=Fence(log, attempt), teacher=endpoint, limit=lambda: limit)
         ledger.load()
         asking = _Asking(units, store, attempt, ledger, endpoint, language, source, concurrency, on_progress)
         asyncio.run(asking.run())

@@ -29,6 +29,7 @@ from cluster.node.asking import load_awaited, start_asking
 from cluster.node.attempt_context import AttemptContext
 from cluster.node.inputs import frozen_seed_tasks
 from cluster.node.ledger import Ledger
+from cluster.node.limits import read_limits, teacher_limits
 from cluster.node.offline_server import offline_state, teacher_endpoint
 from cluster.phase import Phase
 from cluster.recovery import StopReason
@@ -136,9 +137,12 @@ class GenerateStage:
 
     def _open_ledger(self, teacher: TeacherSpec, awaited: Sequence[str]) -> Ledger:
         ctx = self._ctx
+        limits = read_limits(ctx.store, ctx.job.limits)
+        if teacher.price_per_million_input_usd is None or teacher.price_per_million_output_usd is None:
+            limits = limits.model_copy(update={"max_usd": None})  # the machines alone are watched for it
         ledger = Ledger(
             ctx.store, attempt=ctx.attempt, fence=ctx.fence, teacher=teacher,
-            budget_usd=ctx.job.limits.teacher_max_usd,
+            limit=teacher_limits(limits, ctx.log.records()),
         )  # fmt: skip
         ledger.load(awaited)
         return ledger

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from alpaca_jobs.generation.pricing import num_billable_tries, worst_try_usd
 from alpaca_jobs.spec import TeacherSpec
 from checkpoints.fence import Fence
 from checkpoints.store import Store
+from cluster.node.limits import TeacherLimit
 
 _ANSWER = re.compile(r"answers/request-(\d{6})/attempt-(\d{6})\.json")
 _READ_THREADS = 16  # a long run has thousands of answers, and a store far away takes its time for each
@@ -66,17 +67,18 @@ class Ledger:
     Args:
         store: the run's folder.
         teacher: for its prices.
-        budget_usd: hard limit for the teacher over all attempts, or None.
+        limit: says at any moment what the teacher may have cost over all attempts, at most (cluster/node/limits.py).
     """
 
     def __init__(
-        self, store: Store, *, attempt: int, fence: Fence, teacher: TeacherSpec, budget_usd: float | None
-    ) -> None:
+        self, store: Store, *, attempt: int, fence: Fence, teacher: TeacherSpec,
+        limit: Callable[[], TeacherLimit | None] = lambda: None,
+    ) -> None:  # fmt: skip
         self._store = store
         self._attempt = attempt
         self._fence = fence
         self._teacher = teacher
-        self._budget_usd = budget_usd
+        self._limit = limit
         self._batches = 0
         self._answers: dict[int, list[int]] = {}
         self._spent_usd = 0.0
@@ -142,8 +144,8 @@ class Ledger:
 
     def room(self) -> Room:
         """How much could be reserved now; what is under way frees most of its reservation when it settles."""
-        left = None if self._budget_usd is None else self._budget_usd - self._committed_usd
-        return Room(self._teacher, left)
+        limit = self._limit()
+        return Room(self._teacher, None if limit is None else limit.usd - self._committed_usd)
 
     def settle(self, answer: TeacherAnswer, attempt: int | None = None) -> None:
         """Replace a reservation by what the stored answer cost; `attempt`: whose it was, if not this one's."""
@@ -164,19 +166,19 @@ class Ledger:
         return self._spent_usd + sum(self._open.values())
 
     def _check_budget(self, batch_usd: float, *, unknown: bool) -> None:
-        if self._budget_usd is None:
+        limit = self._limit()
+        if limit is None:
             return
         if unknown:
             raise BudgetExceeded(
-                f"limits.teacher_max_usd is {self._budget_usd}, but the price of {self._teacher.model} is unknown, so "
-                "the limit cannot be kept. Set data.teacher.price_per_million_input_usd and _output_usd."
+                f"{limit.words}, but the price of {self._teacher.model} is unknown, so the limit cannot be kept. Set "
+                "data.teacher.price_per_million_input_usd and _output_usd."
             )
         committed = self._committed_usd
-        if committed + batch_usd > self._budget_usd:
+        if batch_usd and committed + batch_usd > limit.usd:
             raise BudgetExceeded(
                 f"The teacher's budget is used up: {committed:.4f} USD spent or reserved, the next requests could cost "
-                f"{batch_usd:.4f}, limits.teacher_max_usd is {self._budget_usd}. Raise it and resume, or train on the "
-                "rows there are (data.from). A lower data.teacher.max_tokens or max_billed_retries reserves less."
+                f"{batch_usd:.4f}, {limit.words}. {limit.advice}"
             )
 
     def _read(self, request: int, attempt: int) -> TeacherAnswer:
@@ -195,7 +197,7 @@ class Room:
         if self._left_usd is None:
             return True
         price = worst_case_usd(request, self._teacher)
-        if price is None or price > self._left_usd:
+        if price is None or (price and price > self._left_usd):
             return False
         self._left_usd -= price
         return True
@@ -213,8 +215,7 @@ def count_asked(store: Store) -> Asked:
 
 
 def _batches(store: Store) -> list[tuple[str, int, Mapping[str, list[dict[str, Any]]]]]:
-    found = []
-    for key in store.list("ledger/"):
-        if match := _BATCH.fullmatch(key):
-            found.append((key, int(match[1]), json.loads(store.get(key))))
-    return found
+    found = [(key, int(match[1])) for key in store.list("ledger/") if (match := _BATCH.fullmatch(key))]
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        bodies = pool.map(lambda place: json.loads(store.get(place[0])), found)
+        return [(key, attempt, body) for (key, attempt), body in zip(found, bodies, strict=True)]

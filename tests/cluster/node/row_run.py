@@ -102,9 +102,7 @@ class RowRun:
         """What the ledger says, all attempts together."""
         assert isinstance(self.job.data.teacher, TeacherSpec)
         fence = Fence(AttemptLog(self.store, LAYOUT), self.attempts)
-        ledger = Ledger(
-            self.store, attempt=self.attempts, fence=fence, teacher=self.job.data.teacher, budget_usd=self.budget_usd
-        )
+        ledger = Ledger(self.store, attempt=self.attempts, fence=fence, teacher=self.job.data.teacher)
         ledger.load()
         assert ledger.spent_usd is not None
         return ledger.spent_usd

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from alpaca_jobs.errors import BudgetExceeded
 from alpaca_jobs.generation.completer import TeacherAnswer, TeacherRequest
 from alpaca_jobs.run_layout import LAYOUT
-from alpaca_jobs.spec import TeacherSpec
+from alpaca_jobs.spec import LimitsSpec, TeacherSpec
 from checkpoints.attempts import AttemptLog
 from checkpoints.errors import Superseded
 from checkpoints.fence import Fence
 from checkpoints.store import Store
+from cluster.events import seconds_of
 from cluster.node.ledger import Ledger, batch_key, count_asked, store_answer, worst_case_usd
+from cluster.node.limits import put_limits, read_limits, teacher_limits
+from cluster.plan import Placement, Pricing
 
 PRICED = TeacherSpec(
     model="m", api_key_env=None, price_per_million_input_usd=1.0, price_per_million_output_usd=10.0,
     max_billed_retries=0,
 )  # fmt: skip
+STARTED = "2026-01-01T00:00:00+00:00"
+NOW_S = seconds_of(STARTED) + 3600
 WORST = (1032 * 1.0 + 100 * 10.0) / 1e6  # of one try of `request`
 
 
@@ -41,10 +48,22 @@ def store(tmp_path) -> Store:
     return Store.open(str(tmp_path))
 
 
-def ledger(store: Store, attempt: int, *, budget_usd: float | None = None, teacher: TeacherSpec = PRICED) -> Ledger:
+def ledger(
+    store: Store,
+    attempt: int,
+    *,
+    budget_usd: float | None = None,
+    max_usd: float | None = None,
+    teacher: TeacherSpec = PRICED,
+    claim: dict[str, Any] | None = None,
+) -> Ledger:
     log = AttemptLog(store, LAYOUT)
-    log.claim(attempt, {})
-    made = Ledger(store, attempt=attempt, fence=Fence(log, attempt), teacher=teacher, budget_usd=budget_usd)
+    log.claim(attempt, claim or {})
+    limits = LimitsSpec(teacher_max_usd=budget_usd, max_usd=max_usd)
+    made = Ledger(
+        store, attempt=attempt, fence=Fence(log, attempt), teacher=teacher,
+        limit=teacher_limits(read_limits(store, limits), log.records(), now_s=lambda: NOW_S),
+    )  # fmt: skip
     made.load()
     return made
 
@@ -76,6 +95,31 @@ def test_a_batch_that_could_cross_the_limit_is_not_reserved(store: Store) -> Non
     with pytest.raises(BudgetExceeded, match=r"0\.0041 USD spent or reserved.*limits\.teacher_max_usd is 0\.005"):
         small.reserve([request(3)])
     assert not store.exists(batch_key(1, 2))
+
+
+def test_a_resume_raises_the_teachers_limit_and_the_ledger_of_the_next_attempt_keeps_the_new_one(store: Store) -> None:
+    first = ledger(store, 1, budget_usd=0.003)
+    first.reserve([request(1)])
+    with pytest.raises(BudgetExceeded, match="alpaca-jobs resume RUN --teacher-budget USD"):
+        first.reserve([request(2)])
+    put_limits(store, max_usd=None, teacher_max_usd=0.005)
+    second = ledger(store, 2, budget_usd=0.003)
+    second.reserve([request(2)])
+    with pytest.raises(BudgetExceeded, match=r"limits\.teacher_max_usd is 0\.005"):
+        second.reserve([request(3)])
+    put_limits(store, max_usd=None, teacher_max_usd=None)  # a resume without the option is back at the job's own
+    with pytest.raises(BudgetExceeded, match=r"limits\.teacher_max_usd is 0\.003"):
+        ledger(store, 3, budget_usd=0.003).reserve([request(3)])
+
+
+def test_the_teacher_has_of_the_whole_limit_what_the_machines_left_of_it(store: Store) -> None:
+    place = Placement("aws", "us-east-1", None, "m", Pricing.SPOT, 0.997, num_nodes=1)
+    claim = {"placement": place.to_json(), "started_at": STARTED}
+    one = ledger(store, 1, max_usd=1.0, claim=claim)  # an hour later 0.997 of it are the machine's
+    one.reserve([request(1)])
+    with pytest.raises(BudgetExceeded, match=r"machines have taken 0\.9970.*alpaca-jobs resume RUN --budget USD"):
+        one.reserve([request(2)])
+    assert one.room().take(request(2)) is False
 
 
 def test_an_answer_frees_what_its_reservation_held_back(store: Store) -> None:
