@@ -26,14 +26,17 @@ def cancel(
 
     found = find_run(run, store)
     asked_at = utc_now()
-    cancel_run(found.root, found.run_id, found.home)
+    said = cancel_run(found.root, found.run_id, found.home)
     if wait and found.is_alive_here:
         render.say(
             f"{found.run_id} was asked to stop and may save for up to half a minute; Ctrl-C stops the waiting only."
         )
         follow(follow_run(found.root, found.run_id, found.home, since=asked_at), found.run_id)
     if as_json:
-        render.out_json({"run_id": found.run_id, "store": found.root.uri, "alive_here": found.is_alive_here})
+        body = {"run_id": found.run_id, "store": found.root.uri, "alive_here": found.is_alive_here, "said": said}
+        render.out_json(body)
+    elif said is not None:
+        render.say(said)
     elif found.is_alive_here is False:
         render.say(f"{found.run_id} has stopped; nothing of it runs here. To go on: alpaca-jobs resume {found.run_id}")
     else:

@@ -23,9 +23,11 @@ from cluster.cloud.sky_backend import JobStatus
 from cluster.cloud.templates import RAY_TOKEN, TaskSettings, check_renderable, render_tasks, secret_names
 from cluster.code_version import code_version
 from cluster.errors import ClusterError, RunActive
+from cluster.events import Event, read_events
 from cluster.plan import LaunchPlan
 from cluster.recovery import Action, Decision, StopReason
 from cluster.runs.home import Home
+from cluster.runs.run_view import is_lease_moving
 from cluster.runs.session import Session
 
 logger = logging.getLogger(__name__)
@@ -54,8 +56,8 @@ class Jobs(Protocol):
         """How the newest managed job of that name stands."""
         ...
 
-    def cancel(self, name: str) -> None:
-        """Cancel it."""
+    def cancel(self, name: str) -> JobStatus | None:
+        """Cancel it; returns how it stood before, None where the server knows no such job."""
         ...
 
 
@@ -126,26 +128,44 @@ def cancel_cloud_run(
     *,
     window_s: float,
     sleep: Callable[[float], None] = time.sleep,
-) -> None:
+) -> str:
     """Wait until the node has left, for at most `window_s`, and take everything down; then say that the run ended.
 
-    To be called after the store was told (`control.ask_cancel`), which the node looks at once a second.
+    To be called after the store was told (`control.ask_cancel`), which the node looks at once a second. An end that
+    was said already, by a run that had stopped or by the node itself, stays the end.
+
+    Returns:
+        What was done, in words.
     """
     log = AttemptLog(store, LAYOUT)
+    before = _said_end(store)
     give_up_at = time.monotonic() + window_s
     while _is_open(log) and time.monotonic() < give_up_at:
         sleep(_LOOK_EVERY_S)
-    jobs.cancel(run_id)
+    job = jobs.cancel(run_id)
+    if job is None:
+        done = (
+            "SkyPilot's API server here knows no job of it, so nothing was taken down from here; `alpaca-jobs doctor` "
+            "looks for what still bills."
+        )
+    elif job.is_over:
+        done = f"SkyPilot's job {job.job_id} was over already ({job.status})."
+    else:
+        done = f"SkyPilot was told to end job {job.job_id} and to take its machine down."
+    if before is not None:
+        return f"{run_id} had stopped before: {before.fields.get('words') or before.fields.get('reason')} {done}"
+    if job is None and is_lease_moving(log, sleep=sleep):
+        return (
+            f"{run_id} was asked to stop through its store, but attempt {log.newest()} still works, and SkyPilot's API "
+            "server here knows no job of it. It saves and leaves by itself; to be sure, cancel it from the machine "
+            "that launched it."
+        )
     run = newest_session(store, run_id)
     run.end_lost()
-    run.close(
-        Decision(
-            Action.GIVE_UP,
-            f"Cancelled. SkyPilot was told to take the machine down. `alpaca-jobs resume {run_id}` goes on from here.",
-            exit_code=130,
-            reason=StopReason.CANCELLED,
-        )
-    )
+    if _said_end(store) is None:
+        words = f"Cancelled. {done} `alpaca-jobs resume {run_id}` goes on from here."
+        run.close(Decision(Action.GIVE_UP, words, exit_code=130, reason=StopReason.CANCELLED))
+    return f"{run_id} has stopped. {done}"
 
 
 def newest_session(store: Store, run_id: str) -> CloudRun:
@@ -211,6 +231,12 @@ class JobWatch:
             f"{self._run_id} ended without a word: {said}. Its machine's own words: sky jobs logs {number}. Go on with "
             f"`alpaca-jobs resume {self._run_id}`."
         )
+
+
+def _said_end(store: Store) -> Event | None:
+    """The run's last word, if it is that it ended."""
+    told = [one for one in read_events(store, newest_batches=3) if one.writer == "supervisor" and one.kind != "log"]
+    return told[-1] if told and told[-1].kind == "end" else None
 
 
 def _is_open(log: AttemptLog) -> bool:

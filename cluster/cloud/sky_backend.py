@@ -127,15 +127,18 @@ class SkyJobs:
             reason=str(_field(current, "failure_reason") or ""),
         )
 
-    def cancel(self, name: str) -> None:
+    def cancel(self, name: str) -> JobStatus | None:
         """Cancel the newest managed job of that name, and take its machines down; none, or one that is over, is fine.
+
+        Returns:
+            How it stood before; None if SkyPilot knows no such job.
 
         Raises:
             ClusterError: the server does not answer, so that machines may go on costing money.
         """
         status = self.status(name)
         if status is None or status.is_over:
-            return
+            return status
         with _talk_on_stderr():
             import sky
             from sky import jobs
@@ -147,6 +150,7 @@ class SkyJobs:
                     f"SkyPilot did not cancel {name}: {_words(exc)}. Its machine may still run: sky jobs cancel "
                     f"{status.job_id}"
                 ) from exc
+        return status
 
 
 def _recovers_in_its_server() -> bool:

@@ -64,6 +64,11 @@ class Home:
         """Put a store at the top of `stores()`."""
         write_json(self.root / "stores.json", {"stores": [uri, *(one for one in self.stores() if one != uri)]})
 
+    def forget_store(self, uri: str) -> None:
+        """Take a store out of `stores()`; again without harm."""
+        if uri in (known := self.stores()):
+            write_json(self.root / "stores.json", {"stores": [one for one in known if one != uri]})
+
     def capacity(self, place: str) -> int | None:
         """How many nodes a pretend region such as `local/a` has right now; None for no limit.
 

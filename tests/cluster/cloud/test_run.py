@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +29,24 @@ from cluster.cloud.sky_backend import JobStatus
 from cluster.code_version import code_version
 from cluster.control import ask_cancel
 from cluster.course import Course
-from cluster.errors import ClusterError, LaunchFailed, RunActive, RunNotFound
+from cluster.errors import ClusterError, LaunchFailed, RunActive, RunNotFound, WrongInput
 from cluster.events import EventWriter, read_events, utc_now
+from cluster.launch.launching import resume_run, start_run
 from cluster.node.node_group import NodeGroup
 from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.recovery import Action, Decision, RecoveryPolicy, StopReason
 from cluster.runs.home import Home
 from cluster.runs.report import read_report
-from cluster.runs.run_view import view_run
+from cluster.runs.run_view import list_runs, view_run
 from cluster.runs.session import Session
 
 PLACES = tuple(
     Placement("aws", region, None, "m6i.large", Pricing.SPOT, price, 1)
     for region, price in (("us-east-1", 0.03), ("us-east-2", 0.04), ("us-west-2", 0.05))
 )
+
+
+WORKING = JobStatus(7, "RUNNING", False, "")
 
 
 class ACloud:
@@ -82,6 +88,7 @@ class FakeSky:
 
     def __init__(self, *statuses: JobStatus | None, plugin: bool = True, refuses: bool = False) -> None:
         self.statuses, self.plugin, self.refuses = list(statuses), plugin, refuses
+        self.while_submitting: Callable[[], None] = lambda: None
         self.submitted: list[tuple[str, str, dict[str, str]]] = []
         self.cancelled: list[str] = []
 
@@ -89,6 +96,7 @@ class FakeSky:
         return self.plugin
 
     def submit(self, task_yaml: str, *, name: str, secrets: Any) -> int:
+        self.while_submitting()
         if self.refuses:
             raise LaunchFailed("no")
         self.submitted.append((task_yaml, name, dict(secrets)))
@@ -97,8 +105,9 @@ class FakeSky:
     def status(self, name: str) -> JobStatus | None:
         return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
 
-    def cancel(self, name: str) -> None:
+    def cancel(self, name: str) -> JobStatus | None:
         self.cancelled.append(name)
+        return self.status(name)
 
 
 def test_the_lost_region_is_remembered_by_a_controller_that_knows_nothing(tmp_path: Path) -> None:
@@ -386,13 +395,102 @@ def test_a_server_without_our_plugin_is_named_and_a_refused_submission_is_cancel
 
 
 def test_cancelling_ends_the_job_the_attempt_and_the_run(tmp_path: Path) -> None:
-    cloud, sky = ACloud(tmp_path), FakeSky(None)
+    cloud, sky = ACloud(tmp_path), FakeSky(WORKING)
     cloud.run()
     cloud.attempt(1, PLACES[0])
-    cancel_cloud_run(cloud.store, "demo-x3fkd", sky, window_s=0.0)
+    said = cancel_cloud_run(cloud.store, "demo-x3fkd", sky, window_s=0.0)
+    assert "told to end job 7 and to take its machine down" in said
     assert sky.cancelled == ["demo-x3fkd"]
     assert cloud.log.records()[0].end is not None
     assert (read_report(cloud.store) or {})["exit_code"] == 130
+
+
+@pytest.mark.parametrize(
+    ("job", "truth"),
+    [
+        (None, "knows no job of it, so nothing was taken down from here"),
+        (JobStatus(7, "FAILED", True, ""), "job 7 was over already (FAILED)"),
+        (JobStatus(7, "RUNNING", False, ""), "told to end job 7"),
+    ],
+)
+def test_cancelling_a_run_that_has_stopped_keeps_its_end_and_says_what_was_done(
+    tmp_path: Path, job: JobStatus | None, truth: str
+) -> None:
+    cloud = ACloud(tmp_path)
+    cloud.attempt(1, PLACES[0], reason="budget")
+    cloud.run().close(Decision(Action.GIVE_UP, "The budget is spent.", exit_code=4, reason=StopReason.BUDGET))
+    said = cancel_cloud_run(cloud.store, "demo-x3fkd", FakeSky(job), window_s=0.0)
+    assert "had stopped before: The budget is spent." in said
+    assert truth in said
+    view = view_run(cloud.root, "demo-x3fkd")
+    assert (view.state.value, view.exit_code, view.words) == ("stopped", 4, "The budget is spent.")
+
+
+def test_a_cancel_leaves_the_last_word_to_a_node_that_has_said_it(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path)
+    run = cloud.run()
+    cloud.attempt(1, PLACES[0])
+
+    def leave(_: float) -> None:  # what the node does when it sees the cancel
+        cloud.log.put_end(1, {"stop_reason": "cancelled", "ended_at": utc_now(), "seconds": 60.0})
+        run.close(Decision(Action.GIVE_UP, "Cancelled by the node.", exit_code=130, reason=StopReason.CANCELLED))
+
+    cancel_cloud_run(cloud.store, "demo-x3fkd", FakeSky(WORKING), window_s=5.0, sleep=leave)
+    assert [event.fields["words"] for event in read_events(cloud.store) if event.kind == "end"] == [
+        "Cancelled by the node."
+    ]
+
+
+def test_a_cancel_from_elsewhere_does_not_call_a_run_stopped_that_works(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path)
+    cloud.run()
+    cloud.attempt(1, PLACES[0])
+    beats = count(1)
+    said = cancel_cloud_run(
+        cloud.store, "demo-x3fkd", FakeSky(None), window_s=0.0, sleep=lambda _: cloud.log.renew(1, next(beats))
+    )
+    assert "attempt 1 still works" in said
+    assert cloud.log.records()[0].end is None
+    assert read_report(cloud.store) is None
+
+
+def test_a_run_is_found_again_by_whoever_dies_while_skypilot_takes_it(tmp_path: Path) -> None:
+    cloud, sky, home = ACloud(tmp_path / "old"), FakeSky(None, refuses=True), Home(tmp_path / "home")
+    root = Store.open(f"file://{tmp_path}/new")
+    train = cloud.session.plan.job.train.model_copy(update={"method": "command", "model": "mine", "command": ("true",)})
+    job = cloud.session.plan.job.model_copy(update={"train": train})
+    plan = replace(cloud.session.plan, store_uri=root.uri, job=job)
+    seen: list[list[str]] = []
+    sky.while_submitting = lambda: seen.append([*home.stores(), *list_runs(root)])
+    for _ in range(2):
+        with pytest.raises(LaunchFailed):
+            start_run(plan, home, environ={"API_KEY": "x"}, jobs=sky)
+        assert home.stores() == []  # nothing of it is left
+    assert seen == [[root.uri, "demo-x3fkd"]] * 2
+
+
+def test_resuming_without_a_region_keeps_every_part_away_from_it(tmp_path: Path) -> None:
+    cloud, home, secrets = ACloud(tmp_path / "store"), Home(tmp_path / "home"), {"API_KEY": "x"}
+    store = cloud.root.child("demo-x3fkp")
+    big = tuple(replace(place, instance_type="m6i.8xlarge") for place in PLACES)
+    plan = replace(cloud.session.plan, run_id="demo-x3fkp", candidates=big, generation=PLACES[:2])
+    store.put_once("job.json", {**plan.to_json(), "launched_at": utc_now()})
+    sky = FakeSky(None)
+    resume_run(cloud.root, "demo-x3fkp", home, exclude_regions=["us-east-1"], environ=secrets, jobs=sky)
+    ((text, _, _),) = sky.submitted
+    assert "us-east-1" not in text
+    assert text.count("us-east-2") == 2
+    with pytest.raises(WrongInput, match="Every region of demo-x3fkp for its rows is excluded"):
+        resume_run(
+            cloud.root, "demo-x3fkp", home, exclude_regions=["us-east-1", "us-east-2"], environ=secrets, jobs=sky
+        )
+    log = AttemptLog(store, LAYOUT)
+    log.claim(1, {"placement": PLACES[0].to_json(), "started_at": utc_now()})
+    log.put_base(1, None)
+    CommitWriter(store, LAYOUT, CommitRef("generate", 1, 1)).publish(meta={"complete": True, "rows_total": 8})
+    log.put_end(1, {"stop_reason": "preempted", "ended_at": utc_now(), "seconds": 60.0})
+    resume_run(cloud.root, "demo-x3fkp", home, exclude_regions=["us-east-1", "us-east-2"], environ=secrets, jobs=sky)
+    assert "us-west-2" in sky.submitted[-1][0]  # the rows are there, and need no machine
 
 
 def test_a_job_that_dies_without_a_word_is_noticed_at_the_second_look(tmp_path: Path) -> None:
