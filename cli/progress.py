@@ -31,6 +31,9 @@ class Progress:
         first_rows: seconds and rows at the first news of the attempt's generation; the rate counts from it.
         rows_per_s: since then; None before anything can be said.
         step, total_steps, loss, tokens_per_second: of the training.
+        mfu, peak_memory_bytes: of its newest step; None where they are not known.
+        data_wait: the share of that step in which it waited for its rows.
+        stall_s: how long training stood still for the newest committed save.
         saved_step: step of the newest committed checkpoint; None before the first.
         evaluated: fields of the last evaluation; empty before the first.
         last_words: the newest decision, in words.
@@ -52,6 +55,10 @@ class Progress:
     total_steps: int | None = None
     loss: float | None = None
     tokens_per_second: float | None = None
+    mfu: float | None = None
+    peak_memory_bytes: int | None = None
+    data_wait: float | None = None
+    stall_s: float | None = None
     saved_step: int | None = None
     evaluated: Mapping[str, Any] = field(default_factory=dict)
     last_words: str = ""
@@ -102,11 +109,14 @@ def after(progress: Progress, event: Event) -> Progress:
                 total_steps=fields.get("total_steps", progress.total_steps),
                 loss=fields.get("loss"),
                 tokens_per_second=fields.get("tokens_per_second"),
+                mfu=fields.get("mfu"),
+                peak_memory_bytes=fields.get("peak_memory_bytes"),
+                data_wait=data_wait(fields),
             )
         case "eval":
             return replace(progress, evaluated=fields)
         case "save" if fields.get("committed", True):
-            return replace(progress, saved_step=fields.get("position"))
+            return replace(progress, saved_step=fields.get("position"), stall_s=fields.get("stall_s"))
         case "base" if fields.get("stage") == "train":
             return replace(progress, step=fields.get("position"), saved_step=fields.get("position"))
         case "decision":
@@ -137,7 +147,11 @@ def panel_rows(progress: Progress) -> list[tuple[str, str]]:
     if progress.step is not None:
         rows.append(("step", _step_of(progress)))
         rows.append(("loss", words.number(progress.loss, 4)))
-        rows.append(("speed", f"{words.number(progress.tokens_per_second)} tokens/s"))
+        rows.append(("speed", words.speed(progress.tokens_per_second, progress.mfu)))
+        if progress.peak_memory_bytes:
+            rows.append(("memory", words.memory(progress.peak_memory_bytes)))
+        if still := _stood_still(progress):
+            rows.append(("stood still", still))
         if progress.evaluated:
             rows.append(("evaluation", words.evaluation(progress.evaluated)))
         rows.append(("unsaved", words.plural(progress.lag_steps or 0, "step")))
@@ -158,7 +172,7 @@ def line_of(event: Event) -> str | None:
             return f"{fields.get('rows', 0):,}{target} rows kept{accepted}"
         case "step":
             now = after(Progress(), event)
-            speed = f"{words.number(now.tokens_per_second)} tokens/s"
+            speed = words.speed(now.tokens_per_second, now.mfu)
             return f"step {_step_of(now)}, loss {words.number(now.loss, 4)}, {speed}"
         case "base" if fields.get("position"):
             what = "step" if fields.get("stage") == "train" else "part of the rows, number"
@@ -174,6 +188,22 @@ def line_of(event: Event) -> str | None:
         case "log" if fields.get("level") in ("warning", "error", "critical"):
             return f"{fields['level']}: {fields.get('message', '')}"
     return None
+
+
+def data_wait(fields: Mapping[str, Any]) -> float | None:
+    """The share of a step in which it waited for its rows; None where its event does not say."""
+    waited, seconds = fields.get("data_wait_s"), fields.get("seconds")
+    return None if waited is None or not seconds else float(waited) / float(seconds)
+
+
+def _stood_still(progress: Progress) -> str:
+    """What training waited for last: rows, and a save."""
+    parts = []
+    if progress.data_wait is not None:
+        parts.append(f"{words.share(progress.data_wait)} of the step for rows")
+    if progress.stall_s is not None:
+        parts.append(f"{progress.stall_s:.2f} s for the last save")
+    return ", ".join(parts)
 
 
 def _saved_words(fields: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
         rows.append(("rows kept", words.number(report["rows"])))
     if report["step"] is not None:
         rows.append(("steps", words.number(report["step"])))
+    rows += _pace(report.get("pace") or {}, goodput["saving_s"])
     if evaluated := report.get("evaluated"):
         last = dict(zip(("step", "loss"), evaluated["losses"][-1], strict=True))
         rows.append(("evaluation", words.evaluation({**evaluated, **last})))
@@ -47,6 +48,21 @@ def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
 def _outcome(outcome: str, said: str) -> str:
     """How a run ended and why; the one word is left out where the sentence begins with it."""
     return said if said.lower().startswith(outcome) else f"{outcome}: {said}"
+
+
+def _pace(pace: Mapping[str, Any], saving_s: float) -> list[tuple[str, str]]:
+    """How fast training was, what memory it took, and what it waited for; a report of an earlier version says less."""
+    training = pace.get("training")
+    if not training:
+        return []
+    seconds = training["seconds"]
+    rows = [("speed", words.speed(training["tokens"] / seconds, training.get("mfu")))]
+    if memory := training.get("peak_memory_bytes"):
+        rows.append(("memory", words.memory(memory)))
+    still = f"{words.duration(saving_s)} for saves"
+    if (waited := training.get("data_wait_s")) is not None:
+        still = f"{words.share(waited, seconds)} of its steps for rows, {still}"
+    return [*rows, ("stood still", still)]
 
 
 def _turns(body: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -105,7 +121,12 @@ def status_grids(view: Mapping[str, Any]) -> list[render.Grid]:
     if view["step"] is not None:
         total = f" of {view['total_steps']:,}" if view["total_steps"] else ""
         rows.append(("step", f"{view['step']:,}{total}, loss {words.number(view['loss'], 4)}"))
-        rows.append(("speed", f"{words.number(view['tokens_per_second'])} tokens/s"))
+        rows.append(("speed", words.speed(view["tokens_per_second"], view.get("mfu"))))
+        if view.get("peak_memory_bytes"):
+            rows.append(("memory", words.memory(view["peak_memory_bytes"])))
+        if view.get("data_wait_s") is not None and view.get("step_s"):
+            waited = words.share(view["data_wait_s"], view["step_s"])
+            rows.append(("stood still", f"{waited} of the step for rows"))
         rows.append(("unsaved", words.plural(view["lag_steps"] or 0, "step")))
     if view.get("evaluated"):
         rows.append(("evaluation", words.evaluation(view["evaluated"])))

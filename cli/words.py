@@ -85,6 +85,16 @@ def plural(count: int, thing: str) -> str:
     return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
+def speed(tokens_per_second: float | None, mfu: float | None) -> str:
+    """Real tokens a second, and what share of the GPUs' peak the model's arithmetic is, where that is known."""
+    return f"{number(tokens_per_second)} tokens/s" + ("" if mfu is None else f", MFU {share(mfu)}")
+
+
+def memory(peak_bytes: float) -> str:
+    """The most memory that any rank has had."""
+    return f"{size(peak_bytes)} at most on one rank"
+
+
 def evaluation(fields: Mapping[str, Any]) -> str:
     """The loss of held-out rows, as last measured and at its best."""
     step, best_step = fields.get("step"), fields.get("best_step")

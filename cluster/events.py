@@ -6,7 +6,8 @@ listing everything again. Events are information for people: nothing decides by 
 
 Kinds: `log` (level, logger, message), `phase` (phase), `attempt` (the supervisor's with state: started, adopted,
 refused or ended; the node's with placement), `base` (stage, position: what the attempt goes on from), `generation`
-(rows, accept_rate, drops, requests, usd, tokens), `step` (step, loss, tokens_per_second, total_steps), `save`
+(rows, accept_rate, drops, requests, usd, tokens), `step` (total_steps, and StepMetrics of
+alpaca_jobs/training/metrics.py; runs of earlier versions lack peak_memory_bytes and data_wait_s), `save`
 (position, stall_s, seconds, bytes, stored_bytes, committed, lag_steps, interval_steps, interval_by), `eval` (step,
 loss, num_rows, target_tokens, seconds, is_best, best_step, best_loss), `decision` (action, words), `end` (exit_code,
 reason, words).

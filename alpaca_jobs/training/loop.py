@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from alpaca_jobs.training.agreement import Told, agree_on_notice
+from alpaca_jobs.training.agreement import Agreed, agree_on_notice
 from alpaca_jobs.training.control import StoppedBy, TrainContext, TrainResult
 from alpaca_jobs.training.evaluating import Evaluations
 from alpaca_jobs.training.exact import exact_mode
@@ -77,7 +77,7 @@ class _Loop:
             "done", self._evaluations.enough() or f"All {state.num_steps} steps are done and committed."
         )  # fmt: skip
 
-    def _react(self, agreed: Told) -> TrainResult | None:
+    def _react(self, agreed: Agreed) -> TrainResult | None:
         """Save or stop, from numbers that are the same on every rank."""
         is_last = self._state.step == self._state.num_steps
         if agreed.notice_s is not None and not is_last:

@@ -21,6 +21,9 @@ class StepMetrics:
         tokens_per_second: tokens / seconds, of all ranks together.
         tokens_per_second_per_gpu: the same per rank.
         mfu: model FLOPs utilisation, a fraction (PaLM, arXiv:2204.02311, appendix B); None where the peak is not known.
+        peak_memory_bytes: most memory that the fullest rank has had up to this step: of its GPU, what tensors took;
+            on a CPU, the whole process (its resident set).
+        data_wait_s: of `seconds`, what rank 0 waited for its rows to be read and laid out.
     """
 
     step: int
@@ -34,3 +37,5 @@ class StepMetrics:
     tokens_per_second: float
     tokens_per_second_per_gpu: float
     mfu: float | None
+    peak_memory_bytes: int
+    data_wait_s: float

@@ -54,13 +54,15 @@ class ShardedAdamW:
         """What a checkpoint keeps of it: the moments by name, and the steps of each parameter in their order."""
         return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "steps": self.steps}
 
-    def take_gradients(self, gradients: Mapping[str, Tensor | None]) -> float:
-        """Hand gradients to the local tensors; returns the squared norm of their local parts."""
+    def take_gradients(self, gradients: Mapping[str, Tensor | None]) -> Tensor:
+        """Hand gradients to the local tensors; returns the squared norm of their local parts, a float64 scalar where
+        they lie: nobody waits for it here.
+        """
         for name, local in self._locals.items():
             given = gradients.get(name)
             local.grad = None if given is None else local_of(given)
         norms = torch._foreach_norm(self._gradients())
-        return float(torch.stack(norms).double().square().sum()) if norms else 0.0
+        return torch.stack(norms).double().square().sum() if norms else torch.zeros((), dtype=torch.float64)
 
     def step(self, *, learning_rate: float, scale: float) -> None:
         """Scale the gradients (for clipping; 1.0 leaves them alone), update the parameters, and drop the gradients."""

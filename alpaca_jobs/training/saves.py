@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from alpaca_jobs.training.agreement import Told
+from alpaca_jobs.training.agreement import Agreed
 from alpaca_jobs.training.control import TrainContext
 from alpaca_jobs.training.saving import SaveSchedule, is_due
 from alpaca_jobs.training.schedule import learning_rate_of
@@ -32,7 +32,7 @@ class Saves:
         self._is_fixed = ctx.checkpoints.interval_steps != "auto"
         self._requested = self.committed = state.step  # newest step a save was begun for
 
-    def is_due(self, agreed: Told) -> bool:
+    def is_due(self, agreed: Agreed) -> bool:
         """Whether the interval that all ranks agreed on is over."""
         return is_due(
             self._state.step, last_saved=self._requested, interval=agreed.interval, is_fixed=self._is_fixed

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from alpaca_jobs.errors import TrainingError
-from alpaca_jobs.training.agreement import Told, agree, is_finite
+from alpaca_jobs.training.agreement import Agreed, Told, agree, is_finite
 from alpaca_jobs.training.collate import target_loss
 from alpaca_jobs.training.control import TrainContext
 from alpaca_jobs.training.exact import seed_forward
@@ -17,6 +17,7 @@ from alpaca_jobs.training.flops import mfu, model_flops, peak_bf16_flops
 from alpaca_jobs.training.metrics import StepMetrics
 from alpaca_jobs.training.model import matrix_parameters
 from alpaca_jobs.training.optimizer import clip_scale
+from alpaca_jobs.training.peak_memory import peak_memory_bytes
 from alpaca_jobs.training.saves import Saves
 from alpaca_jobs.training.schedule import learning_rate_of
 from alpaca_jobs.training.state import TrainState
@@ -48,7 +49,7 @@ class Updates:
         """Drop the batches that were made ahead."""
         self._feed.close()
 
-    def one_step(self) -> Told:
+    def one_step(self) -> Agreed:
         """Make the next update; returns what the ranks agreed on.
 
         Raises:
@@ -58,6 +59,7 @@ class Updates:
         begin = time.perf_counter()
         step = state.step + 1
         ready = self._feed.take(step)
+        data_wait_s = time.perf_counter() - begin
         loss_sum = self._forward_backward(ready)
         agreed = agree(
             Told(
@@ -67,6 +69,7 @@ class Updates:
                 notice_s=ctx.control.notice(),
                 interval=self._saves.schedule.interval,
                 estimate_s=self._saves.schedule.estimate_s,
+                memory_bytes=peak_memory_bytes(self._device),
             ),
             rank=ctx.rank,
             world_size=ctx.world_size,
@@ -82,11 +85,13 @@ class Updates:
         state.tokens_seen += ready.tokens
         state.losses.append(loss)
         self.losses.append(loss)
-        self._tell(ready, agreed, loss=loss, learning_rate=learning_rate, begin=begin)
+        self._tell(ready, agreed, loss=loss, learning_rate=learning_rate, begin=begin, data_wait_s=data_wait_s)
         return agreed
 
-    def _forward_backward(self, ready: StepInputs) -> float:
-        """Gradients of the batch's loss into the model; returns this rank's sum of (weighted) cross entropies."""
+    def _forward_backward(self, ready: StepInputs) -> torch.Tensor:
+        """Gradients of the batch's loss into the model; returns this rank's sum of (weighted) cross entropies, float64
+        and a scalar on the device.
+        """
         ctx, state = self._ctx, self._state
         scale = ctx.world_size / ready.divisor  # engines average gradients over ranks
         sums: list[torch.Tensor] = []
@@ -95,9 +100,9 @@ class Updates:
             loss = target_loss(state.engine.model, inputs.to(self._device), head=state.loss_head)
             sums.append(loss.detach())
             state.engine.backward(loss * scale, is_last=len(sums) == len(ready.micros))
-        return float(torch.stack(sums).double().sum())
+        return torch.stack(sums).double().sum()
 
-    def _refuse_not_finite(self, agreed: Told, *, step: int, loss: float) -> None:
+    def _refuse_not_finite(self, agreed: Agreed, *, step: int, loss: float) -> None:
         if not is_finite(agreed):
             raise TrainingError(
                 f"Step {step}: the loss is {loss} and the squared gradient norm {agreed.squared_norm}; training "
@@ -105,7 +110,16 @@ class Updates:
                 f"train.learning_rate ({self._ctx.train.learning_rate:g}), or look at the rows of this step."
             )
 
-    def _tell(self, ready: StepInputs, agreed: Told, *, loss: float, learning_rate: float, begin: float) -> None:
+    def _tell(
+        self,
+        ready: StepInputs,
+        agreed: Agreed,
+        *,
+        loss: float,
+        learning_rate: float,
+        begin: float,
+        data_wait_s: float,
+    ) -> None:
         """Rank 0 reports the step."""
         seconds = time.perf_counter() - begin
         self._saves.schedule.observe_step(seconds)
@@ -133,5 +147,7 @@ class Updates:
                 tokens_per_second=tokens / seconds,
                 tokens_per_second_per_gpu=tokens / seconds / world_size,
                 mfu=mfu(flops, seconds=seconds, peak_flops=self._peak_flops, num_devices=world_size),
+                peak_memory_bytes=agreed.memory_bytes,
+                data_wait_s=data_wait_s,
             )
         )

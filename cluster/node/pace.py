@@ -19,12 +19,18 @@ class TrainingPace:
     Attributes:
         ranks: training ranks of the job.
         steps, tokens, seconds: of all those steps together; tokens without padding, seconds without saves.
+        mfu: of those steps together, a fraction; None where the peak of the GPU is not known, or there is none.
+        peak_memory_bytes: most memory of any rank: what tensors took of its GPU, or a process on a CPU.
+        data_wait_s: of `seconds`, waited for rows. Both None in runs of versions that did not measure them.
     """
 
     ranks: int
     steps: int
     tokens: int
     seconds: float
+    mfu: float | None = None
+    peak_memory_bytes: int | None = None
+    data_wait_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,19 @@ def _training(events: Iterable[Event]) -> TrainingPace | None:
     ranks = max(steps, key=lambda one: len(steps[one]))
     told = steps[ranks]
     seconds = sum(float(one["seconds"]) for one in told)
-    return TrainingPace(ranks, len(told), sum(int(one["tokens"]) for one in told), round(seconds, 3))
+    # By time: an MFU times its step's seconds is the step's FLOPs at the peak.
+    at_peak = [float(one["mfu"]) * float(one["seconds"]) for one in told if one.get("mfu") is not None]
+    memory = [int(one["peak_memory_bytes"]) for one in told if one.get("peak_memory_bytes")]
+    waits = [float(one["data_wait_s"]) for one in told if one.get("data_wait_s") is not None]
+    return TrainingPace(
+        ranks,
+        len(told),
+        sum(int(one["tokens"]) for one in told),
+        round(seconds, 3),
+        mfu=round(sum(at_peak) / seconds, 4) if len(at_peak) == len(told) else None,
+        peak_memory_bytes=max(memory, default=None),
+        data_wait_s=round(sum(waits), 3) if len(waits) == len(told) else None,
+    )
 
 
 def _generation(events: Iterable[Event]) -> GenerationPace | None:

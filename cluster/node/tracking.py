@@ -31,6 +31,7 @@ _VALUES: Mapping[str, Mapping[str, str]] = {
     "step": {
         "loss": "train/loss", "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm",
         "tokens_per_second": "train/tokens_per_second", "mfu": "train/mfu",
+        "peak_memory_bytes": "train/peak_memory_bytes", "data_wait_s": "train/data_wait_s",
     },
     "eval": {"loss": "eval/loss", "seconds": "eval/seconds"},
     "save": {"seconds": "checkpoint/seconds", "stall_s": "checkpoint/stall_s", "stored_bytes": "checkpoint/bytes"},

@@ -64,6 +64,8 @@ class RunView:
         place: of the newest attempt.
         newest_commit: newest state that counts; None before the first.
         rows, target_rows, accept_rate, step, total_steps, loss, tokens_per_second: as its nodes last said.
+        mfu, peak_memory_bytes, step_s, data_wait_s: of that step (StepMetrics of alpaca_jobs/training/metrics.py);
+            None where its node did not say.
         drops, tokens, teacher_usd: of the generation so far: what was not kept, by reason (None when it is long over);
             tokens as its nodes counted them (TokenCount of alpaca_jobs/generation/statistics.py); dollars.
         lag_steps: training steps that a kill now would cost; None before training.
@@ -98,6 +100,10 @@ class RunView:
     data_card: str | None
     recoveries: tuple[Recovery, ...] = ()
     evaluated: Mapping[str, Any] | None = None
+    mfu: float | None = None
+    peak_memory_bytes: int | None = None
+    step_s: float | None = None
+    data_wait_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -198,6 +204,10 @@ def view_run(
         data_card=f"{store.uri}/{CARD}" if "generate" in plan.job.stages and store.exists(CARD) else None,
         recoveries=() if state.is_over else _recoveries(store, records),
         evaluated=_newest(events, "eval") or None,
+        mfu=step.get("mfu"),
+        peak_memory_bytes=step.get("peak_memory_bytes"),
+        step_s=step.get("seconds"),
+        data_wait_s=step.get("data_wait_s"),
     )
 
 

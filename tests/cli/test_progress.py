@@ -62,6 +62,18 @@ def test_training_shows_step_loss_speed_and_what_is_unsaved() -> None:
     assert shown["unsaved"] == "2 steps"
 
 
+def test_training_shows_mfu_memory_and_what_it_stood_still_for_as_far_as_the_node_says() -> None:
+    told = {"mfu": 0.4321, "peak_memory_bytes": 3 * 2**30, "data_wait_s": 0.01, "seconds": 2.0}
+    step = event("step", step=12, total_steps=40, loss=3.25, tokens_per_second=15200.4, **told)
+    saved = event("save", position=10, seconds=4.2, stall_s=0.31, committed=True)
+    shown = dict(panel_rows(fold(started(1, "a"), saved, step)))
+    assert shown["speed"] == "15,200 tokens/s, MFU 43.2 %"
+    assert shown["memory"] == "3.0 GiB at most on one rank"
+    assert shown["stood still"] == "0.5 % of the step for rows, 0.31 s for the last save"
+    before = dict(panel_rows(fold(event("step", step=12, tokens_per_second=1.0))))
+    assert not {"memory", "stood still"} & set(before), "a node of an earlier version"
+
+
 def test_everything_is_unsaved_before_the_first_checkpoint() -> None:
     assert fold(event("step", step=7)).lag_steps == 7
 

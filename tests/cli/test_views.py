@@ -77,6 +77,24 @@ def test_report_splits_time_and_cost() -> None:
     assert attempts.rows[1][2:5] == ("step 15", "step 40", "done")
 
 
+def test_report_and_status_show_speed_mfu_memory_and_what_training_waited_for() -> None:
+    pace = {"ranks": 8, "steps": 9, "tokens": 5000, "seconds": 10.0}
+    full = {**pace, "mfu": 0.41, "peak_memory_bytes": 2**30, "data_wait_s": 0.2}
+    shown = cells(report_view.report_grids({**REPORT, "pace": {"training": full, "generation": None}})[1])
+    assert shown["speed"] == "500 tokens/s, MFU 41.0 %"
+    assert shown["memory"] == "1.0 GiB at most on one rank"
+    assert shown["stood still"] == "2.0 % of its steps for rows, 1.0 s for saves"
+    older = cells(report_view.report_grids({**REPORT, "pace": {"training": pace, "generation": None}})[1])
+    assert (older["speed"], older["stood still"]) == ("500 tokens/s", "1.0 s for saves")
+    assert "memory" not in older
+    assert "speed" not in cells(report_view.report_grids(REPORT)[1])
+    at_work = {"step": 3, "loss": 2.0, "tokens_per_second": 500.0, "lag_steps": 1}
+    view = {**VIEW, **at_work, "mfu": 0.41, "peak_memory_bytes": 2**30, "step_s": 2.0, "data_wait_s": 0.1}
+    live = cells(report_view.status_grids(view)[0])
+    assert (live["speed"], live["memory"]) == ("500 tokens/s, MFU 41.0 %", "1.0 GiB at most on one rank")
+    assert live["stood still"] == "5.0 % of the step for rows"
+
+
 def test_status_and_report_split_each_recovery_and_say_why_a_machine_was_on_demand() -> None:
     recovery = {
         "attempt": 2, "notice_s": 8.0, "buy_s": 13.0, "set_up_s": 58.0, "start_s": 32.0, "ray_s": 3.0, "total_s": 111.0

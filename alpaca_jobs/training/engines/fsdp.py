@@ -7,15 +7,16 @@ node, so that layers are gathered over the fast links only. `cpu_offload` keeps 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alpaca_jobs.errors import TrainingError
 from alpaca_jobs.spec import TrainSpec
+from alpaca_jobs.training.base_weights import Fill
 from alpaca_jobs.training.engines.protocol import kept_tensors, trained_parameters, without_training
 from alpaca_jobs.training.optimizer import ShardedAdamW
 
@@ -30,13 +31,13 @@ class Fsdp:
         *,
         device: torch.device,
         ranks_per_node: int,
-        fill: Callable[[nn.Module], None] | None = None,
+        fill: Fill | None = None,
     ) -> None:
         """Shard the model in place, and fill it if it has no memory yet."""
         self._adapters_only = train.method == "lora"
         self._replicas = shard_model(model, train, device=device, ranks_per_node=ranks_per_node)
         if fill is not None:
-            fill(model)
+            fill.sharded(model)
         self.model = model
         self.mask_dtype = torch.float32  # cast with the other inputs
         self._params = trained_parameters(model)
@@ -46,7 +47,7 @@ class Fsdp:
         """As the protocol says; every micro batch is reduced at once, so no whole gradient is ever kept."""
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def squared_norm(self) -> float:
+    def squared_norm(self) -> Tensor:
         """As the protocol says; copies of a shard count once."""
         gradients = {name: param.grad for name, param in self._params.items()}
         return self._optimizer.take_gradients(gradients) / self._replicas

@@ -30,8 +30,11 @@ class Engine(Protocol):
         """Add a micro batch's gradients; with `is_last` the step's mean over ranks is complete, or under way."""
         ...
 
-    def squared_norm(self) -> float:
-        """This rank's share of the squared norm of the step's gradients: the sum over ranks is the whole."""
+    def squared_norm(self) -> Tensor | float:
+        """This rank's share of the squared norm of the step's gradients: the sum over ranks is the whole.
+
+        A float64 scalar where the gradients lie, so that nobody has to wait for it; or a number.
+        """
         ...
 
     def step(self, *, learning_rate: float, scale: float) -> None:

@@ -55,7 +55,7 @@ class Replicated:
         self._is_last = is_last and self._world_size > 1
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def squared_norm(self) -> float:
+    def squared_norm(self) -> Tensor:
         """As the protocol says; every rank has the whole gradient."""
         if self._world_size > 1:
             self._gradients = self._mean.finish(self._gradients)

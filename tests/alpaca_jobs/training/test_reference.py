@@ -154,6 +154,9 @@ def test_gradient_checkpointing_changes_no_bit(worker: Any, one_rank: None, tmp_
     recomputed = short.model_copy(update={"gradient_checkpointing": True})
     again = _train(worker, recomputed, dataset, tmp_path / "recomputed")
     assert [(m.loss, m.grad_norm) for m in again] == [(m.loss, m.grad_norm) for m in plain]
+    for one in plain:
+        assert 0 <= one.data_wait_s < one.seconds, "rows are waited for inside the step"
+        assert one.peak_memory_bytes > 100 * 2**20, "torch alone is more"
 
 
 def test_a_loss_that_is_no_number_ends_the_training_in_words(worker: Any, one_rank: None, tmp_path: Path) -> None:

@@ -14,17 +14,31 @@ def event(second: float, kind: str, attempt: int = 1, **fields: Any) -> Event:
     return Event(t, kind, attempt, "node", fields)
 
 
-def step(attempt: int, seconds: float, *, ranks: int = 2, tokens: int = 100) -> Event:
+def step(attempt: int, seconds: float, *, ranks: int = 2, tokens: int = 100, **more: Any) -> Event:
     each = tokens / seconds / ranks
     return event(
         0, "step", attempt, tokens=tokens, seconds=seconds, tokens_per_second=tokens / seconds,
-        tokens_per_second_per_gpu=each,
+        tokens_per_second_per_gpu=each, **more,
     )  # fmt: skip
 
 
 def test_first_step_of_every_attempt_warms_up_and_does_not_count() -> None:
     pace = pace_of([step(1, 9.0), step(1, 2.0), step(1, 3.0), step(2, 9.0), step(2, 1.0)])
     assert pace.training == TrainingPace(ranks=2, steps=3, tokens=300, seconds=6.0)
+
+
+def test_mfu_is_averaged_by_time_memory_is_the_most_and_waits_add_up() -> None:
+    told = [
+        step(1, 9.0, mfu=0.01, peak_memory_bytes=90, data_wait_s=5.0),
+        step(1, 1.0, mfu=0.2, peak_memory_bytes=50, data_wait_s=0.25),
+        step(1, 3.0, mfu=0.4, peak_memory_bytes=70, data_wait_s=0.5),
+    ]
+    pace = pace_of(told).training
+    assert pace is not None
+    assert (pace.mfu, pace.peak_memory_bytes, pace.data_wait_s) == (0.35, 70, 0.75)
+    unknown = pace_of([*told, step(1, 1.0, mfu=None)]).training
+    assert unknown is not None
+    assert (unknown.mfu, unknown.data_wait_s) == (None, None), "what some steps do not say is not made up"
 
 
 def test_of_several_world_sizes_the_one_with_most_steps_counts() -> None:
