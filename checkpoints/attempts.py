@@ -2,6 +2,8 @@
 
 attempts/000002.claim.json   who and where, put once when the attempt starts
 attempts/000002.base.json    {"base": {stage, position, attempt} | null}, put once after that state is loaded
+attempts/000002.base_copy.json   the same, put right before it: only base.json decides, and this one says what it said
+                             should its bytes rot. Runs of older versions have none, and need none while they are whole.
 attempts/000002.lease.json   {"counter": n}, rewritten while it lives
 attempts/000002.end.json     put once by itself, its successor or the launcher
 """
@@ -19,6 +21,7 @@ from checkpoints.keys import (
     CommitRef,
     Layout,
     attempt_key,
+    base_copy_key,
     base_key,
     claim_key,
     end_key,
@@ -30,6 +33,14 @@ from checkpoints.store import Store
 
 logger = logging.getLogger(__name__)
 
+UNREADABLE = "it is no JSON object, or its own digest does not fit it"
+_BASE_ADVICE = (
+    "Without it nobody knows which commits count, so nothing is started from it and nothing deleted. Put "
+    "back the object's earlier version, if the store keeps versions, or a copy of the run."
+)
+_GOING_ON = "Going on without what it said."
+_COPY_STANDS = "Its copy is whole and is read in its place."
+
 
 class AttemptLog:
     """Reads and writes attempt records. What is put once is remembered once it was seen; absence never is."""
@@ -38,6 +49,7 @@ class AttemptLog:
         self._store = store
         self._layout = layout
         self._seen: dict[str, dict[str, Any]] = {}
+        self._bases: dict[int, CommitRef | None] = {}
 
     def claim(self, number: int, body: Mapping[str, Any]) -> dict[str, Any]:
         """Take attempt `number`; returns the claim as stored.
@@ -51,7 +63,7 @@ class AttemptLog:
         """Record what attempt `number` starts from, once that is verified and loaded; None only if there is nothing.
 
         Raises:
-            AlreadyExists: a base was recorded before.
+            AlreadyExists: a base was recorded before, or begun to be with another commit.
             Superseded: the base is of a newer attempt, which owns the run by now.
             ValueError: the base is of this very attempt, or of an unknown stage.
         """
@@ -61,7 +73,14 @@ class AttemptLog:
             if base.attempt == number:
                 raise ValueError(f"attempt {number} cannot start from {base}: that attempt is not older")
             self._layout.stage_index(base.stage)
-        self._store.put_once(base_key(number), {"base": None if base is None else base.to_json()})
+        body = {"base": None if base is None else base.to_json()}
+        try:
+            self._store.put_once(base_copy_key(number), body)
+        except AlreadyExists as exc:
+            # It may have died between the two puts. The copy alone decides nothing, but it must not say anything else.
+            if exc.existing is None or exc.existing.get("base", ...) != body["base"]:
+                raise
+        self._store.put_once(base_key(number), body)
 
     def put_end(self, number: int, body: Mapping[str, Any]) -> bool:
         """Record the end of attempt `number`; False if an end was recorded before (that one stands)."""
@@ -85,7 +104,7 @@ class AttemptLog:
         return counter if isinstance(counter, int) else None
 
     def present(self) -> dict[int, frozenset[str]]:
-        """Which records exist, by one fresh listing: number -> kinds ("claim", "base", "lease", "end")."""
+        """Which records exist, by one fresh listing: number -> kinds (those of `ATTEMPT_KINDS`)."""
         found: dict[int, set[str]] = {}
         for key in self._store.list(ATTEMPTS):
             parsed = parse_attempt_key(key)
@@ -101,28 +120,70 @@ class AttemptLog:
         """All attempts by number.
 
         A claim or an end that is damaged is named in the log and taken for an empty one: that it is there is what
-        decides.
+        decides. A base that is damaged is named in the log and read from its copy.
 
         Raises:
-            Damaged: a base is no JSON object or names no commit, so nobody knows which commits count.
+            Damaged: a base and its copy are damaged, so nobody knows which commits count.
         """
         return [self._record(number, kinds) for number, kinds in sorted(self.present().items())]
 
-    def _record(self, number: int, kinds: frozenset[str]) -> AttemptRecord:
-        bodies = {kind: self._body(number, kind) for kind in kinds if kind != "lease"}
-        base: CommitRef | None = None
-        if "base" in bodies:
-            base = self._parse_base(number, bodies["base"])
-        return AttemptRecord(number, bodies.get("claim"), "base" in bodies, base, bodies.get("end"))
+    def damaged(self) -> list[Damaged]:
+        """Every record that is not as it was put, copies too, each read anew; what a lease says needs no proof."""
+        return [
+            problem
+            for number, kinds in sorted(self.present().items())
+            for kind in sorted(kinds - {"lease"})
+            if (problem := self._problem(number, kind)) is not None
+        ]
 
-    def _parse_base(self, number: int, body: Mapping[str, Any]) -> CommitRef | None:
+    def _problem(self, number: int, kind: str) -> Damaged | None:
+        try:
+            if kind in ("base", "base_copy"):
+                self._read_base(number, kind)
+            elif self._store.get_json(attempt_key(number, kind)) is None:
+                return Damaged(attempt_key(number, kind), UNREADABLE, self._store.uri, advice=_GOING_ON)
+        except ObjectMissing:
+            return None  # the run is being removed
+        except Damaged as problem:
+            other = "base_copy" if kind == "base" else "base"
+            try:
+                self._read_base(number, other)
+            except (Damaged, ObjectMissing):
+                return problem
+            advice = _COPY_STANDS if kind == "base" else "The record it is a copy of is whole, so nothing is lost."
+            return Damaged(problem.key, problem.problem, self._store.uri, advice=advice)
+        return None
+
+    def _record(self, number: int, kinds: frozenset[str]) -> AttemptRecord:
+        claim, end = (self._body(number, kind) if kind in kinds else None for kind in ("claim", "end"))
+        base = self._base(number) if "base" in kinds else None
+        return AttemptRecord(number, claim, "base" in kinds, base, end)
+
+    def _base(self, number: int) -> CommitRef | None:
+        """What attempt `number` began with: by its base, or by the copy of it where that is damaged."""
+        if number not in self._bases:
+            try:
+                self._bases[number] = self._read_base(number, "base")
+            except Damaged as problem:
+                try:
+                    self._bases[number] = self._read_base(number, "base_copy")
+                except (Damaged, ObjectMissing):
+                    raise problem from None
+                logger.warning("%s/%s is damaged: %s. %s", self._store.uri, problem.key, problem.problem, _COPY_STANDS)
+        return self._bases[number]
+
+    def _read_base(self, number: int, kind: str) -> CommitRef | None:
+        key = attempt_key(number, kind)
+        body = self._store.get_json(key)
+        if body is None:
+            raise Damaged(key, UNREADABLE, self._store.uri, advice=_BASE_ADVICE)
         if "base" in body and body["base"] is None:
             return None
         try:
             base = CommitRef.from_json(body.get("base"))
             self._layout.stage_index(base.stage)
         except (ValueError, KeyError) as exc:
-            raise Damaged(base_key(number), f"it names no commit ({exc})", self._store.uri) from exc
+            raise Damaged(key, f"it names no commit ({exc})", self._store.uri, advice=_BASE_ADVICE) from exc
         return base
 
     def _body(self, number: int, kind: str) -> dict[str, Any]:
@@ -130,10 +191,8 @@ class AttemptLog:
         if key not in self._seen:
             body = self._store.get_json(key)
             if body is None:
-                problem = Damaged(key, "it is no JSON object, or its own digest does not fit it", self._store.uri)
-                if kind == "base":
-                    raise problem
-                logger.warning("%s Going on without what it said.", problem)
+                problem = Damaged(key, UNREADABLE, self._store.uri, advice=_GOING_ON)
+                logger.warning("%s", problem)
                 body = {}
             self._seen[key] = body
         return self._seen[key]

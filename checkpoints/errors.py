@@ -106,14 +106,17 @@ class NotCommitted(CheckpointError):
 
 
 class Damaged(CheckpointError):
-    """What lies under `key` is not what was committed; `problem` says how it differs."""
+    """What lies under `key` is not what was committed; `problem` says how it differs.
 
-    def __init__(self, key: str, problem: str, where: str = "") -> None:
+    `advice` says what to do, where it is not the bytes of a commit that are damaged.
+    """
+
+    def __init__(self, key: str, problem: str, where: str = "", *, advice: str | None = None) -> None:
         place = f"{where.rstrip('/')}/{key}" if where else key
-        super().__init__(
-            f"{place} is damaged: {problem}. It cannot be trusted; "
-            "the next older commit is the one to load (readers fall back to it by themselves)."
+        advice = advice or (
+            "It cannot be trusted; the next older commit is the one to load (readers fall back to it by themselves)."
         )
+        super().__init__(f"{place} is damaged: {problem}. {advice}")
         self.key = key
         self.problem = problem
 

@@ -2,7 +2,7 @@
 
     <folder>/<item><position>/attempt-<attempt>/manifest.json      a commit, for example
     checkpoints/step-00000400/attempt-000002/manifest.json
-    attempts/000002.claim.json  .base.json  .lease.json  .end.json
+    attempts/000002.claim.json  .base_copy.json  .base.json  .lease.json  .end.json
 
 Numbers are zero-padded so that names sort, but nothing here trusts the order of names: keys are parsed.
 """
@@ -15,8 +15,8 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 ATTEMPTS = "attempts/"
-ATTEMPT_KINDS = ("claim", "base", "lease", "end")
-_ATTEMPT_KEY = re.compile(r"attempts/(\d{6,})\.(claim|base|lease|end)\.json")
+ATTEMPT_KINDS = ("claim", "base", "lease", "end", "base_copy")
+_ATTEMPT_KEY = re.compile(r"attempts/(\d{6,})\.(claim|base|lease|end|base_copy)\.json")
 _FOLDER = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 
 
@@ -144,6 +144,10 @@ def claim_key(number: int) -> str:
 
 def base_key(number: int) -> str:
     return attempt_key(number, "base")
+
+
+def base_copy_key(number: int) -> str:
+    return attempt_key(number, "base_copy")
 
 
 def lease_key(number: int) -> str:

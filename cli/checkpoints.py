@@ -61,25 +61,34 @@ def ls(run: options.RunName = None, store: options.Store = None, as_json: option
 
 
 def verify(run: options.RunName = None, store: options.Store = None, as_json: options.Json = False) -> None:
-    """Read every committed byte of a run and compare it with its digest. Exit code 3: something is damaged.
+    """Read every committed byte and every attempt's records and compare them with their digests.
+
+    Exit code 3: something is damaged.
 
     Example: alpaca-jobs checkpoints verify demo-x3fkd
     """
     from alpaca_jobs.run_layout import LAYOUT
+    from checkpoints.attempts import AttemptLog
     from checkpoints.transfer import verify_commits
     from cli.finding import find_run
 
     found = find_run(run, store)
+    folder = found.root.child(found.run_id)
+    records = [{"key": one.key, "problem": str(one)} for one in AttemptLog(folder, LAYOUT).damaged()]
+    for record in records:
+        render.say(record["problem"])
     results = []
-    for report in verify_commits(found.root.child(found.run_id), LAYOUT):
+    for report in verify_commits(folder, LAYOUT):
         render.say(f"{report.ref}: {report.problem or 'every byte is as it was committed'}")
         results.append({**report.ref.to_json(), "counts": report.counts, "problem": report.problem})
     damaged = [one for one in results if one["problem"] is not None]
     if as_json:
-        render.out_json({"run_id": found.run_id, "commits": results, "damaged": len(damaged)})
+        body = {"commits": results, "damaged": len(damaged), "damaged_records": records}
+        render.out_json({"run_id": found.run_id, **body})
     else:
-        render.out(f"{words.plural(len(results), 'commit')} read, {len(damaged)} damaged")
-    raise typer.Exit(ExitCode.SURROUNDINGS_FAILED if damaged else ExitCode.DONE)
+        of_records = f"; {words.plural(len(records), 'record')} of attempts damaged" if records else ""
+        render.out(f"{words.plural(len(results), 'commit')} read, {len(damaged)} damaged{of_records}")
+    raise typer.Exit(ExitCode.SURROUNDINGS_FAILED if damaged or records else ExitCode.DONE)
 
 
 def prune(

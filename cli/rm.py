@@ -22,14 +22,19 @@ def rm(
 
     Example: alpaca-jobs rm demo-x3fkd --yes
     """
+    from checkpoints.errors import Damaged
     from cli.finding import find_run
     from cluster.launch.launching import remove_run
     from cluster.runs.run_view import view_run
 
     found = find_run(run, store)
-    view = view_run(found.root, found.run_id, is_alive=found.is_alive_here)
-    came_to = f"rows {words.number(view.rows)}, step {words.number(view.step)}"
-    what = f"{found.root.uri}/{found.run_id} ({view.state.value}, {came_to})"
+    try:
+        view = view_run(found.root, found.run_id, is_alive=found.is_alive_here)
+        came_to = f"{view.state.value}, rows {words.number(view.rows)}, step {words.number(view.step)}"
+    except Damaged as exc:  # what cannot be read can be deleted all the same
+        render.say(str(exc))
+        came_to = "nobody knows how far it got"
+    what = f"{found.root.uri}/{found.run_id} ({came_to})"
     starting.agree(f"Delete {what}{' and its bucket' if bucket else ''} for good?", yes=yes, grids=[])
     deleted = remove_run(found.root, found.run_id, found.home)
     is_removed = _remove_bucket(found.root.uri) if bucket else False

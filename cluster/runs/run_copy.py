@@ -5,17 +5,29 @@ What makes it a run, `job.json` and the index entry, is written last: half a cop
 
 from __future__ import annotations
 
-import json
+import hashlib
+import logging
+import mmap
+import tempfile
 from collections.abc import Iterator
+from typing import BinaryIO, Final
 
 from alpaca_jobs.run_layout import LAYOUT
-from checkpoints.errors import AlreadyExists
+from checkpoints.attempts import UNREADABLE
+from checkpoints.errors import AlreadyExists, Damaged
 from checkpoints.store import Store
 from checkpoints.transfer import content_of, copy_run
 from cluster.errors import RunActive
-from cluster.runs.run_view import RunState, index_key, view_run
+from cluster.runs.run_view import SAMPLE_S, RunState, index_key, view_run
 
-_ALONGSIDE = ("inputs/", "answers/", "ledger/", "reports/", "events/")
+logger = logging.getLogger(__name__)
+
+_RECORDS: Final = ("answers/", "ledger/", "control/review.json", "control/limits-")
+"""What the run goes on from, each JSON with its own digest: one that is damaged stops the copy."""
+_TOLD: Final = ("reports/", "events/", "estimate.json", "machines/", "tracking/")
+"""What tells about it: one that is damaged is named and copied as it is, so that its digest still says so."""
+_FILES: Final = ("inputs/",)
+_PIECE_BYTES: Final = 16 * 2**20
 
 
 def copy_whole_run(source: Store, destination: Store, run_id: str, *, is_alive_here: bool | None) -> Iterator[str]:
@@ -23,30 +35,62 @@ def copy_whole_run(source: Store, destination: Store, run_id: str, *, is_alive_h
 
     Raises:
         RunActive: it is alive: two copies that go on would be two runs with one name.
-        Damaged: a commit is not as it was committed; the copy does not become a run.
-        AlreadyExists: the destination has another run of that name.
+        Damaged: a commit or a record is not as it was put; the copy does not become a run.
+        AlreadyExists: the destination has another run of that name, or this one and it went on there.
     """
     state = view_run(source, run_id, is_alive=is_alive_here).state
     if not state.is_over and state is not RunState.SILENT:
         raise RunActive(f"{run_id} is {state.value}. Stop it first with `alpaca-jobs cancel {run_id}`, then copy it.")
     here, there = source.child(run_id), destination.child(run_id)
     there.probe_put_once()
-    for ref in copy_run(here, there, LAYOUT):
+    for ref in copy_run(here, there, LAYOUT, sample_s=SAMPLE_S):
         yield str(ref)
-    for folder in _ALONGSIDE:
-        keys = here.list(folder)
+    for prefix in (*_FILES, *_RECORDS, *_TOLD):
+        keys = here.list(prefix)
         for key in keys:
-            there.put(key, here.get(key))
+            if key.endswith(".json") and prefix not in _FILES and here.get_json(key) is None:
+                problem = Damaged(key, UNREADABLE, here.uri, advice="It is copied as it is.")
+                if prefix in _RECORDS:
+                    raise Damaged(key, UNREADABLE, here.uri, advice="Put back a whole one; nothing was made a run.")
+                logger.warning("%s", problem)
+            _copy_object(here, there, key)
         if keys:
-            yield f"{len(keys)} objects of {folder}"
+            yield f"{len(keys)} objects of {prefix}" if prefix.endswith("/") else ", ".join(keys)
     _put_json(here, there, "job.json")
     _put_json(source, destination, index_key(run_id))
 
 
+def _copy_object(source: Store, destination: Store, key: str) -> None:
+    """Copy one object, which may be larger than memory, and read it again where it went."""
+    with tempfile.TemporaryFile() as file:
+        digest = _read_whole(source, key, file)
+        is_empty = not file.tell()  # nothing cannot be mapped
+        file.flush()
+        destination.put(key, b"" if is_empty else memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+    if _read_whole(destination, key, None) != digest:
+        problem = f"what was read at {source.uri} is not what lies here now"
+        raise Damaged(
+            key, problem, destination.uri, advice="Copy again; if it stays so, a store or this machine fails."
+        )
+
+
+def _read_whole(store: Store, key: str, file: BinaryIO | None) -> tuple[int, str]:
+    """Read an object piece by piece, into a file if there is one; its size and SHA-256."""
+    size, done, digest = store.size(key) or 0, 0, hashlib.sha256()
+    while done < size and (piece := store.get_range(key, done, min(_PIECE_BYTES, size - done))):
+        digest.update(piece)
+        done += len(piece)
+        if file is not None:
+            file.write(piece)
+    return done, digest.hexdigest()
+
+
 def _put_json(source: Store, destination: Store, key: str) -> None:
-    content = content_of(json.loads(source.get(key)))
+    body = source.get_json(key)
+    if body is None:
+        raise Damaged(key, UNREADABLE, source.uri, advice="Put back a whole one; the copy was not made a run.")
     try:
-        destination.put_once(key, content)
+        destination.put_once(key, content_of(body))
     except AlreadyExists as exc:
-        if exc.existing is None or content_of(exc.existing) != content:
+        if exc.existing is None or content_of(exc.existing) != content_of(body):
             raise

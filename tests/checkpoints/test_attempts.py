@@ -9,7 +9,7 @@ import pytest
 from checkpoints.attempts import AttemptLog
 from checkpoints.errors import AlreadyExists, CheckpointError, Damaged, LeaseLost, Superseded
 from checkpoints.fence import Fence, LeaseKeeper
-from checkpoints.keys import TRAIN_ONLY, CommitRef, base_key, claim_key
+from checkpoints.keys import TRAIN_ONLY, CommitRef, base_copy_key, base_key, claim_key
 from checkpoints.store import Store
 
 
@@ -79,12 +79,44 @@ def test_a_base_that_cannot_be_understood_is_damage(memory_store: Store, body: b
         AttemptLog(memory_store, TRAIN_ONLY).records()
 
 
-def test_a_flipped_digit_in_a_base_is_damage_and_not_another_base(store: Store) -> None:
-    log = AttemptLog(store, TRAIN_ONLY)
-    log.put_base(2, CommitRef("train", 400, 1))
+def test_a_flipped_digit_in_a_base_is_damage_not_another_base_and_its_copy_stands_for_it(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    log, base = AttemptLog(store, TRAIN_ONLY), CommitRef("train", 400, 1)
+    log.put_base(2, base)
+    assert log.damaged() == []
     store.put(base_key(2), store.get(base_key(2)).replace(b"400", b"500"))
-    with pytest.raises(Damaged, match="its own digest does not fit it"):
+    assert [record.base for record in AttemptLog(store, TRAIN_ONLY).records()] == [base]
+    assert "000002.base.json is damaged: it is no JSON object, or its own digest" in caplog.text
+    assert [str(one).partition(" is damaged")[0] for one in log.damaged()] == [f"{store.uri}/{base_key(2)}"]
+    store.put(base_copy_key(2), store.get(base_copy_key(2)).replace(b"400", b"500"))
+    with pytest.raises(Damaged, match=r"its own digest does not fit it.*nobody knows which commits count"):
         AttemptLog(store, TRAIN_ONLY).records()
+    assert len(log.damaged()) == 2
+
+
+def test_a_copy_without_its_base_decides_nothing_and_a_base_without_a_copy_is_read(memory_store: Store) -> None:
+    log = AttemptLog(memory_store, TRAIN_ONLY)
+    log.claim(1, {})
+    log.put_base(1, None)
+    memory_store.delete([base_key(1)])  # as if it had died between the two puts
+    assert not AttemptLog(memory_store, TRAIN_ONLY).records()[0].has_base
+    with pytest.raises(AlreadyExists):
+        log.put_base(1, CommitRef("train", 0, 0))
+    log.put_base(1, None)
+    memory_store.delete([base_copy_key(1)])  # as older versions wrote it
+    assert AttemptLog(memory_store, TRAIN_ONLY).records()[0].has_base
+    assert log.damaged() == []
+
+
+def test_damaged_records_are_all_named(log: AttemptLog, memory_store: Store) -> None:
+    log.claim(1, {"by": "me"})
+    log.put_base(1, None)
+    log.put_end(1, {"stop_reason": "done"})
+    for key in memory_store.list("attempts/"):
+        memory_store.put(key, memory_store.get(key)[:-3])
+    assert sorted(one.key for one in log.damaged()) == memory_store.list("attempts/")
+    assert len(log.damaged()) == 4
 
 
 def test_other_files_among_the_records_are_ignored(memory_store: Store, log: AttemptLog) -> None:

@@ -14,6 +14,7 @@ from checkpoints.keys import (
     Layout,
     Stage,
     attempt_key,
+    base_copy_key,
     base_key,
     claim_key,
     end_key,
@@ -36,7 +37,8 @@ def test_keys_look_as_the_design_says() -> None:
     assert LAYOUT.commit_prefix(CommitRef("generate", 12, 1)) == "data/part-000012/attempt-000001/"
     assert LAYOUT.commit_prefix(CommitRef("export", 0, 3)) == "model/attempt-000003/"
     assert claim_key(2) == "attempts/000002.claim.json"
-    assert [base_key(2), lease_key(2), end_key(2)] == [f"attempts/000002.{kind}.json" for kind in ATTEMPT_KINDS[1:]]
+    others = [base_key(2), lease_key(2), end_key(2), base_copy_key(2)]
+    assert others == [f"attempts/000002.{kind}.json" for kind in ATTEMPT_KINDS[1:]]
 
 
 @given(refs, st.sampled_from([MANIFEST, "rank-00000-0000.bin", "deep/er.bin"]))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from checkpoints.attempts import AttemptLog
-from checkpoints.errors import AlreadyExists, Damaged, NotCommitted, RunActive
+from checkpoints.errors import AlreadyExists, Damaged, NotCommitted, RunActive, Superseded
 from checkpoints.fence import Fence
 from checkpoints.keys import TRAIN_ONLY, CommitRef
 from checkpoints.lineage import counting_commits
@@ -107,6 +107,76 @@ def test_another_run_at_the_destination_is_not_overwritten(memory_store: Store, 
     AttemptLog(other, TRAIN_ONLY).claim(1, {"number": "another run's"})
     with pytest.raises(AlreadyExists, match=r"attempts/000001\.claim\.json"):
         list(copy_run(memory_store, other, TRAIN_ONLY))
+
+
+def test_a_copy_that_went_on_by_itself_is_left_alone_though_its_records_say_the_same(make_store: Any) -> None:
+    source, destination = _run(make_store("memory")), make_store("memory")
+    list(copy_run(source, destination, TRAIN_ONLY))
+    for store, position in ((source, 70), (destination, 60)):  # both are resumed
+        log = AttemptLog(store, TRAIN_ONLY)
+        log.claim(3, {"number": 3})
+        log.put_base(3, step(50, 2))
+        writer = CommitWriter(store, TRAIN_ONLY, step(position, 3), fence=Fence(log, 3))
+        writer.put("own", b"x")
+        writer.publish(meta={})
+    before = {key: destination.get(key) for key in destination.list()}
+    with pytest.raises(AlreadyExists, match=r"attempt 3 is not the one .* nothing was copied"):
+        list(copy_run(source, destination, TRAIN_ONLY))
+    assert {key: destination.get(key) for key in destination.list()} == before
+    with pytest.raises(AlreadyExists):
+        list(copy_run(destination, source, TRAIN_ONLY))
+
+
+def test_a_copy_goes_back_to_where_it_came_from_unless_somebody_is_at_work_there(make_store: Any) -> None:
+    source, destination = _run(make_store("memory")), make_store("memory")
+    list(copy_run(source, destination, TRAIN_ONLY))
+    log = AttemptLog(destination, TRAIN_ONLY)
+    log.put_end(2, {"stop_reason": "lost"})
+    log.claim(3, {})
+    log.put_base(3, step(50, 2))
+    writer = CommitWriter(destination, TRAIN_ONLY, step(60, 3), fence=Fence(log, 3))
+    writer.put("own", b"60")
+    writer.publish(meta={})
+    old = AttemptLog(source, TRAIN_ONLY)
+    old.renew(2, 1)
+    with pytest.raises(RunActive, match="attempt 2 has not ended"):
+        list(copy_run(destination, source, TRAIN_ONLY, sleep=lambda seconds: old.renew(2, 2)))
+    assert old.newest() == 2
+    list(copy_run(destination, source, TRAIN_ONLY, sleep=lambda seconds: None))
+    assert _counting(source)[0] == step(60, 3)
+    with pytest.raises(Superseded):
+        Fence(old, 2).check()
+
+
+def test_who_goes_on_at_the_destination_while_it_is_copied_takes_another_number(make_store: Any) -> None:
+    source, destination = _run(make_store("memory")), make_store("memory")
+    list(copy_run(source, destination, TRAIN_ONLY))
+    log = AttemptLog(source, TRAIN_ONLY)
+    log.claim(3, {})
+    log.put_base(3, step(50, 2))
+    writer = CommitWriter(source, TRAIN_ONLY, step(60, 3), fence=Fence(log, 3))
+    writer.put("own", b"60")
+    writer.publish(meta={})
+    copying = copy_run(source, destination, TRAIN_ONLY)
+    assert next(copying) == step(10)
+    there = AttemptLog(destination, TRAIN_ONLY)
+    assert there.newest() == 3
+    there.claim(4, {})
+    there.put_base(4, _counting(destination)[0])
+    list(copying)
+    assert _counting(destination)[0] == step(50, 2), "attempt 3's commits are not of attempt 4's line"
+
+
+def test_a_damaged_base_is_copied_whole(make_store: Any) -> None:
+    source, destination = _run(make_store("memory")), make_store("memory")
+    source.put("attempts/000002.base.json", b"{")
+    source.put("attempts/000001.claim.json", b"{")
+    source.delete(["attempts/000001.base_copy.json"])  # as older versions left it
+    list(copy_run(source, destination, TRAIN_ONLY))
+    assert _counting(destination) == _counting(source)
+    assert AttemptLog(destination, TRAIN_ONLY).damaged() == []
+    assert len(destination.list("attempts/")) == 6
+    list(copy_run(source, destination, TRAIN_ONLY))
 
 
 @pytest.mark.parametrize("how", ["before", "after", "torn", "refused once", "answer lost"])

@@ -67,6 +67,28 @@ def test_a_flipped_bit_is_found_and_named(quick: Any, run_id: str) -> None:
     assert "1 damaged" in verified.stdout
 
 
+def test_a_damaged_base_is_named_and_the_run_goes_on_and_without_its_copy_it_can_still_be_removed(
+    quick: Any, run_id: str
+) -> None:
+    attempts = Path(quick.store.removeprefix("file://")) / run_id / "attempts"
+    base, copy = attempts / "000001.base.json", attempts / "000001.base_copy.json"
+    base.write_bytes(base.read_bytes()[:-2])
+    verified = quick("checkpoints", "verify", "--json")
+    assert verified.returncode == 3
+    body = json.loads(verified.stdout)
+    assert ([one["key"] for one in body["damaged_records"]], body["damaged"]) == (["attempts/000001.base.json"], 0)
+    assert listed(quick)[0]["counts"]
+    quick.behaviour |= {"steps": listed(quick)[0]["position"] + 2}
+    resumed = quick("resume", run_id, "--yes", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    copy.unlink()
+    told = quick("status", run_id)
+    assert told.returncode == 3
+    assert "nobody knows which commits count" in told.stderr
+    assert quick("rm", run_id, "--yes").returncode == 0
+    assert quick("status", run_id).returncode == 2
+
+
 def test_an_unreadable_manifest_is_listed_as_damaged_beside_the_others(quick: Any, run_id: str) -> None:
     newest, *others = listed(quick)
     ref = CommitRef.from_json({name: newest[name] for name in ("stage", "position", "attempt")})
@@ -93,7 +115,11 @@ def test_a_copied_run_resumes_in_its_new_store(quick: Any, run_id: str, tmp_path
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["attempts"][-1]["base"]["position"] == newest
     again = quick("checkpoints", "copy", run_id, "--to", elsewhere, "--store", quick.store)
-    assert again.returncode == 0, again.stderr
+    assert again.returncode == 3
+    assert "the run went on there by itself" in again.stderr
+    back = quick("checkpoints", "copy", run_id, "--to", quick.store, "--store", elsewhere)
+    assert back.returncode == 0, back.stderr
+    assert listed(quick, "--store", elsewhere)[0] == listed(quick, "--store", quick.store)[0]
 
 
 def test_a_damaged_commit_is_not_copied_and_the_copy_is_no_run(quick: Any, run_id: str, tmp_path: Path) -> None:
