@@ -39,6 +39,14 @@ NODE_EXITS: Final[Mapping[StopReason, int]] = MappingProxyType(
 A part of a run that is done (`part_done`, in a chain of SkyPilot's tasks) exits with 0 as well: the next task starts.
 """
 
+NOTHING_FOLLOWS: Final = 80
+"""A cloud's node leaves with it where no other machine is to be started, and its reason's own code would ask for one.
+
+SkyPilot starts a task again for every code of the task's `recover_on_exit_codes`, without a limit.
+"""
+SET_UP_FAILED: Final = 65
+"""EX_DATAERR of sysexits.h; the set-up of a cloud's machine (sky/run.yaml) ends with it."""
+
 _REASONS: Final = MappingProxyType({code: reason for reason, code in NODE_EXITS.items()})
 # A program that dies of its own fault; any other signal came from outside.
 _OWN_FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS})

@@ -3,7 +3,8 @@
     ALPACA_JOBS_STORE=s3://... ALPACA_JOBS_RUN=... ALPACA_JOBS_SESSION=000001 python -m cluster.cloud.node
 
 With our plugin in SkyPilot's API server, ALPACA_JOBS_ATTEMPT and ALPACA_JOBS_PLACEMENT hold what it handed out. Without
-it the node takes the next number itself, once the attempt before is seen to stand still. Where several machines work
+it the node takes the next number itself, once the attempt before is seen to stand still, and asks the decision table
+before it begins: SkyPilot's own strategy starts machines for an exit code without a limit. Where several machines work
 together, SkyPilot runs this on each of them and says which one it is (SKYPILOT_NODE_RANK, SKYPILOT_NODE_IPS).
 """
 
@@ -15,9 +16,10 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.attempts import AttemptLog
@@ -25,16 +27,17 @@ from checkpoints.errors import CheckpointError
 from cluster.cloud.limit_watch import watch_limits
 from cluster.cloud.places import is_there
 from cluster.cloud.run import ATTEMPT_VARIABLE, PLACEMENT_VARIABLE, RUN_VARIABLE, STORE_VARIABLE, CloudRun
-from cluster.errors import ClusterError
+from cluster.cloud.templates import WITHOUT_PLUGIN
+from cluster.errors import ClusterError, NodeLost
 from cluster.events import iso_time
-from cluster.exits import NODE_EXITS
+from cluster.exits import NODE_EXITS, NOTHING_FOLLOWS
 from cluster.node import power
 from cluster.node.main import LEASE_S, NodeArguments, run_node
 from cluster.node.member import MEET_WITHIN_S
 from cluster.node.node_group import DEFAULT_RAY_PORT, NodeGroup
 from cluster.plan import Placement
 from cluster.process_tree import NODE_MARK, new_nonce
-from cluster.recovery import Action, StopReason
+from cluster.recovery import TABLE, Action, Decision, StopReason
 from cluster.runs.run_view import is_lease_moving
 
 logger = logging.getLogger(__name__)
@@ -73,7 +76,7 @@ def joined_attempt(log: AttemptLog, group: NodeGroup, *, patience_s: float = MEE
     """The attempt that the head of these machines has claimed, where nobody hands numbers out.
 
     Raises:
-        ClusterError: it has claimed none within `patience_s`.
+        NodeLost: it has claimed none within `patience_s`.
     """
     give_up_at = time.monotonic() + patience_s
     while time.monotonic() < give_up_at:
@@ -81,7 +84,7 @@ def joined_attempt(log: AttemptLog, group: NodeGroup, *, patience_s: float = MEE
             if record.end is None and (record.claim or {}).get("addresses") == list(group.addresses):
                 return record.number
         time.sleep(1.0)
-    raise ClusterError(f"Machine 0 ({group.addresses[0]}) has begun no attempt within {patience_s:.0f} s.")
+    raise NodeLost(f"Machine 0 ({group.addresses[0]}) has begun no attempt within {patience_s:.0f} s.")
 
 
 def next_attempt(log: AttemptLog, *, patience_s: float = _STANDSTILL_S) -> int:
@@ -102,6 +105,36 @@ def next_attempt(log: AttemptLog, *, patience_s: float = _STANDSTILL_S) -> int:
     return newest + 1
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How this machine's part ended.
+
+    Attributes:
+        follows: whether another machine may have to go on; only then may the exit code ask for one.
+        is_replaced: another machine works already, so this one turns itself off at once. Any other stays for some
+            minutes: SkyPilot has to read its exit code first, for a machine that is gone looks lost to it.
+    """
+
+    reason: StopReason
+    follows: bool
+    is_replaced: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """What SkyPilot is told. Codes that it would start another machine for are for outcomes that want one."""
+        if self.reason in (StopReason.DONE, StopReason.PART_DONE):
+            return 0
+        code = NODE_EXITS.get(self.reason, NOTHING_FOLLOWS)
+        return code if self.follows or self.reason in _FINAL else NOTHING_FOLLOWS
+
+
+_FINAL: Final = frozenset(
+    reason
+    for reason, rule in TABLE.items()
+    if rule.action is not Action.RELAUNCH and reason is not StopReason.SUPERSEDED
+)
+
+
 def main(environ: Mapping[str, str] = os.environ) -> int:
     """Entry point; returns the exit code."""
     logging.basicConfig(
@@ -109,25 +142,33 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
     )  # fmt: skip
     os.environ.setdefault(NODE_MARK, new_nonce())
     power.stay_on()
-    reason = _attempt(environ)
+    outcome = carry_out(environ)
     # SkyPilot takes the machine down, if it is still there to do so; where it is not, the machine goes by itself.
-    power.power_off(in_minutes=0 if reason is StopReason.SUPERSEDED else power.AFTER_END_MIN)
-    return 0 if reason is StopReason.PART_DONE else NODE_EXITS[reason]
+    power.power_off(in_minutes=0 if outcome.is_replaced else power.AFTER_END_MIN)
+    return outcome.exit_code
 
 
-def _attempt(environ: Mapping[str, str]) -> StopReason:
+def carry_out(environ: Mapping[str, str]) -> Outcome:
     """Carry out one attempt, and say the run's end where nothing follows it."""
     booted_at_s = power.started_at_s()
     try:
         run = CloudRun.open(environ)
         place, group, log = placement_here(run, environ), group_here(environ), AttemptLog(run.store, LAYOUT)
-        attempt = int(
-            environ.get(ATTEMPT_VARIABLE) or (next_attempt(log) if group.is_head else joined_attempt(log, group))
-        )
+        attempt = int(environ.get(ATTEMPT_VARIABLE) or 0)
+        if not attempt:
+            attempt = next_attempt(log) if group.is_head else joined_attempt(log, group)
+            if (over := outcome_if_over(run, is_head=group.is_head)) is not None:
+                return over  # nobody asked before this machine was bought
         before_usd = run.machines_usd()
-    except (ClusterError, CheckpointError) as exc:
+    except NodeLost as exc:
         logger.error("this machine cannot begin: %s", exc)
-        return StopReason.SUPERSEDED if isinstance(exc, ClusterError) else StopReason.STORE_FAILURE
+        return outcome_if_over(run, is_head=False) or Outcome(StopReason.NODE_FAILURE, follows=True)
+    except ClusterError as exc:  # of no run, in no place of it, or not needed: so would be the next machine
+        logger.error("this machine cannot begin: %s", exc)
+        return Outcome(StopReason.SUPERSEDED, follows=False)
+    except CheckpointError as exc:
+        logger.error("this machine cannot begin: %s", exc)
+        return Outcome(StopReason.STORE_FAILURE, follows=True)
     scratch = Path.home() / ".alpaca-jobs" / f"scratch-{run.plan.run_id}-{attempt:06d}"
     store_uri, run_id = environ[STORE_VARIABLE], environ[RUN_VARIABLE]
     arguments = NodeArguments(
@@ -136,15 +177,43 @@ def _attempt(environ: Mapping[str, str]) -> StopReason:
         guard=partial(watch_limits, run, place, booted_at_s, before_usd), gone=power.power_off,
     )  # fmt: skip
     reason = run_node(arguments)
-    if not group.is_head:
-        return reason
+    return settle(run, reason, is_head=group.is_head, has_plugin=bool(environ.get(ATTEMPT_VARIABLE)))
+
+
+def settle(run: CloudRun, reason: StopReason, *, is_head: bool, has_plugin: bool) -> Outcome:
+    """Whether anything follows an attempt that ended; if not, the run's end is said, by the head of its machines."""
+    is_over = outcome_if_over(run, is_head=is_head) is not None
+    if is_over or has_plugin or reason in (*WITHOUT_PLUGIN, StopReason.DONE, StopReason.PART_DONE):
+        return Outcome(reason, follows=not is_over, is_replaced=reason is StopReason.SUPERSEDED)
+    words = (
+        f"The run has stopped ({reason.value}). Another start may cure that, but SkyPilot without our plugin makes "
+        f"none for it. `alpaca-jobs resume {run.plan.run_id}` goes on from the newest commit."
+    )
+    _close(run, Decision(Action.GIVE_UP, words, exit_code=TABLE[reason].exit_code or 3, reason=reason), is_head=is_head)
+    return Outcome(reason, follows=False)
+
+
+def outcome_if_over(run: CloudRun, *, is_head: bool) -> Outcome | None:
+    """Ask what follows; None if something does, or if the store does not say."""
     try:
         decision = run.decide()
-        if decision.action in (Action.FINISH, Action.GIVE_UP):
-            run.close(decision)
+    except CheckpointError as exc:
+        logger.warning("what follows could not be read: %s", exc)
+        return None
+    if decision.action not in (Action.FINISH, Action.GIVE_UP):
+        return None
+    logger.info("%s: %s", decision.action, decision.words)
+    _close(run, decision, is_head=is_head)
+    return Outcome(decision.reason or StopReason.SUPERSEDED, follows=False)
+
+
+def _close(run: CloudRun, decision: Decision, *, is_head: bool) -> None:
+    if not is_head:
+        return
+    try:
+        run.close(decision)
     except CheckpointError as exc:
         logger.warning("the end of the run could not be told: %s", exc)
-    return reason
 
 
 if __name__ == "__main__":

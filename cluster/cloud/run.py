@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.attempts import AttemptLog
+from checkpoints.errors import ObjectMissing
 from checkpoints.keys import CommitRef
 from checkpoints.lineage import AttemptRecord, counting_commits
 from checkpoints.reader import list_commits
@@ -112,7 +113,10 @@ class CloudRun:
         except KeyError as exc:
             raise RunNotFound(f"The task's environment has no {exc.args[0]}; it was not made by alpaca-jobs.") from exc
         store = Store.open(root).child(run_id)
-        body = store.get_json(f"control/session-{number}.json")
+        try:
+            body = store.get_json(f"control/session-{number}.json")
+        except ObjectMissing:
+            body = None
         if body is None:
             raise RunNotFound(f"{store.uri} has no session {number} of {run_id}; launch the job again.")
         handed_out = None

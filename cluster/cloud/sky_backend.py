@@ -91,7 +91,17 @@ class SkyJobs:
             register()  # this process checks the task, too, and would not know the strategy's name
             try:
                 dag = dag_utils.load_chain_dag_from_yaml_str(task_yaml, secrets_overrides=list(secrets.items()) or None)
-                job_ids, _ = sky.get(jobs.launch(dag, name=name))
+                request = jobs.launch(dag, name=name)
+                try:
+                    job_ids, _ = sky.get(request)
+                except KeyboardInterrupt:
+                    # It takes the job all the same; only one that has a number can be cancelled.
+                    logger.warning(
+                        "SkyPilot is taking the job; it is cancelled as soon as it has a number (Ctrl-C again leaves "
+                        "it: sky jobs queue)"
+                    )
+                    sky.get(request)
+                    raise
             except Exception as exc:  # SkyPilot raises dozens of types; none of them has started anything
                 raise LaunchFailed(f"SkyPilot did not take the job: {_words(exc)}") from exc
         if not job_ids:

@@ -33,6 +33,8 @@ _DISK_GIB_BESIDE_MODEL: Final = 60
 _DISK_BYTES_PER_PARAMETER: Final = 6  # downloaded and exported, 2 bytes each, and as much again while it is written
 _SERVER_GIB: Final = 20  # vLLM with its own torch and CUDA
 _DISK_BYTES_PER_SERVED_PARAMETER: Final = 2
+WITHOUT_PLUGIN: Final = (StopReason.PREEMPTED, StopReason.NODE_FAILURE, StopReason.SUPERSEDED)
+"""Stops after which SkyPilot's own strategy starts another machine. Others end its job."""
 _PACKAGED = Path(__file__).parents[1] / "_templates"
 _CHECKOUT = Path(__file__).resolve().parents[2] / "sky"
 _STORE_EXTRAS: Final = {"gs": "gcs", "az": "azure", "abfs": "azure"}
@@ -156,10 +158,11 @@ def _job_recovery(has_plugin: bool) -> list[str]:
     """Our strategy is asked after every stop that another start may cure; SkyPilot's own only after a preemption.
 
     Restarts that an exit code asks for have no limit in SkyPilot; counting crashes is our strategy's business. A node
-    says `superseded` also where it could not renew its lease, which a start elsewhere cures.
+    says `superseded` also where it could not renew its lease, which a start elsewhere cures. Where nothing is to
+    follow, it leaves with another code (cluster/cloud/node.py).
     """
     if not has_plugin:
-        codes = [NODE_EXITS[one] for one in (StopReason.PREEMPTED, StopReason.NODE_FAILURE, StopReason.SUPERSEDED)]
+        codes = [NODE_EXITS[one] for one in WITHOUT_PLUGIN]
         return ["strategy: EAGER_NEXT_REGION", f"recover_on_exit_codes: {codes}"]
     curable = {reason for reason, rule in TABLE.items() if rule.action is Action.RELAUNCH}
     codes = sorted(code for reason, code in NODE_EXITS.items() if reason in curable | {StopReason.SUPERSEDED})

@@ -4,110 +4,34 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from a_cloud import PLACES, WORKING, ACloud, FakeSky
 
 from alpaca_jobs.run_layout import LAYOUT
-from alpaca_jobs.spec import JobSpec
 from checkpoints.attempts import AttemptLog
 from checkpoints.keys import CommitRef
-from checkpoints.lineage import counting_commits
-from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
 from cluster.cloud.launching import JobWatch, cancel_cloud_run, refuse_active_job, submit_session
-from cluster.cloud.node import group_here, joined_attempt, next_attempt, placement_here
 from cluster.cloud.run import CloudRun, parts_left, put_session
 from cluster.cloud.shipped_code import wheel_name
 from cluster.cloud.sky_backend import JobStatus
 from cluster.code_version import code_version
 from cluster.control import ask_cancel
 from cluster.course import Course
-from cluster.errors import ClusterError, LaunchFailed, RunActive, RunNotFound, WrongInput
+from cluster.errors import LaunchFailed, RunActive, RunNotFound, WrongInput
 from cluster.events import EventWriter, read_events, utc_now
 from cluster.launch.launching import resume_run, start_run
-from cluster.node.node_group import NodeGroup
-from cluster.plan import LaunchPlan, Placement, Pricing
-from cluster.recovery import Action, Decision, RecoveryPolicy, StopReason
+from cluster.plan import Pricing
+from cluster.recovery import Action, Decision, StopReason
 from cluster.runs.home import Home
 from cluster.runs.report import read_report
 from cluster.runs.run_view import list_runs, view_run
-from cluster.runs.session import Session
-
-PLACES = tuple(
-    Placement("aws", region, None, "m6i.large", Pricing.SPOT, price, 1)
-    for region, price in (("us-east-1", 0.03), ("us-east-2", 0.04), ("us-west-2", 0.05))
-)
-
-
-WORKING = JobStatus(7, "RUNNING", False, "")
-
-
-class ACloud:
-    """A run in a folder, with as many attempts as a test gives it."""
-
-    def __init__(self, folder: Path, **policy: Any) -> None:
-        job = JobSpec.model_validate(
-            {
-                "name": "demo", "store": "s3://b", "data": {"num_rows": 8, "teacher": "offline"},
-                "train": {"recipe": "alpaca", "model": "tiny-llama"}, "compute": {"infra": ["aws"], "workers": 1},
-                "secrets": ["API_KEY"],
-            }
-        )  # fmt: skip
-        self.root = Store.open(f"file://{folder}")
-        self.store = self.root.child("demo-x3fkd")
-        plan = LaunchPlan("demo-x3fkd", job, self.root.uri, PLACES, 1, "0+test")
-        self.store.put_once("job.json", {**plan.to_json(), "launched_at": utc_now()})
-        self.session = Session(plan, RecoveryPolicy(**policy))
-        self.log = AttemptLog(self.store, LAYOUT)
-
-    def run(self, number: str = "", *, until: str = "") -> CloudRun:
-        """As a controller that was just started sees it."""
-        session = number or put_session(self.store, self.session)
-        names = {"ALPACA_JOBS_STORE": self.root.uri, "ALPACA_JOBS_RUN": "demo-x3fkd", "ALPACA_JOBS_SESSION": session}
-        return CloudRun.open({**names, "ALPACA_JOBS_UNTIL": until})
-
-    def attempt(self, number: int, place: Placement, *, commit: int | None = None, reason: str | None = None) -> None:
-        counting = counting_commits(self.log.records(), list_commits(self.store, LAYOUT), LAYOUT)
-        self.log.claim(number, {"placement": place.to_json(), "started_at": utc_now()})
-        self.log.put_base(number, counting[0] if counting else None)
-        if commit is not None:
-            CommitWriter(self.store, LAYOUT, CommitRef("train", commit, number)).publish(meta={})
-        if reason is not None:
-            self.log.put_end(number, {"stop_reason": reason, "ended_at": utc_now(), "seconds": 3600.0})
-
-
-class FakeSky:
-    """A SkyPilot that takes everything, and remembers."""
-
-    def __init__(self, *statuses: JobStatus | None, plugin: bool = True, refuses: bool = False) -> None:
-        self.statuses, self.plugin, self.refuses = list(statuses), plugin, refuses
-        self.while_submitting: Callable[[], None] = lambda: None
-        self.submitted: list[tuple[str, str, dict[str, str]]] = []
-        self.cancelled: list[str] = []
-
-    def has_plugin(self) -> bool:
-        return self.plugin
-
-    def submit(self, task_yaml: str, *, name: str, secrets: Any) -> int:
-        self.while_submitting()
-        if self.refuses:
-            raise LaunchFailed("no")
-        self.submitted.append((task_yaml, name, dict(secrets)))
-        return 1
-
-    def status(self, name: str) -> JobStatus | None:
-        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
-
-    def cancel(self, name: str) -> JobStatus | None:
-        self.cancelled.append(name)
-        return self.status(name)
 
 
 def test_the_lost_region_is_remembered_by_a_controller_that_knows_nothing(tmp_path: Path) -> None:
@@ -192,14 +116,6 @@ def test_the_next_machine_is_on_demand_when_another_loss_would_cross_the_deadlin
     told = (read_report(cloud.store) or {})["attempts"]
     assert [one["on_demand"] for one in told] == ["", decision.on_demand]
     assert [one["cost_usd"] for one in told] == pytest.approx([0.03, 0.1])  # an hour each, at its own price
-
-
-def test_without_a_plugin_a_region_with_both_kinds_counts_as_the_dearer_one(tmp_path: Path) -> None:
-    cloud = ACloud(tmp_path)
-    full = replace(PLACES[0], pricing=Pricing.ON_DEMAND, price_per_hour_usd=0.1)
-    cloud.session = replace(cloud.session, plan=replace(cloud.session.plan, candidates=(*PLACES, full)))
-    told = {"SKYPILOT_CLUSTER_INFO": '{"cloud": "AWS", "region": "us-east-1", "zone": null}'}
-    assert placement_here(cloud.run(), told) == full
 
 
 def test_a_cancel_is_seen_before_anything_is_launched(tmp_path: Path) -> None:
@@ -317,36 +233,6 @@ def test_a_run_whose_next_machine_is_being_set_up_is_not_called_dead_and_one_tha
 def test_an_environment_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunNotFound, match="ALPACA_JOBS_STORE"):
         CloudRun.open({})
-
-
-def test_a_node_knows_where_it_is_by_what_was_handed_out_or_by_its_cluster(tmp_path: Path) -> None:
-    run = ACloud(tmp_path).run()
-    told = {"SKYPILOT_CLUSTER_INFO": '{"cloud": "AWS", "region": "us-west-2", "zone": "us-west-2a"}'}
-    assert placement_here(run, told) == PLACES[2]
-    handed_out = replace(PLACES[1], pricing=Pricing.ON_DEMAND)
-    assert placement_here(run, {**told, "ALPACA_JOBS_PLACEMENT": json.dumps(handed_out.to_json())}) == handed_out
-    with pytest.raises(ClusterError, match="gcp/mars"):
-        placement_here(run, {"SKYPILOT_CLUSTER_INFO": '{"cloud": "GCP", "region": "mars"}'})
-
-
-def test_machines_that_work_together_know_their_number_and_their_heads_attempt(tmp_path: Path) -> None:
-    log = ACloud(tmp_path).log
-    assert group_here({"SKYPILOT_NODE_IPS": "10.0.0.4", "SKYPILOT_NODE_RANK": "0"}) == NodeGroup()
-    member = group_here({"SKYPILOT_NODE_IPS": "10.0.0.4\n10.0.0.5", "SKYPILOT_NODE_RANK": "1"})
-    assert (member.is_head, member.address, member.meeting_point) == (False, "10.0.0.5", "10.0.0.4:6479")
-    log.claim(1, {"addresses": ["10.0.0.4", "10.0.0.5"]})
-    log.put_end(1, {"stop_reason": "lost"})
-    with pytest.raises(ClusterError, match="has begun no attempt"):
-        joined_attempt(log, member, patience_s=0.01)
-    log.claim(2, {"addresses": ["10.0.0.4", "10.0.0.5"]})
-    assert joined_attempt(log, member) == 2
-
-
-def test_without_a_plugin_a_node_takes_the_next_number_and_ends_the_one_before(tmp_path: Path) -> None:
-    cloud = ACloud(tmp_path)
-    assert next_attempt(cloud.log) == 1
-    cloud.attempt(1, PLACES[0], reason="preempted")
-    assert next_attempt(cloud.log) == 2
 
 
 def test_a_task_carries_secrets_by_name_only_and_names_its_session(tmp_path: Path) -> None:
