@@ -26,7 +26,7 @@ def cancel(
 
     found = find_run(run, store)
     asked_at = utc_now()
-    said = cancel_run(found.root, found.run_id, found.home)
+    said = cancel_run(found.root, found.run_id, found.home, say=render.say)
     if wait and found.is_alive_here:
         render.say(
             f"{found.run_id} was asked to stop and may save for up to half a minute; Ctrl-C stops the waiting only."

@@ -46,7 +46,7 @@ def _end(found: FoundRun, jobs: Jobs | None) -> str:
     """Stop one run and wait until it has; returns what was done."""
     from cluster.launch.launching import cancel_run
 
-    said = cancel_run(found.root, found.run_id, found.home, jobs=jobs)
+    said = cancel_run(found.root, found.run_id, found.home, jobs=jobs, say=render.say)
     while found.home.run(found.run_id).supervisor_pid() is not None:
         time.sleep(0.2)
     return said or f"{found.run_id} has stopped."

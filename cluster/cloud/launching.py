@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _AFTER_DEADLINE_S = 120.0  # the node leaves before the deadline; this long after it, it is killed
 _LOOK_EVERY_S = 1.0
+_STANDSTILL_S = 30.0  # a lease is renewed every second, and lost after 20
 NO_PLUGIN = (
     "SkyPilot's API server has no alpaca-jobs plugin, so SkyPilot's own strategy recovers this run: it goes back first "
     "to the region that was lost, and looks at no budget before it buys the next machine. To change that: alpaca-jobs "
@@ -127,21 +128,26 @@ def cancel_cloud_run(
     jobs: Jobs,
     *,
     window_s: float,
+    say: Callable[[str], object] = lambda _: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> str:
-    """Wait until the node has left, for at most `window_s`, and take everything down; then say that the run ended.
+    """Wait until the node has left, and take everything down; then say that the run ended.
 
-    To be called after the store was told (`control.ask_cancel`), which the node looks at once a second. An end that
-    was said already, by a run that had stopped or by the node itself, stays the end.
+    The node is waited for while its lease moves, for at most `window_s`; where nobody renews it, nobody saves. To be
+    called after the store was told (`control.ask_cancel`), which the node looks at once a second. An end that was said
+    already, by a run that had stopped or by the node itself, stays the end.
 
     Returns:
         What was done, in words.
     """
     log = AttemptLog(store, LAYOUT)
     before = _said_end(store)
-    give_up_at = time.monotonic() + window_s
-    while _is_open(log) and time.monotonic() < give_up_at:
-        sleep(_LOOK_EVERY_S)
+    if before is None and _is_open(log):
+        say(
+            f"{run_id} was asked to stop; its node saves first. That is waited for, at most {window_s:.0f} s, and then "
+            "the machine is taken down."
+        )
+        _wait_for_node(log, window_s, sleep)
     job = jobs.cancel(run_id)
     if job is None:
         done = (
@@ -237,6 +243,20 @@ def _said_end(store: Store) -> Event | None:
     """The run's last word, if it is that it ended."""
     told = [one for one in read_events(store, newest_batches=3) if one.writer == "supervisor" and one.kind != "log"]
     return told[-1] if told and told[-1].kind == "end" else None
+
+
+def _wait_for_node(log: AttemptLog, most_s: float, sleep: Callable[[float], None]) -> None:
+    """Until the attempt has ended, its lease stands still, or the time is over."""
+    began = moved_at = time.monotonic()
+    counter = None
+    while _is_open(log) and time.monotonic() - began < most_s:
+        newest = log.read_lease(log.newest())
+        now = time.monotonic()
+        if newest != counter:
+            counter, moved_at = newest, now
+        elif now - moved_at > _STANDSTILL_S:
+            return
+        sleep(_LOOK_EVERY_S)
 
 
 def _is_open(log: AttemptLog) -> bool:

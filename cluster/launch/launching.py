@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,17 +23,19 @@ from checkpoints.errors import AlreadyExists
 from checkpoints.store import Store
 from cluster.backend import NODE_COMMAND
 from cluster.cloud.launching import Jobs, JobWatch, cancel_cloud_run, refuse_active_job, submit_session
-from cluster.cloud.limit_watch import AFTER_S, WINDOW_S
+from cluster.cloud.limit_watch import leaving_s
 from cluster.cloud.run import parts_left
 from cluster.cloud.sky_backend import SkyJobs
 from cluster.cloud.templates import check_renderable
 from cluster.code_version import code_version
 from cluster.control import answer_cancels, ask_cancel
 from cluster.errors import ClusterError, LaunchFailed, RunActive, RunFinished, WrongInput
-from cluster.events import Event, EventReader, seconds_of, utc_now
+from cluster.events import Event, EventReader, read_events, seconds_of, utc_now
 from cluster.exits import Notice
 from cluster.local.backend import LocalBackend
+from cluster.node.hard_end import AFTER_WINDOW_S
 from cluster.node.inputs import freeze_inputs
+from cluster.node.leave_time import NEWEST_BATCHES, LeaveTime, expected_save_s
 from cluster.node.limits import put_limits
 from cluster.node.review import accept_rows
 from cluster.plan import LaunchPlan, Placement, PlanPart
@@ -48,7 +50,6 @@ from cluster.runs.session import Session, Timing
 logger = logging.getLogger(__name__)
 
 DEFAULT_TIMING = Timing()
-_CLOUD_RESTART_S = WINDOW_S + AFTER_S  # a machine that would have to leave as soon as it came is not bought
 _SUPERVISOR_START_S = 60.0
 # Forks once more and leads a session of its own, so that the supervisor is nobody's child and no terminal's.
 _DETACH = """
@@ -196,15 +197,23 @@ def _accept_reviewed(store: Store, log: AttemptLog) -> float:
 
 
 def cancel_run(
-    root: Store, run_id: str, home: Home, *, window_s: float = 30.0, jobs: Jobs | None = None
-) -> str | None:  # fmt: skip
+    root: Store,
+    run_id: str,
+    home: Home,
+    *,
+    window_s: float = 30.0,
+    jobs: Jobs | None = None,
+    say: Callable[[str], object] = lambda _: None,
+) -> str | None:
     """Ask a run to stop, wherever it runs; it saves what fits into the window and ends. Returns at once.
 
     A node of this machine that no supervisor watches any more is ended here, which takes up to the window. So is a run
-    on a cloud, whose machine SkyPilot was told to take down when this returns.
+    on a cloud, whose machine SkyPilot was told to take down when this returns; its window is as long as its saves take.
 
     Args:
+        window_s: of a node of this machine.
         jobs: SkyPilot's managed jobs; None for those of the API server that this machine uses.
+        say: told in words how long the node may take, where it is waited for.
 
     Returns:
         What was done with a run on a cloud, in words; None for one of this machine, which says it itself.
@@ -219,7 +228,10 @@ def cancel_run(
     _refuse_finished(log, run_id)
     ask_cancel(store)
     if not plan.is_local:
-        return cancel_cloud_run(store, run_id, jobs or SkyJobs(), window_s=window_s)
+        leave = LeaveTime(expected_save_s(plan.job))
+        leave.learn(read_events(store, newest_batches=NEWEST_BATCHES))
+        longest_s = leave.longest_cancel_s + AFTER_WINDOW_S  # the node ends itself after its window
+        return cancel_cloud_run(store, run_id, jobs or SkyJobs(), window_s=longest_s, say=say)
     if home.run(run_id).supervisor_pid() is None:
         backend = LocalBackend(home)
         for handle in backend.find(run_id):
@@ -299,7 +311,7 @@ def policy_for(job: JobSpec, timing: Timing, *, launched_at_s: float) -> Recover
         max_wait_s=job.compute.max_wait_s,
         max_usd=job.limits.max_usd,
         deadline_at_s=None if hours is None else launched_at_s + 3600 * hours,
-        restart_s=timing.restart_s if job.compute.is_local else max(timing.restart_s, _CLOUD_RESTART_S),
+        restart_s=timing.restart_s if job.compute.is_local else max(timing.restart_s, leaving_s(job)),
         first_backoff_s=timing.first_backoff_s,
     )
 

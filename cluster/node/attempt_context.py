@@ -16,6 +16,7 @@ from checkpoints.store import Store
 from cluster.errors import NodeLost
 from cluster.events import EventWriter
 from cluster.exits import Notice
+from cluster.node.leave_time import LeaveTime
 from cluster.node.node_group import NodeGroup
 from cluster.phase import PhaseMarker
 
@@ -30,11 +31,13 @@ class Interruption:
     Attributes:
         left_with: what the stage that a notice ended could save, and what not, in words; empty before.
         done_with: why training was over before its last step, in words; empty if it was not.
+        is_done: whether the model is committed; a notice that came meanwhile interrupts nothing any more.
     """
 
     def __init__(self) -> None:
         self.left_with = ""
         self.done_with = ""
+        self.is_done = False
         self._notice: Notice | None = None
         self._until = 0.0
         self._lost: CheckpointError | NodeLost | None = None
@@ -84,6 +87,7 @@ class AttemptContext:
         group: the machines of this attempt; this one is the head.
         gpus_per_node: GPUs of each machine; one training rank takes one.
         until: the stage after which this part of the run is over and another begins elsewhere; None for the last part.
+        leave: hears what saves and steps take.
     """
 
     run_id: str
@@ -103,6 +107,7 @@ class AttemptContext:
     group: NodeGroup = field(default_factory=NodeGroup)
     gpus_per_node: int = 0
     until: str | None = None
+    leave: LeaveTime = field(default_factory=LeaveTime)
 
     def commits(self, stage: str) -> list[CommitRef]:
         """Commits of a stage that count at this attempt's start, newest first."""

@@ -134,7 +134,7 @@ class CommandStage:
         given = GivenAttempt(
             store_uri=ctx.store_uri, run_id=ctx.run_id, attempt=ctx.attempt, layout=ctx.layout, stage="train",
             candidates=tuple(candidates), base_is_open=base_is_open, every_steps=every, keep=checkpoints.keep,
-            keep_every=checkpoints.keep_every,
+            keep_every=checkpoints.keep_every, when_busy=checkpoints.when_busy,
         )  # fmt: skip
         return {
             "ALPACA_JOBS_RUN": ctx.run_id,
@@ -188,6 +188,7 @@ class CommandStage:
 
     def _take(self, fact: dict[str, Any]) -> None:
         ctx, kind = self._ctx, fact.pop("kind")
+        ctx.leave.told(kind, fact)
         position = fact.get("position")
         if kind == "step" and isinstance(fact.get("step"), int):
             self._step = max(self._step, fact["step"])

@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,13 +35,15 @@ from cluster.exits import NODE_EXITS, Notice, read_notice
 from cluster.node.attempt_context import AttemptContext, Interruption
 from cluster.node.failures import Failure, describe_failure
 from cluster.node.gpus import check_gpus
+from cluster.node.hard_end import HardEnd, lose
+from cluster.node.leave_time import LeaveTime, expected_save_s
 from cluster.node.member import Member
 from cluster.node.memory_stops import say_what_follows, with_less_memory
 from cluster.node.node_group import LOOPBACK, NodeGroup, passed_notice
 from cluster.node.notice import watch_for_notice
 from cluster.node.ray_runtime_member import RayMember
 from cluster.node.stages import run_stages
-from cluster.phase import PhaseMarker
+from cluster.phase import PhaseMarker, read_marks
 from cluster.process_tree import NODE_MARK
 from cluster.recovery import ALL_DONE, StopReason
 
@@ -50,9 +51,7 @@ logger = logging.getLogger(__name__)
 
 LEASE_INTERVAL_S = 1.0
 LEASE_S = 20.0
-CANCEL_WINDOW_S = 30.0
 _LOG_LEVELS = {StopReason.SUPERSEDED: logging.WARNING, StopReason.REVIEW: logging.INFO}  # no faults of the run
-GONE_WITHIN_S = 30.0  # from losing the right to write to the last of the node's processes being killed
 
 
 class Watch(Protocol):
@@ -71,8 +70,12 @@ class NodeArguments:
         until: the stage after which this part of the run is over, where others follow on other machines; None for the
             run's last part.
         machine_started_at: since when its machine is paid for, ISO time; empty where nobody pays.
-        guard: starts whatever else may end this attempt, and gets the function that takes a notice.
+        guard: starts whatever else may end this attempt; gets the function that takes a notice, and what knows how long
+            leaving takes.
+        alive: called about once a second for as long as the attempt holds its lease, or sees that the head holds it.
         gone: called when the node, having lost its right to write, has to leave the hard way.
+        outstayed: called with the reason when it has to because it is still there after the window of a limit or a
+            cancel; its end is recorded then.
     """
 
     store_uri: str
@@ -83,8 +86,10 @@ class NodeArguments:
     group: NodeGroup = field(default_factory=NodeGroup)
     until: str | None = None
     machine_started_at: str = ""
-    guard: Callable[[Callable[[Notice], None]], Watch] | None = None
+    guard: Callable[[Callable[[Notice], None], LeaveTime], Watch] | None = None
+    alive: Callable[[], object] = lambda: None
     gone: Callable[[], object] = lambda: None
+    outstayed: Callable[[StopReason], object] = lambda _: None
 
 
 def parse_arguments(argv: Sequence[str]) -> NodeArguments:
@@ -128,29 +133,37 @@ def run_node(arguments: NodeArguments) -> StopReason:
         failure = describe_failure(exc)
         logger.error("attempt %d did not begin: %s", arguments.attempt, failure.words, exc_info=failure.unexpected)
         return failure.reason
+    leave = LeaveTime(expected_save_s(job), lambda: read_marks(arguments.scratch))
+    leave.learn_from(store)
     events = EventWriter(store, attempt=arguments.attempt, writer="node")
     handler = EventLogHandler(events)
     logging.getLogger().addHandler(handler)
     lease = LeaseKeeper(
         log, arguments.attempt, interval_s=LEASE_INTERVAL_S, lease_s=LEASE_S,
-        on_lost=lambda exc: _lose(interruption, exc, arguments.gone), poll=_poll(store, interruption, arguments),
+        on_lost=lambda exc: lose(interruption, exc, arguments.gone), poll=_poll(store, interruption, arguments, leave),
     )  # fmt: skip
     lease.start()
+    hard_end = HardEnd(
+        interruption, gone=arguments.outstayed,
+        record=lambda failure: _put_end(log, arguments.attempt, failure, time.monotonic() - began),
+    )  # fmt: skip
+    hard_end.start()
     ctx = AttemptContext(
         run_id=arguments.run_id, attempt=arguments.attempt, job=job, world_size=_world_size(job, arguments.placement),
         layout=LAYOUT, store=store,
         store_uri=arguments.store_uri, log=log, fence=Fence(log, arguments.attempt), events=events, marker=marker,
         interruption=interruption, scratch=arguments.scratch, group=arguments.group,
-        gpus_per_node=_gpus(arguments.placement), until=arguments.until,
+        gpus_per_node=_gpus(arguments.placement), until=arguments.until, leave=leave,
     )  # fmt: skip
     events.emit("attempt", number=arguments.attempt, placement=dict(arguments.placement))
     watches: list[Watch | None] = [watch_for_notice(str(arguments.placement.get("infra")), interruption.notify)]
-    watches.append(arguments.guard(interruption.notify) if arguments.guard else None)
+    watches.append(arguments.guard(interruption.notify, leave) if arguments.guard else None)
     failure = say_what_follows(_run(ctx, arguments.placement.get("gpus")), job.train)
     for watch in filter(None, watches):
         watch.stop()
     lease.stop()
     _put_end(log, arguments.attempt, failure, time.monotonic() - began)
+    hard_end.stop()
     logging.getLogger().removeHandler(handler)
     events.close()
     return failure.reason
@@ -174,7 +187,7 @@ def _take_part(arguments: NodeArguments) -> StopReason:
     ranks = _world_size(job, arguments.placement) // arguments.group.size
     ray = RayMember(num_cpus=ranks, num_gpus=_gpus(arguments.placement), group=arguments.group)
     log = AttemptLog(store, LAYOUT)
-    return Member(store, log, arguments.attempt, arguments.group, ray, notices).run()
+    return Member(store, log, arguments.attempt, arguments.group, ray, notices, alive=arguments.alive).run()
 
 
 def _world_size(job: JobSpec, placement: Mapping[str, Any]) -> int:
@@ -214,7 +227,7 @@ def _run(ctx: AttemptContext, gpus: str | None) -> Failure:
         )  # fmt: skip
         return failure
     notice = ctx.interruption.notice
-    if notice is not None:
+    if notice is not None and not ctx.interruption.is_done:
         return Failure(notice.reason, ctx.interruption.left_with or "left on notice, before anything was there to save")
     if ctx.until is not None:
         words = f"the stages up to {ctx.until} are done; those that follow have machines of their own"
@@ -222,31 +235,18 @@ def _run(ctx: AttemptContext, gpus: str | None) -> Failure:
     return Failure(StopReason.DONE, ctx.interruption.done_with or ALL_DONE)
 
 
-def _poll(store: Store, interruption: Interruption, arguments: NodeArguments) -> Callable[[], None]:
+def _poll(store: Store, interruption: Interruption, arguments: NodeArguments, leave: LeaveTime) -> Callable[[], None]:
     """Look for what is left in the store for this attempt: a cancel, a notice that reached another of its machines."""
     watch = CancelWatch(store)
 
     def look() -> None:
+        arguments.alive()
         if watch.open_cancels():
-            interruption.notify(Notice(StopReason.CANCELLED, CANCEL_WINDOW_S))
+            interruption.notify(Notice(StopReason.CANCELLED, leave.cancel_s))
         if arguments.group.size > 1 and (notice := passed_notice(store, arguments.attempt)) is not None:
             interruption.notify(notice)
 
     return look
-
-
-def _lose(interruption: Interruption, error: CheckpointError, gone: Callable[[], object]) -> None:
-    """The lease's thread found that this attempt may write no more: say so, and make sure that the node goes."""
-    interruption.lose(error)
-
-    def leave_anyway() -> None:
-        logger.error("the node is still here %.0f s after it lost its lease; leaving the hard way", GONE_WITHIN_S)
-        gone()
-        os._exit(NODE_EXITS[StopReason.SUPERSEDED])
-
-    timer = threading.Timer(GONE_WITHIN_S, leave_anyway)
-    timer.daemon = True
-    timer.start()
 
 
 def _put_end(log: AttemptLog, attempt: int, failure: Failure, seconds: float) -> None:

@@ -34,6 +34,7 @@ class Member:
 
     Attributes:
         notices: notices of this machine, as its signal handler appends them.
+        alive: called about once a second for as long as the head is waited for, or seen to work.
     """
 
     store: Store
@@ -44,6 +45,7 @@ class Member:
     notices: list[Notice]
     meet_within_s: float = MEET_WITHIN_S
     standstill_s: float = STANDSTILL_S
+    alive: Callable[[], object] = lambda: None
 
     def run(self) -> StopReason:
         """Join and stay until the attempt is over; returns how it ended."""
@@ -69,6 +71,7 @@ class Member:
                     self.meet_within_s,
                 )  # fmt: skip
                 return StopReason.NODE_FAILURE
+            self.alive()
             time.sleep(_LOOK_EVERY_S / 2)
         return None
 
@@ -90,6 +93,7 @@ class Member:
             elif now - seen_at > self.standstill_s:
                 logger.error("the head's lease stood still for %.0f s; this machine leaves", now - seen_at)
                 return StopReason.NODE_FAILURE
+            self.alive()
             time.sleep(_LOOK_EVERY_S)
 
     def _pass_notices(self) -> None:

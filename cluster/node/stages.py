@@ -96,6 +96,7 @@ def _train(
             return
         ctx.interruption.done_with = end.words
         _export(ctx, stage)
+        ctx.interruption.is_done = True
     finally:
         stage.end()
 

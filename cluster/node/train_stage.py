@@ -151,5 +151,6 @@ class TrainStage:
                     logger.warning("%s", words)
             else:
                 self._ctx.events.emit(kind, **fact)
+                self._ctx.leave.told(kind, fact)
                 if self._tracking is not None:
                     self._tracking.told(kind, fact)
