@@ -31,10 +31,10 @@ from cluster.cloud.templates import WITHOUT_PLUGIN
 from cluster.errors import ClusterError, NodeLost
 from cluster.events import iso_time
 from cluster.exits import NODE_EXITS, NOTHING_FOLLOWS
-from cluster.node import power
 from cluster.node.main import LEASE_S, NodeArguments, run_node
 from cluster.node.member import MEET_WITHIN_S
 from cluster.node.node_group import DEFAULT_RAY_PORT, NodeGroup
+from cluster.node.power import PowerSwitch, minutes_after, started_at_s
 from cluster.plan import Placement
 from cluster.process_tree import NODE_MARK, new_nonce
 from cluster.recovery import TABLE, Action, Decision, StopReason
@@ -141,16 +141,22 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )  # fmt: skip
     os.environ.setdefault(NODE_MARK, new_nonce())
-    power.stay_on()
-    outcome = carry_out(environ)
+    switch = PowerSwitch.of(environ)
+    switch.start()
+    outcome = carry_out(environ, switch)
     # SkyPilot takes the machine down, if it is still there to do so; where it is not, the machine goes by itself.
-    power.power_off(in_minutes=0 if outcome.is_replaced else power.AFTER_END_MIN)
+    switch.let_go(in_minutes=0 if outcome.is_replaced else minutes_after(outcome.reason))
     return outcome.exit_code
 
 
-def carry_out(environ: Mapping[str, str]) -> Outcome:
-    """Carry out one attempt, and say the run's end where nothing follows it."""
-    booted_at_s = power.started_at_s()
+def carry_out(environ: Mapping[str, str], switch: PowerSwitch | None = None) -> Outcome:
+    """Carry out one attempt, and say the run's end where nothing follows it.
+
+    Args:
+        switch: the machine's; held while the attempt works. None: the machine is left alone.
+    """
+    switch = switch or PowerSwitch(is_rented=False)
+    booted_at_s = started_at_s()
     try:
         run = CloudRun.open(environ)
         place, group, log = placement_here(run, environ), group_here(environ), AttemptLog(run.store, LAYOUT)
@@ -171,13 +177,19 @@ def carry_out(environ: Mapping[str, str]) -> Outcome:
         return Outcome(StopReason.STORE_FAILURE, follows=True)
     scratch = Path.home() / ".alpaca-jobs" / f"scratch-{run.plan.run_id}-{attempt:06d}"
     store_uri, run_id = environ[STORE_VARIABLE], environ[RUN_VARIABLE]
+    after = partial(settle, run, is_head=group.is_head, has_plugin=bool(environ.get(ATTEMPT_VARIABLE)))
+
+    def outstayed(reason: StopReason) -> None:
+        switch.let_go(in_minutes=minutes_after(reason))  # before anything that a store may keep waiting
+        after(reason)
+
     arguments = NodeArguments(
         store_uri, run_id, attempt, place.to_json(), scratch, group,
         until=run.until if run.has_next_part else None, machine_started_at=iso_time(booted_at_s),
-        guard=partial(watch_limits, run, place, booted_at_s, before_usd), gone=power.power_off,
+        guard=partial(watch_limits, run, place, booted_at_s, before_usd), alive=switch.hold, gone=switch.let_go,
+        outstayed=outstayed,
     )  # fmt: skip
-    reason = run_node(arguments)
-    return settle(run, reason, is_head=group.is_head, has_plugin=bool(environ.get(ATTEMPT_VARIABLE)))
+    return after(run_node(arguments))
 
 
 def settle(run: CloudRun, reason: StopReason, *, is_head: bool, has_plugin: bool) -> Outcome:

@@ -11,6 +11,7 @@ import yaml
 from a_cloud import BODY, PLACES, ACloud
 
 from alpaca_jobs.spec import JobSpec
+from cluster.cloud import node
 from cluster.cloud.node import (
     Outcome,
     carry_out,
@@ -24,7 +25,9 @@ from cluster.cloud.run import put_session
 from cluster.cloud.templates import TaskSettings, render_tasks
 from cluster.control import ask_cancel
 from cluster.errors import ClusterError
+from cluster.node.main import NodeArguments
 from cluster.node.node_group import NodeGroup
+from cluster.node.power import AFTER_LIMIT_MIN, PowerSwitch
 from cluster.plan import LaunchPlan, Pricing
 from cluster.recovery import StopReason
 from cluster.runs.report import read_report
@@ -146,3 +149,31 @@ def test_a_machine_that_another_one_has_replaced_turns_itself_off_at_once(tmp_pa
     cloud.attempt(1, PLACES[0])
     outcome = settle(old, StopReason.SUPERSEDED, is_head=True, has_plugin=True)
     assert (outcome.is_replaced, outcome.exit_code) == (True, 80)
+
+
+def test_an_attempt_that_outstays_a_limit_turns_its_machine_off_and_says_the_runs_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud, off = ACloud(tmp_path), list[int]()
+    session = put_session(cloud.store, cloud.session)
+    told = {
+        "ALPACA_JOBS_STORE": cloud.root.uri, "ALPACA_JOBS_RUN": "demo-x3fkd", "ALPACA_JOBS_SESSION": session,
+        "ALPACA_JOBS_ATTEMPT": "1", "ALPACA_JOBS_PLACEMENT": json.dumps(PLACES[0].to_json()),
+    }  # fmt: skip
+
+    def hanging(arguments: NodeArguments) -> StopReason:  # its thread has recorded the end, and ends the process next
+        arguments.alive()
+        cloud.attempt(1, PLACES[0], reason="budget")
+        arguments.outstayed(StopReason.BUDGET)
+        raise SystemExit
+
+    monkeypatch.setattr(node, "run_node", hanging)
+
+    def off_in(minutes: int) -> bool:
+        off.append(minutes)
+        return True
+
+    with pytest.raises(SystemExit):
+        carry_out(told, PowerSwitch(is_rented=True, off_in=off_in))
+    assert off == [AFTER_LIMIT_MIN]
+    assert view_run(cloud.root, "demo-x3fkd").exit_code == 4
