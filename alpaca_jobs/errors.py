@@ -54,9 +54,14 @@ class TrainingError(AlpacaError):
 
 
 class TeacherError(AlpacaError):
-    """The teacher (the LLM that writes the rows) refused or failed, and asking again would not help."""
+    """The teacher (the LLM that writes the rows) refused or failed, and asking again would not help.
+
+    Attributes:
+        had_given_rows: whether rows were gained from it in the same attempt, before; whoever writes rows says so.
+    """
 
     exit_code: ClassVar[int] = 3
+    had_given_rows: bool = False
 
 
 class TeacherUnreachable(TeacherError):

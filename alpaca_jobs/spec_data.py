@@ -62,8 +62,12 @@ class TeacherSpec(SpecPart):
     """Most new tokens per request (Alpaca: 3072)."""
     timeout_s: Positive = 120.0
     """Seconds until one try of a request counts as lost (with serve, if left out: 600)."""
+    patience_s: NotNegative = 3600.0
+    """Seconds for which a teacher that answers nobody is waited for (429, 5xx, no connection; nothing of it is billed),
+    before the run ends; a limit or a notice ends it all the same. 0: max_retries counts those, too (with serve, if left
+    out: 0)."""
     max_retries: Count = 6
-    """Tries after the first one before a request is given up."""
+    """Tries after the first one before a request is given up, and counted as a drop."""
     max_billed_retries: Count = 2
     """Of those, tries after one that may have been billed: an unusable answer, a timeout, a lost connection. A request
     is reserved at 1 + this many worst cases. Not counted for a teacher that is free."""
@@ -88,7 +92,14 @@ class TeacherSpec(SpecPart):
         if isinstance(value, dict) and isinstance(value.get("serve"), str):
             free = {"price_per_million_input_usd": 0.0, "price_per_million_output_usd": 0.0}
             # A GPU answers a hundred requests at once, each of them slowly.
-            return {"model": value["serve"], "api_key_env": None, "timeout_s": 600.0, **free, **value}
+            return {
+                "model": value["serve"],
+                "api_key_env": None,
+                "timeout_s": 600.0,
+                "patience_s": 0.0,
+                **free,
+                **value,
+            }
         names = ("price_per_million_input_usd", "price_per_million_output_usd")
         if not isinstance(value, dict) or any(value.get(name) is not None for name in names):
             return value

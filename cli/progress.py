@@ -27,6 +27,7 @@ class Progress:
         phase: generation, training or export; starting before any of them.
         rows, target_rows, accept_rate, usd: of the generation; accept_rate from 0 to 1.
         drops: what the teacher wrote and was not kept, by reason.
+        waiting: that the teacher answers nobody, and since when, in words; empty while it answers.
         tokens: of the answers so far: prompt, completion, and how many answers do not say (untold).
         first_rows: seconds and rows at the first news of the attempt's generation; the rate counts from it.
         rows_per_s: since then; None before anything can be said.
@@ -47,6 +48,7 @@ class Progress:
     target_rows: int | None = None
     accept_rate: float | None = None
     usd: float | None = None
+    waiting: str = ""
     drops: Mapping[str, int] = field(default_factory=dict)
     tokens: Mapping[str, int] = field(default_factory=dict)
     first_rows: tuple[float, int] | None = None
@@ -99,6 +101,7 @@ def after(progress: Progress, event: Event) -> Progress:
                 target_rows=fields.get("target", progress.target_rows),
                 accept_rate=fields.get("accept_rate"),
                 usd=fields.get("usd"),
+                waiting=fields.get("waiting") or "",
                 tokens=fields.get("tokens") or {},
             )
         case "step":
@@ -144,6 +147,10 @@ def panel_rows(progress: Progress) -> list[tuple[str, str]]:
         rows.append(("tokens", words.tokens(progress.tokens)))
     if progress.usd:
         rows.append(("teacher", words.money(progress.usd)))
+    elif progress.phase == "generation" and progress.tokens and progress.usd is None:
+        rows.append(("teacher", "its price is not known"))
+    if progress.waiting and progress.phase == "generation":
+        rows.append(("now", progress.waiting))
     if progress.step is not None:
         rows.append(("step", _step_of(progress)))
         rows.append(("loss", words.number(progress.loss, 4)))
@@ -169,7 +176,8 @@ def line_of(event: Event) -> str | None:
         case "generation":
             target = f" of {fields['target']:,}" if fields.get("target") else ""
             accepted = f", {words.share(rate)} accepted" if (rate := fields.get("accept_rate")) is not None else ""
-            return f"{fields.get('rows', 0):,}{target} rows kept{accepted}"
+            waiting = f"; {fields['waiting']}" if fields.get("waiting") else ""
+            return f"{fields.get('rows', 0):,}{target} rows kept{accepted}{waiting}"
         case "step":
             now = after(Progress(), event)
             speed = words.speed(now.tokens_per_second, now.mfu)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -90,7 +91,7 @@ class BatchClient:
         Raises:
             TeacherError: it was refused.
         """
-        refused = 0
+        refused, began = 0, time.monotonic()
         while True:
             try:
                 made = await self._once(
@@ -104,7 +105,7 @@ class BatchClient:
             except Fault as fault:
                 if fault.error is TeacherUnreachable and fault.usage != NOTHING:
                     return None
-                await self._pause_or_fail(fault, refused, "making a batch")
+                await self._pause_or_fail(fault, refused, "making a batch", began)
                 refused += 1
 
     async def settle(self, marker: str) -> str | None:
@@ -173,21 +174,24 @@ class BatchClient:
         return any(one.id == file_id for one in files)
 
     async def _call(self, doing: str, ask: Callable[[], Awaitable[Any]], limit_s: float | None = None) -> Any:
-        """Ask until there is an answer, as often as the teacher's max_retries allows."""
-        retries = 0
+        """Ask until there is an answer, as long as the teacher's patience_s and max_retries allow."""
+        retries, began = 0, time.monotonic()
         while True:
             try:
                 return await self._once(ask, limit_s or self._teacher.timeout_s)
             except Fault as fault:
-                await self._pause_or_fail(fault, retries, doing)
+                await self._pause_or_fail(fault, retries, doing, began)
                 retries += 1
 
-    async def _pause_or_fail(self, fault: Fault, retries: int, doing: str) -> None:
-        if not fault.is_temporary or retries >= self._teacher.max_retries:
+    async def _pause_or_fail(self, fault: Fault, retries: int, doing: str, began: float) -> None:
+        is_out_of_tries = retries >= self._teacher.max_retries
+        if is_out_of_tries and fault.error in (TeacherRateLimited, TeacherUnreachable):
+            is_out_of_tries = time.monotonic() - began >= self._teacher.patience_s  # these calls cost nothing
+        if not fault.is_temporary or is_out_of_tries:
             self._tries.fail(fault, f"{doing}: {fault.words}")
         wait_s = fault.retry_after_s
         if wait_s is None:
-            wait_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0**retries) * random.uniform(0.5, 1.0)
+            wait_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(retries, 16)) * random.uniform(0.5, 1.0)
         await self._sleep(wait_s)
 
     async def _once(self, ask: Callable[[], Awaitable[Any]], limit_s: float) -> Any:

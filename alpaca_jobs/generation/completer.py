@@ -4,7 +4,8 @@
     answer = await completer.complete(pipeline.request(1))
     await completer.close()
 
-openai's own retries are off: ours are bounded, counted, jittered, and never ask earlier than the server said.
+openai's own retries are off: ours are bounded, counted, jittered, and never ask earlier than the server said. A teacher
+that is away or refuses for now is waited for (`teacher.patience_s`), and everybody who uses the key waits with it.
 teacher_request.py's two values are used under this module's name; tries.py holds the rules.
 """
 
@@ -14,9 +15,10 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from alpaca_jobs.errors import TeacherAuth, TeacherError, TeacherGarbage, TeacherUnreachable
+from alpaca_jobs.errors import TeacherAuth, TeacherError, TeacherGarbage, TeacherRateLimited, TeacherUnreachable
 from alpaca_jobs.generation.rate_limit import Gate, RateGate, RateNews
 from alpaca_jobs.generation.teacher_reply import (
     NOTHING,
@@ -50,6 +52,7 @@ class Completer:
         gate: Gate | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Connect to nothing yet.
 
@@ -57,34 +60,44 @@ class Completer:
             teacher: where and how to ask.
             api_key: the key itself; None for a server that asks for none. It appears in no message.
             gate: what every try waits at, shared with others who use the same key; None for one of its own.
-            sleep, jitter: the clock and the dice (0 to 1), for tests.
+            sleep, clock, jitter: the time and the dice (0 to 1), for tests.
 
         Raises:
             TeacherError: the openai package is not installed.
         """
         self._teacher = teacher
         self._key = TeacherKey(teacher, api_key)
-        self._sleep, self._jitter = sleep, jitter
+        self._sleep, self._jitter, self._clock = sleep, jitter, clock
+        self._num_answered = 0
+        self._absence: Absence | None = None
         self._gate = gate or RateGate()
         self._tries = Tries(teacher, self._key.value)
         self._client = make_client(teacher, self._key)
+
+    @property
+    def absence(self) -> Absence | None:
+        """Since when the teacher has answered nobody here but with refusals for now; None while it answers."""
+        return self._absence
 
     async def complete(self, request: TeacherRequest) -> TeacherAnswer:
         """Ask until there is an answer, at most `max_retries` times more than once.
 
         Tries that may have been billed are fewer where asking costs money (`max_billed_retries`), so that
-        (1 + max_billed_retries) worst cases bound what one request can cost.
+        (1 + max_billed_retries) worst cases bound what one request can cost. With `patience_s`, a refusal for now (429,
+        5xx) and a missing connection, which cost nothing, are waited for so long instead, and not counted.
 
         Raises:
             TeacherAuth: the key was refused (401, 403), or its account has no credit left; at once.
-            TeacherRateLimited: 429 to the last, or with a longer Retry-After than MAX_RETRY_AFTER_S.
-            TeacherUnreachable: no connection, no answer in time, or 5xx, to the last.
-            TeacherGarbage: answers that are none, to the last; its `answer` says what they cost.
+            TeacherRateLimited, TeacherUnreachable: nobody was answered for `patience_s`; without patience: to the last
+                try, or with a longer Retry-After than MAX_RETRY_AFTER_S.
+            TeacherGarbage: answers that are none, or none in time, to the last try; or this request alone is refused
+                for `patience_s`. Its `answer` says what that cost.
             TeacherError: anything else the server refuses (unknown model, prompt alone too long); at once.
         """
         self._key.check()
-        max_tokens, retries = request.max_tokens, 0
+        max_tokens, retries, waits = request.max_tokens, 0, 0
         billed: list[Usage] = []
+        since: tuple[float, int] | None = None  # when it was refused first, and how many others were answered then
         while True:
             try:
                 reply = await self._ask(request, max_tokens)
@@ -94,14 +107,43 @@ class Completer:
                 if fault.usage != NOTHING:
                     billed.append(fault.usage)
                 try:
+                    if self._teacher.patience_s and fault.is_away:
+                        since = since or (self._clock(), self._num_answered)
+                        await self._wait_for_it(fault, waits, since, request.number)
+                        waits += 1
+                        continue
                     self._tries.check_retry(fault, retries, len(billed), request.number)
-                except TeacherGarbage as exc:
-                    answer = self._tries.given_up(request, exc, billed, retries)
+                except TeacherError as exc:
+                    if not isinstance(exc, TeacherGarbage) and (not self._teacher.patience_s or fault.usage == NOTHING):
+                        raise
+                    answer = self._tries.given_up(request, exc, billed, retries + waits)
                     raise TeacherGarbage(str(exc), answer=answer) from None
+                since = None
                 await self._sleep(self._delay(retries, fault.retry_after_s))
                 retries += 1
             else:
-                return self._tries.answer(request, reply, [*billed, reply.usage], retries)
+                self._num_answered += 1
+                self._absence = None
+                return self._tries.answer(request, reply, [*billed, reply.usage], retries + waits)
+
+    async def _wait_for_it(self, fault: Fault, waits: int, since: tuple[float, int], number: int) -> None:
+        """Wait before a request is asked again that was refused for now, for the `waits` + 1st time in a row.
+
+        Raises:
+            TeacherRateLimited, TeacherUnreachable: nobody was answered for as long as our patience lasts.
+            TeacherGarbage: others were, but this one never was.
+        """
+        now = self._clock()
+        pause_s, patience_s = self._delay(min(waits, 16), fault.retry_after_s), self._teacher.patience_s
+        others_are_answered = self._num_answered > since[1]
+        if now + pause_s - since[0] > patience_s and not (others_are_answered and fault.error is TeacherRateLimited):
+            words = f"request {number}, asked {waits + 1} times in {now - since[0]:.0f} s: {fault.words}"
+            self._tries.fail(replace(fault, error=TeacherGarbage) if others_are_answered else fault, words)
+        if not others_are_answered:
+            self._absence = self._absence or Absence(time.time() - (now - since[0]), fault.words)
+            if waits:  # once may be chance; now it is not asked for others either
+                await self._gate.tell(RateNews(False, pause_s=pause_s))
+        await self._sleep(pause_s)
 
     async def close(self) -> None:
         """Close the connections; the completer cannot be used afterwards."""
@@ -148,6 +190,14 @@ class Completer:
         if retry_after_s is not None:
             return retry_after_s * (1 + 0.25 * self._jitter())
         return min(MAX_DELAY_S, FIRST_DELAY_S * 2.0**retries) * (0.5 + 0.5 * self._jitter())
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """A teacher that answers nobody: since when (seconds since 1970), and what it said, or what happened instead."""
+
+    since_s: float
+    words: str
 
 
 class TeacherKey:

@@ -50,12 +50,14 @@ class RateNews:
         limits: what its headers state.
         tokens: prompt and completion together, if it was answered and says so.
         retry_after_s: the pause that the server asked for.
+        pause_s: nobody is answered now; ask again after so many seconds. Nothing else is learned from it.
     """
 
     is_refusal: bool
     limits: RateLimits = RateLimits()
     tokens: int | None = None
     retry_after_s: float | None = None
+    pause_s: float | None = None
 
 
 class Pace:
@@ -93,6 +95,9 @@ class Pace:
 
     def tell(self, now: float, news: RateNews) -> None:
         """Learn from one try."""
+        if news.pause_s is not None:
+            self._paused_until = max(self._paused_until, now + news.pause_s)
+            return
         stated = news.limits
         self._limits = RateLimits(
             stated.requests_per_minute or self._limits.requests_per_minute,

@@ -37,11 +37,11 @@ from alpaca_jobs.spec import TeacherSpec
 logger = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_S = 300.0
-"""A server that wants a longer pause is not waited for; the caller decides."""
+"""Without any patience (teacher.patience_s: 0) a server that wants a longer pause is not waited for."""
 SHRINK = 0.8
 """What is left of the allowed completion when prompt and completion do not fit. Source: Stanford Alpaca, utils.py."""
 UNUSABLE = "unusable"
-"""Finish reason of a request whose every try gave garbage."""
+"""Finish reason of a request whose every try gave garbage, or no answer in time."""
 END_OF_TEXT_BIAS = {"50256": -100}
 """Keeps a completions model from ending early with <|endoftext|>. Source: Stanford Alpaca, generate_instruction.py."""
 _DISPENSABLE = ("logit_bias", "stop")
@@ -57,6 +57,11 @@ class Fault(Exception):
     is_temporary: bool
     retry_after_s: float | None = None
     usage: Usage = NOTHING
+
+    @property
+    def is_away(self) -> bool:
+        """Whether nobody was asked at all: a refusal for now or no connection, which cost nothing and passes."""
+        return self.is_temporary and self.usage == NOTHING and self.error in (TeacherRateLimited, TeacherUnreachable)
 
 
 class ContextExceeded(Exception):
@@ -160,9 +165,9 @@ class Tries:
         )
 
     def given_up(
-        self, request: TeacherRequest, error: TeacherGarbage, billed: Sequence[Usage], retries: int
+        self, request: TeacherRequest, error: TeacherError, billed: Sequence[Usage], retries: int
     ) -> TeacherAnswer:
-        """Return the answer that a request counts as whose every try was garbage."""
+        """Return the answer that a request counts as whose every try was lost or garbage."""
         return self.answer(request, Reply(str(error), UNUSABLE, NOTHING), billed, retries)
 
     def check_retry(self, fault: Fault, retries: int, num_billed: int, number: int) -> None:
@@ -201,7 +206,7 @@ class Tries:
         if error is TeacherRateLimited and self.teacher.batch_api:
             return "Resume later, or lower teacher.batch_requests."
         if error is TeacherRateLimited:
-            return "Resume later, lower data.concurrency or data.num_actors, or raise teacher.max_retries."
+            return "Resume later, lower data.concurrency or data.num_actors, or raise teacher.patience_s."
         if error is TeacherWithoutSchemas:
             return (
                 "The job asks for structured output (data.teacher.answer_format: json), which this server or model "

@@ -55,7 +55,7 @@ def preview_rows(job: JobSpec, count: int) -> Preview:
 
 async def _preview(job: JobSpec, teacher: TeacherSpec, count: int) -> Preview:
     data = job.data.model_copy(update={"num_rows": count})
-    teacher = asked_directly(teacher)
+    teacher = asked_directly(teacher).model_copy(update={"patience_s": 0.0})  # somebody sits there and waits
     recipe = make_recipe(data, load_seed_tasks(data.seed_tasks), (), ())
     found = Preview()
     completer = Completer(teacher, api_key=os.environ.get(teacher.api_key_env) if teacher.api_key_env else None)

@@ -15,6 +15,7 @@ from alpaca_jobs.generation.rate_limit import RateGate
 from alpaca_jobs.generation.teacher_request import TeacherAnswer, TeacherRequest
 from alpaca_jobs.spec import DataSpec, TeacherSpec
 from checkpoints.store import Store
+from cluster.events import iso_time
 from cluster.node.actor_runtime import ActorRuntime
 from cluster.node.attempt_context import AttemptContext
 from cluster.node.batch_actor import BatchActor
@@ -24,6 +25,7 @@ from cluster.node.teacher_actor import TeacherActor
 
 _MOST_CALLS = 64  # a batch may be as small as one request
 _CANCEL_LIMIT_S = 15.0
+_SILENCE_S = 3.0  # without an answer, before anybody is asked why
 _EXPECTED_ACCEPT_RATE = 0.5
 """Of a batch's tasks, before any is known: a whole batch is sent on it, so that too low a guess would cost money."""
 
@@ -58,6 +60,9 @@ class Asking(Protocol):
             TeacherError, StoreError, Superseded: of any request.
         """
 
+    def waiting(self) -> str | None:
+        """That the teacher answers nobody, and since when, in words; None while it answers. Returns at once."""
+
     def let_land(self, limit_s: float, check: Callable[[], bool]) -> None:
         """One request failed for good: wait for the others as long as `check` says, so that what they cost is known."""
 
@@ -87,6 +92,15 @@ def _minted_key(data: DataSpec, teacher: TeacherSpec) -> str | None:
     return os.environ.get(teacher.api_key_env or "") if is_ours else None
 
 
+def _absence_words(absences: Sequence[tuple[float, str] | None]) -> str | None:
+    """What the actors tell, in words; None where any of them is answered, or none has told yet."""
+    found = [one for one in absences if one is not None]
+    if not found or len(found) < len(absences):
+        return None
+    since_s, words = min(found)
+    return f"waiting for the teacher since {iso_time(since_s)[:19].replace('T', ' ')} UTC: {words}"
+
+
 class LiveAsking:
     """Every request a call of one of `data.num_actors` actors, which share one gate."""
 
@@ -101,10 +115,13 @@ class LiveAsking:
         self.capacity = data.num_actors * data.concurrency
         self._runtime, self._ledger = runtime, ledger
         self._flying: list[Any] = []
+        self._looks: list[Any] = []
+        self._absences: list[tuple[float, str] | None] = []
+        self._answered_at = time.monotonic()
         self._gates = self._start_gate(data)
         self._actors = runtime.actors(
             TeacherActor, data.num_actors, teacher.model_dump(), ctx.store_uri, ctx.run_id, ctx.attempt,
-            *map(runtime.peer, self._gates), concurrency=data.concurrency, key=_minted_key(data, teacher),
+            *map(runtime.peer, self._gates), concurrency=data.concurrency + 1, key=_minted_key(data, teacher),
         )  # fmt: skip
 
     def _start_gate(self, data: DataSpec) -> list[Any]:
@@ -134,7 +151,21 @@ class LiveAsking:
             answers.append(self._runtime.result(call))
             self._flying.remove(call)
             self._ledger.settle(answers[-1])
+            self._answered_at = time.monotonic()
         return answers
+
+    def waiting(self) -> str | None:
+        """As Asking says; looked up while no answer comes, and known a moment later."""
+        if time.monotonic() - self._answered_at < _SILENCE_S:
+            self._looks, self._absences = [], []
+            return None
+        if self._looks:
+            done, left = self._runtime.wait(self._looks, timeout_s=0)
+            if left:
+                return _absence_words(self._absences)
+            self._absences = [self._runtime.result(look) for look in done]
+        self._looks = [self._runtime.call(actor, "absence") for actor in self._actors]
+        return _absence_words(self._absences)
 
     def let_land(self, limit_s: float, check: Callable[[], bool]) -> None:
         """As Asking says."""
@@ -202,6 +233,10 @@ class BatchAsking:
                 self._expected.pop(answer.number, None)
             answers += found
         return answers
+
+    def waiting(self) -> str | None:
+        """Never said: a batch takes hours where all is well."""
+        return None
 
     def let_land(self, limit_s: float, check: Callable[[], bool]) -> None:
         """Nothing is waited for: a batch goes on without us, and a resume reads it."""

@@ -53,8 +53,12 @@ def describe_failure(error: BaseException) -> Failure:
             return Failure(StopReason.BUDGET, words, retryable=False, exit_code=4)
         case TrainingError():
             return Failure(StopReason.CRASHED, words, exit_code=1)
+        case TeacherError() if error.retryable and error.had_given_rows:
+            return Failure(
+                StopReason.CRASHED, words, exit_code=3
+            )  # it worked, so that a later attempt may find it again
         case TeacherError():
-            # The completer has retried with bounds already; another machine would ask the same teacher.
+            # It was waited for with bounds already; another machine would ask the same teacher.
             return Failure(StopReason.USER_ERROR, words, retryable=False, exit_code=3)
         case AlpacaError():
             return Failure(StopReason.USER_ERROR, words, retryable=False, exit_code=error.exit_code)

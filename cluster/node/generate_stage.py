@@ -98,6 +98,7 @@ class GenerateStage:
         self._arrived: dict[int, TeacherAnswer] = {}
         self._under_way: set[int] = set()
         self._reported = 0.0
+        self._waiting: str | None = None
 
     def run(self) -> None:
         """Generate until there are enough rows, or a notice ends the attempt (what was consumed is committed).
@@ -110,6 +111,7 @@ class GenerateStage:
         seeds = load_seed_tasks(frozen_seed_tasks(ctx.store))
         self._recipe = make_recipe(self._data, seeds, self._state.rows, self._state.answers)
         self._state.answers = []
+        rows_before = self._state.statistics.num_rows
         with teacher_endpoint(
             self._data.teacher, ctx.scratch, run_id=ctx.run_id, num_gpus=ctx.gpus_per_node, may_wait=self._may_wait
         ) as teacher:
@@ -127,8 +129,11 @@ class GenerateStage:
             except BudgetExceeded:
                 self._asking.withdraw()
                 raise
-            except TeacherError:
+            except TeacherError as exc:
                 self._asking.let_land(teacher.timeout_s, self._may_wait)
+                if self._part_first <= self._state.request:
+                    self._commit(complete=False)
+                exc.had_given_rows = self._state.statistics.num_rows > rows_before
                 raise
             finally:
                 self._asking.end()
@@ -277,10 +282,15 @@ class GenerateStage:
         if time.monotonic() - self._reported < _REPORT_EVERY_S and not self._state.complete:
             return
         self._reported = time.monotonic()
+        waiting = self._asking.waiting()
+        if (waiting is None) != (self._waiting is None):
+            logger.warning("%s", waiting or "the teacher answers again")
+        self._waiting = waiting
         so_far = self._state.statistics
         accept_rate = so_far.accept_rate
         self._ctx.events.emit(
             "generation", rows=so_far.num_rows, target=self._data.num_rows, requests=self._state.request,
             accept_rate=None if accept_rate is None else round(accept_rate, 4), drops=so_far.to_json()["drops"],
             usd=self._ledger.spent_usd, in_flight=len(self._under_way), tokens=so_far.tokens.to_json(),
+            waiting=waiting,
         )  # fmt: skip

@@ -68,6 +68,11 @@ class TeacherActor:
         await asyncio.to_thread(self._keep, answer)
         return answer
 
+    async def absence(self) -> tuple[float, str] | None:
+        """Since when the teacher has answered nobody here (seconds since 1970), and why; None while it answers."""
+        found = self._completer.absence
+        return None if found is None else (found.since_s, found.words)
+
     async def close(self) -> None:
         """Close the teacher's connections."""
         await self._completer.close()

@@ -52,6 +52,17 @@ def test_tokens_are_shown_beside_rows_drops_and_dollars_also_while_it_trains() -
     assert "tokens" not in dict(panel_rows(fold(event("generation", rows=10)))), "a node of an earlier version"
 
 
+def test_an_unknown_price_and_a_teacher_that_is_waited_for_are_said() -> None:
+    tokens = {"prompt": 10, "completion": 20, "untold": 0}
+    words = "waiting for the teacher since 2026-11-20 10:00:00 UTC: HTTP 503"
+    away = event("generation", rows=10, target=20, tokens=tokens, usd=None, waiting=words)
+    shown = dict(panel_rows(fold(started(1, "a"), away)))
+    assert (shown["teacher"], shown["now"]) == ("its price is not known", words)
+    assert words in (line_of(away) or "")
+    back = event("generation", rows=12, target=20, tokens=tokens, usd=0.0, waiting=None)
+    assert not {"now", "teacher"} & dict(panel_rows(fold(started(1, "a"), away, back))).keys()
+
+
 def test_training_shows_step_loss_speed_and_what_is_unsaved() -> None:
     step = event("step", step=12, total_steps=40, loss=3.25, tokens_per_second=15200.4)
     progress = fold(started(1, "a"), event("save", position=10, seconds=0.2, committed=True), step)

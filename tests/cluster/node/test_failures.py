@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from alpaca_jobs.errors import BudgetExceeded, DataError, ModelError, TeacherRateLimited, TrainingError
+from alpaca_jobs.errors import (
+    BudgetExceeded,
+    DataError,
+    ModelError,
+    TeacherAuth,
+    TeacherError,
+    TeacherRateLimited,
+    TrainingError,
+)
 from checkpoints.errors import Damaged, StoreFull, StorePermission, StoreUnreachable, Superseded
 from cluster.errors import RayFailure
 from cluster.node.failures import describe_failure
@@ -13,6 +21,11 @@ from cluster.recovery import StopReason
 
 class OutOfMemoryError(RuntimeError):
     """Named as torch's."""
+
+
+def had_worked(error: TeacherError) -> TeacherError:
+    error.had_given_rows = True
+    return error
 
 
 @pytest.mark.parametrize(
@@ -27,6 +40,8 @@ class OutOfMemoryError(RuntimeError):
         (DataError("no rows"), StopReason.USER_ERROR, False, 2),
         (ModelError("no such model"), StopReason.USER_ERROR, False, 2),
         (TeacherRateLimited("429"), StopReason.USER_ERROR, False, 3),
+        (had_worked(TeacherRateLimited("429")), StopReason.CRASHED, True, 3),
+        (had_worked(TeacherAuth("the key was taken back")), StopReason.USER_ERROR, False, 3),
         (TrainingError("nan"), StopReason.CRASHED, True, 1),
         (RayFailure("died"), StopReason.CRASHED, True, None),
         (MemoryError(), StopReason.OUT_OF_MEMORY, True, None),

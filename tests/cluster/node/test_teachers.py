@@ -10,6 +10,7 @@ import json
 import random
 import runpy
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from alpaca_jobs.data.rows import Row
-from alpaca_jobs.errors import TeacherWithoutSchemas
+from alpaca_jobs.errors import TeacherUnreachable, TeacherWithoutSchemas
 from alpaca_jobs.generation import offline_teacher
 from alpaca_jobs.generation.offline_tasks import make_task
 from alpaca_jobs.generation.offline_teacher import OfflineTeacher
@@ -28,6 +29,7 @@ from checkpoints.attempts import AttemptLog
 from checkpoints.lineage import counting_commits
 from checkpoints.reader import list_commits
 from checkpoints.store import Store
+from cluster.events import read_events
 from cluster.node.generate_stage import GeneratedRows
 from cluster.runs.report import newest_part
 
@@ -147,6 +149,21 @@ class ForgetfulTeacher(JsonTeacher):
         return super().answer(body, is_chat=is_chat)
 
 
+class AbsentTeacher(OfflineTeacher):
+    """Says 503 to everybody from its 6th request on, for a few seconds; or for ever."""
+
+    away_s = 5.0
+    requests = 0
+    left_at = 0.0
+
+    def answer(self, body: dict[str, Any], *, is_chat: bool) -> Answer:
+        self.requests += 1
+        self.left_at = self.left_at or (time.monotonic() if self.requests == 6 else 0.0)
+        if self.left_at and time.monotonic() - self.left_at < self.away_s:
+            return 503, {"error": {"message": "overloaded", "code": None, "param": None}}, {}
+        return super().answer(body, is_chat=is_chat)
+
+
 @contextmanager
 def running(server: OfflineTeacher) -> Iterator[OfflineTeacher]:
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -194,6 +211,30 @@ def test_every_kind_of_server_gives_the_same_rows(tmp_path: Path, api: str) -> N
     for kind in (VllmTeacher, SilentTeacher, MoodyTeacher):
         other = generate(tmp_path / kind.__name__, kind(), api=api, **PRICED)
         assert texts(other.rows) == texts(built_in.rows), kind.__name__
+
+
+def test_a_teacher_that_is_away_for_a_while_costs_time_and_nothing_else(tmp_path: Path) -> None:
+    present = generate(tmp_path / "present", OfflineTeacher(), api="chat", **PRICED)
+    server = AbsentTeacher()
+    absent = generate(tmp_path / "absent", server, api="chat", max_retries=1, **PRICED)
+    assert server.left_at
+    assert texts(absent.rows) == texts(present.rows)
+    store = Store.open(f"file://{tmp_path}/absent/store").child("run")
+    said = [event.fields.get("waiting") for event in read_events(store) if event.kind == "generation"]
+    assert any("waiting for the teacher since" in (words or "") and "HTTP 503" in (words or "") for words in said)
+    assert said[-1] is None
+
+
+def test_a_teacher_that_never_comes_back_ends_the_attempt_with_its_rows_committed(tmp_path: Path) -> None:
+    server = AbsentTeacher()
+    server.away_s = 1e9
+    store = prepare(tmp_path / "gone", server, api="chat", patience_s=2, **PRICED)
+    with running(server), pytest.raises(TeacherUnreachable, match="HTTP 503") as ended:
+        generate_rows(store.uri, "run", 1, tmp_path / "gone" / "scratch")
+    assert ended.value.had_given_rows
+    run = store.child("run")
+    parts = counting_commits(AttemptLog(run, LAYOUT).records(), list_commits(run, LAYOUT), LAYOUT)
+    assert newest_part(run, parts)["rows_total"] > 0
 
 
 def test_requests_that_stay_garbage_are_paid_for_and_lose_no_row(tmp_path: Path) -> None:

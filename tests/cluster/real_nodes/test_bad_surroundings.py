@@ -46,7 +46,7 @@ def teacher(status: int, body: Callable[[], dict[str, Any]]) -> Iterator[str]:
 
 
 def teacher_spec(url: str) -> dict[str, Any]:
-    return {"model": "m", "base_url": url, "api_key_env": None, "max_retries": 1, "timeout_s": 5}
+    return {"model": "m", "base_url": url, "api_key_env": None, "max_retries": 1, "timeout_s": 5, "patience_s": 3}
 
 
 def end_with(bench: Any, url: str, **data: Any) -> dict[str, Any]:
