@@ -6,25 +6,24 @@ spot ones come after all of these. On local the pretend regions keep the order t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from alpaca_jobs.known_models import KNOWN_MODELS
+from alpaca_jobs.known_models import SizedModel
 from alpaca_jobs.spec import LOCAL_REGIONS, JobSpec
 from cluster.code_version import code_version as own_code_version
 from cluster.errors import PlanError
 from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.price.assumptions import Assumptions
 from cluster.price.gpu_choice import join, nearest_region, offers_with_gpus
-from cluster.price.memory_fit import BYTES_PER_PARAMETER, memory_fit
+from cluster.price.memory_check import check_memory, fit_of, holding, model_of, what_to_change
 from cluster.price.offers import CLOUDS, Offer, PriceList, load_offers
 from cluster.price.own_machines import OWN_MACHINES, own_offers
-from cluster.price.shape_choice import ShapeCost, rank_shapes
+from cluster.price.shape_choice import rank_shapes
 from cluster.price.side_machines import generation_places, placement_of_offer, served_gpus, writes_rows_apart
 from cluster.price.workload import Workload, workload_of
 
-_Rank = Callable[[list[Offer]], tuple[ShapeCost, ...]]
 _NO_OFFERS = PriceList(())
 
 
@@ -81,7 +80,8 @@ def plan_launch(
         folder: what a relative `store` is relative to; None for the working folder.
         exclude_regions: regions not to use, as us-east-1 or aws/us-east-1.
         code_version: recorded in the plan; None for the code that is running.
-        work, assumed: by which `gpus: auto` compares machines; None for what the job says, and for the priors.
+        work, assumed: by which memory is checked and `gpus: auto` compares machines; None for what the job says, and
+            for the priors.
 
     Raises:
         PlanError: no offer fits; says which wish left none.
@@ -90,7 +90,7 @@ def plan_launch(
     notes: list[str] = []
     fitting = _in_infra(job, offers)
     _check_region_names(job, fitting)
-    fitting = _with_gpus(job, fitting, notes, lambda ones: _ranked(job, ones, work, assumed or Assumptions()))
+    fitting = _with_gpus(job, fitting, notes, _counted(job, work), assumed or Assumptions())
     fitting = _in_regions(job, fitting, exclude_regions, notes)
     fitting = _with_pricing(job, fitting, notes)
     places = tuple(placement_of_offer(offer, num_nodes=compute.num_nodes) for offer in fitting)
@@ -156,11 +156,23 @@ def _in_infra(job: JobSpec, offers: Iterable[Offer]) -> list[Offer]:
     return found
 
 
-def _with_gpus(job: JobSpec, offers: list[Offer], notes: list[str], rank: _Rank) -> list[Offer]:
+def _counted(job: JobSpec, work: Workload | None) -> Workload | None:
+    """The work as it is given, or as the job alone tells it; None where it does not."""
+    if work is not None:
+        return work
+    try:
+        return workload_of(job)
+    except PlanError:
+        return None
+
+
+def _with_gpus(
+    job: JobSpec, offers: list[Offer], notes: list[str], work: Workload | None, assumed: Assumptions
+) -> list[Offer]:
     """Keep the machines with the wanted GPUs; for auto, choose the shape."""
     compute = job.compute
     if compute.gpus == "auto":
-        return _automatic(job, offers, notes, rank)
+        return _automatic(job, offers, notes, work, assumed)
     wanted = compute.gpu_request
     if wanted is None:
         return offers if compute.is_local else _host_machines(job, offers)
@@ -168,34 +180,30 @@ def _with_gpus(job: JobSpec, offers: list[Offer], notes: list[str], rank: _Rank)
         offers, wanted.name, wanted.count, asked=f"compute.gpus is {compute.gpus}", sellers=compute.infra,
         key="gpus: ", elsewhere=", or use num_nodes to add machines",
     )  # fmt: skip
-    _check_memory(job, found[0], offers, notes)
-    return found
+    return check_memory(job, found, offers, work, notes)
 
 
-def _automatic(job: JobSpec, offers: list[Offer], notes: list[str], rank: _Rank) -> list[Offer]:
-    """The shape expected to finish for least, among those into which the model fits (cluster/price/memory_fit.py)."""
+def _automatic(
+    job: JobSpec, offers: list[Offer], notes: list[str], work: Workload | None, assumed: Assumptions
+) -> list[Offer]:
+    """The shape expected to finish for least, among those into which the job fits (cluster/price/memory_fit.py)."""
     if job.train.method == "command":
         raise PlanError(
             "compute.gpus is auto, but what train.command needs is not known here. Say which machine it is written "
             "for, for example gpus: A100-80GB:8."
         )
-    known = KNOWN_MODELS.get(job.train.model)
-    if known is None:
+    model = model_of(job, work)
+    if model is None:
         raise PlanError(
             f"compute.gpus is auto, but the size of {job.train.model} is not known here, so no machine can be picked. "
             "Say how many GPUs it needs, for example gpus: A100-80GB:8 for about 7 to 20 billion parameters."
         )
-    shapes = _fitting_shapes(job, known.num_parameters, offers)
-    allowed = [offer for offer in offers if offer.gpus in shapes]
-    priced = [offer for offer in _payable(job, allowed) if _is_in_regions(job, offer)]
+    fits = holding(job, model, offers, work)
+    payable = [offer for offer in _payable(job, offers) if _is_in_regions(job, offer)]
+    priced = [offer for offer in payable if offer in fits]
     if not priced:
-        state_gib = known.num_parameters * BYTES_PER_PARAMETER / 2**30
-        raise PlanError(
-            f"compute.gpus is auto, but nothing sold on {join(job.compute.infra)} at a known price holds "
-            f"{job.train.model}, whose {known.num_parameters / 1e9:.2f} B parameters need {state_gib:.0f} GiB of "
-            "state. Raise num_nodes, allow more regions or clouds, or set spot: false."
-        )
-    ranked = rank(priced)
+        raise PlanError(_nothing_holds(job, model, payable, work))
+    ranked = () if work is None else rank_shapes(job, priced, work, assumed)
     gpus = ranked[0].gpus if ranked else min(priced, key=_order).gpus
     assert gpus is not None
     others = f"; then {join(map(str, ranked[1:4]))}" if len(ranked) > 1 else ""
@@ -204,56 +212,24 @@ def _automatic(job: JobSpec, offers: list[Offer], notes: list[str], rank: _Rank)
         if ranked
         else f"the lowest price per hour that holds {job.train.model}, since nobody has counted its rows"
     )
-    notes.append(f"gpus: auto took {gpus}, {why}. It fits: {shapes[gpus]}.")
-    return [offer for offer in allowed if offer.gpus == gpus]
+    chosen = [offer for offer in fits if offer.gpus == gpus]
+    notes.append(f"gpus: auto took {gpus}, {why}. It fits: {fits[chosen[0]]}.")
+    return chosen
 
 
-def _ranked(
-    job: JobSpec, priced: list[Offer], work: Workload | None, assumed: Assumptions
-) -> tuple[ShapeCost, ...]:  # fmt: skip
-    """Shapes by expected cost; none where the work is not known."""
-    if work is None:
-        try:
-            work = workload_of(job)
-        except PlanError:
-            return ()
-    return rank_shapes(job, priced, work, assumed)
-
-
-def _fitting_shapes(job: JobSpec, num_parameters: int, offers: Iterable[Offer]) -> dict[str, str]:
-    """Shapes (NAME:COUNT) into which the model fits -> the arithmetic in words; no bfloat16, no candidate."""
-    shapes: dict[str, str] = {}
-    for offer in offers:
-        if offer.gpus is None or offer.gpu_name is None or offer.gpus in shapes:
-            continue
-        if offer.gpu_name == "V100" and job.train.dtype == "bfloat16":
-            continue
-        fit = memory_fit(num_parameters, gpu_name=offer.gpu_name, num_gpus=offer.gpu_count * job.compute.num_nodes)
-        if fit is not None and fit.fits:
-            shapes[offer.gpus] = str(fit)
-    return shapes
-
-
-def _check_memory(job: JobSpec, offer: Offer, offers: Iterable[Offer], notes: list[str]) -> None:
-    """Refuse a job that cannot fit; say so when that cannot be known."""
-    if job.train.method == "command":
-        notes.append("Whether it fits was not checked: what train.command keeps in memory is not known here.")
-        return
-    known = KNOWN_MODELS.get(job.train.model)
-    assert offer.gpu_name is not None
-    num_gpus = offer.gpu_count * job.compute.num_nodes
-    fit = memory_fit(known.num_parameters, gpu_name=offer.gpu_name, num_gpus=num_gpus) if known else None
-    if known is None or fit is None:
-        unknown = job.train.model if known is None else offer.gpu_name
-        notes.append(f"Whether it fits was not checked: the size of {unknown} is not known here.")
-        return
-    if not fit.fits:
-        shapes = sorted(_fitting_shapes(job, known.num_parameters, offers))
-        remedy = f"Take one of {join(shapes)}" if shapes else "Allow other clouds"
-        raise PlanError(
-            f"compute.gpus is {job.compute.gpus}, but {job.train.model} does not fit: {fit}. "
-            f"{remedy}, or raise num_nodes."
+def _nothing_holds(job: JobSpec, model: SizedModel, payable: list[Offer], work: Workload | None) -> str:
+    """What to say where nothing that is sold holds the job: how near the nearest comes, and what would change that."""
+    found = f"compute.gpus is auto, but nothing sold on {join(job.compute.infra)} at a known price"
+    fits = [(fit, offer) for offer in payable if (fit := fit_of(job, model, offer, work)) is not None]
+    if not fits:
+        return (
+            f"{found} has GPUs that are known here. Name the GPUs: gpus: A100-80GB:8, or allow more regions or clouds."
         )
+    nearest, offer = min(fits, key=lambda one: one[0].needed_gib / one[0].memory_gib)
+    alike = [one for one in payable if one.gpus == offer.gpus]
+    return f"{found} holds {job.train.model}. {offer.gpus} comes nearest: {nearest}. " + what_to_change(
+        job, model, alike, work, ()
+    )
 
 
 def _host_machines(job: JobSpec, offers: Iterable[Offer]) -> list[Offer]:

@@ -15,7 +15,9 @@ from cluster.price.throughput import Throughput
 from cluster.price.workload import Workload
 
 WEIGHTS_BYTES_PER_PARAMETER = 2  # base weights as they are published
-STATE_BYTES_PER_PARAMETER = 12  # a checkpoint: float32 parameter and AdamW's two moments, 81 GB for a 7B
+STATE_BYTES_PER_PARAMETER = (
+    12  # a checkpoint, of what is trained: float32 parameter and AdamW's two moments, 81 GB for a 7B
+)
 EXPORT_BYTES_PER_PARAMETER = 4  # the finished model, float32
 
 
@@ -42,7 +44,7 @@ def training_course(place: Placement, job: JobSpec, work: Workload, assumed: Ass
             "cannot be priced. Take another GPU, or measure with a short run: train.max_steps: 20."
         )
     speed = assumed.speed_on(gpu)
-    throughput = Throughput(num_gpus(place), peak, speed.mfu)
+    throughput = Throughput(num_gpus(place), peak, speed.mfu, flops_per_parameter=work.flops_per_parameter)
     work_s = throughput.seconds(num_parameters=work.num_parameters, tokens=work.tokens)
     return _course_with_gpus(place, job, work, assumed, work_s=work_s, spread=speed.spread)
 
@@ -51,18 +53,22 @@ def _course_with_gpus(
     place: Placement, job: JobSpec, work: Workload, assumed: Assumptions, *, work_s: float, spread: float
 ) -> Course:
     byte_s = work.num_parameters / place.num_nodes / assumed.transfer_bytes_per_s  # one byte of every parameter
+    trained_s = work.trained_parameters / place.num_nodes / assumed.transfer_bytes_per_s  # and of what is trained
+    base_s = WEIGHTS_BYTES_PER_PARAMETER * byte_s
     interval = job.checkpoints.interval_steps
     return Course(
         work_s=work_s,
         work_spread=spread,
-        start_s=assumed.boot_s + WEIGHTS_BYTES_PER_PARAMETER * byte_s,
-        restart_s=assumed.boot_s + STATE_BYTES_PER_PARAMETER * byte_s,
+        start_s=assumed.boot_s + base_s,
+        restart_s=assumed.boot_s + STATE_BYTES_PER_PARAMETER * trained_s + (0.0 if work.trained is None else base_s),
         away_s=assumed.away_s,
         save_interval_s=interval * work_s / work.steps
         if isinstance(interval, int) and work.steps
         else assumed.save_interval_s,
         losses_per_hour=_losses_per_hour(place, assumed),
-        finish_s=EXPORT_BYTES_PER_PARAMETER * byte_s * place.num_nodes,  # by one node
+        finish_s=EXPORT_BYTES_PER_PARAMETER
+        * (byte_s if job.export.merge else trained_s)
+        * place.num_nodes,  # by one node
     )
 
 

@@ -237,8 +237,8 @@ def _bills(
 
 
 def state_gb(work: Workload) -> float:
-    """One checkpoint, in GB (1e9 bytes)."""
-    return work.num_parameters * STATE_BYTES_PER_PARAMETER / _GB
+    """One checkpoint, in GB (1e9 bytes): what is trained; of LoRA the adapters."""
+    return work.trained_parameters * STATE_BYTES_PER_PARAMETER / _GB
 
 
 def _egress_usd(case: _Case, game: Played) -> float:

@@ -15,7 +15,6 @@ from cluster.price.hardware import peak_flops
 from cluster.price.served_cost import COMPARED_API, SERVED_SOURCE, START_S, at_an_api_usd
 from cluster.price.side_machines import SideMachines
 from cluster.price.teacher_cost import BATCH_SOURCE, SIZES_SOURCE, TeacherEstimate
-from cluster.price.throughput import FLOPS_PER_PARAMETER_AND_TOKEN
 from cluster.price.workload import Workload
 from cluster.runs.spending import SECONDS_PER_HOUR
 
@@ -107,9 +106,13 @@ def _of_work(plan: LaunchPlan, work: Workload) -> Iterator[Factor]:
     epochs = f"{plan.job.train.epochs:g} epochs" if plan.job.train.max_steps is None else "max_steps"
     words = f"{work.steps:,} steps, {epochs}, padding excluded"
     yield Factor("training tokens", work.tokens, "tokens", words, work.source)
-    flops = FLOPS_PER_PARAMETER_AND_TOKEN * work.num_parameters * work.tokens
-    words = f"6 x {work.num_parameters / 1e9:.3g} B parameters x {work.tokens / 1e6:.3g} M tokens"
-    yield Factor("training FLOPs", flops, "FLOPs", words, "PaLM, arXiv:2204.02311, appendix B")
+    flops = work.flops_per_parameter * work.num_parameters * work.tokens
+    size = f"{work.num_parameters / 1e9:.3g} B parameters"
+    words = f"{work.flops_per_parameter:g} x {size} x {work.tokens / 1e6:.3g} M tokens"
+    if work.trained is not None:
+        words += "; LoRA, so no gradients of frozen weights"
+    guessed = f"; {work.guess}" if work.guess else ""
+    yield Factor("training FLOPs", flops, "FLOPs", words, f"PaLM, arXiv:2204.02311, appendix B{guessed}")
 
 
 def _of_speed(place: Placement, work: Workload, assumed: Assumptions, course: Course) -> Iterator[Factor]:
@@ -152,7 +155,8 @@ def _of_store(plan: LaunchPlan, work: Workload, assumed: Assumptions) -> Iterato
     words = (
         f"{plan.job.checkpoints.keep} x {state_gb(work):.3g} GB; they stay after the run: {monthly_usd:.2f} USD a month"
     )
-    yield Factor("checkpoints kept", kept, "GB", words, "12 bytes a parameter; S3 Standard, us-east-1, 2024")
+    source = "12 bytes a parameter that is trained; S3 Standard, us-east-1, 2024"
+    yield Factor("checkpoints kept", kept, "GB", words, source)
     words = f"a save writes {state_gb(work) * 1e9 / assumed.request_bytes:,.0f} blocks of 16 MiB"
     yield Factor("store requests", assumed.write_usd * 1e6, "USD per million", words, "S3 Standard, us-east-1, 2024")
     words = f"the state, {state_gb(work):.3g} GB, after each loss in another region"

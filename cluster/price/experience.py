@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from alpaca_jobs.known_models import KNOWN_MODELS
+from alpaca_jobs.known_models import size_of
 from alpaca_jobs.spec import DataSpec, JobSpec, TeacherSpec
 from cluster.hazard import spot_hazard
 from cluster.node.pace import Pace, TrainingPace
@@ -20,7 +20,7 @@ from cluster.price.assumptions import Assumptions, MeasuredSpeed, MeasuredSteps
 from cluster.price.hardware import peak_flops
 from cluster.price.self_instruct_cost import rows_per_instruction_seen
 from cluster.price.teacher_cost import TeacherAssumptions
-from cluster.price.throughput import measured_mfu
+from cluster.price.throughput import flops_per_parameter, measured_mfu
 from cluster.recovery import StopReason
 from cluster.runs.spending import SECONDS_PER_HOUR
 
@@ -56,19 +56,19 @@ def learn(job: JobSpec, past: Sequence[PastRun]) -> Assumptions:
 
 
 def _speeds(job: JobSpec, past: Sequence[PastRun]) -> tuple[MeasuredSpeed, ...]:
-    """MFU by GPU, of runs with the same model and length of rows."""
-    known = KNOWN_MODELS.get(job.train.model)
+    """MFU by GPU, of runs that train the same model in the same way."""
+    model = size_of(job.train.model)
     measured: dict[str, list[tuple[str, float]]] = {}
     for run in past:
         pace, place = run.pace.training, run.plan.candidates[0]
-        if known is None or pace is None or place.gpus is None or not _trains_alike(job, run.plan.job):
+        if model is None or pace is None or place.gpus is None or not _trains_alike(job, run.plan.job):
             continue
         gpu = place.gpus.partition(":")[0]
         peak = peak_flops(gpu, infra=place.infra, instance_type=place.instance_type)
         if peak is not None and pace.seconds > 0:
             mfu = measured_mfu(
-                num_parameters=known.num_parameters, tokens=pace.tokens, seconds=pace.seconds,
-                num_gpus=pace.ranks, peak_flops=peak,
+                num_parameters=model.num_parameters, tokens=pace.tokens, seconds=pace.seconds,
+                num_gpus=pace.ranks, peak_flops=peak, flops_per_parameter=flops_per_parameter(job.train),
             )  # fmt: skip
             measured.setdefault(gpu, []).append((run.run_id, mfu))
     return tuple(
@@ -149,11 +149,15 @@ def _yield(data: DataSpec, rows_per_request: float) -> dict[str, float]:
     return {"accept_rate": rows_per_request / (data.max_tasks_per_request - data.num_prompt_seeds)}
 
 
+_DECIDES_THE_SPEED = (
+    "model", "method", "lora", "recipe", "packing", "max_length", "dtype", "gradient_checkpointing", "exactness",
+    "engine", "sharding", "cpu_offload", "attention", "cross_entropy", "compile", "tf32",
+)  # fmt: skip
+
+
 def _trains_alike(job: JobSpec, other: JobSpec) -> bool:
-    mine, its = job.train, other.train
-    return (mine.model, mine.recipe, mine.max_length, mine.dtype, mine.gradient_checkpointing, mine.exactness) == (
-        its.model, its.recipe, its.max_length, its.dtype, its.gradient_checkpointing, its.exactness,
-    )  # fmt: skip
+    """Whether the speed of one says something about the other; what changes only the rows' number does not matter."""
+    return all(getattr(job.train, key) == getattr(other.train, key) for key in _DECIDES_THE_SPEED)
 
 
 def _asks_alike(job: JobSpec, other: JobSpec) -> bool:

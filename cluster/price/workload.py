@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from alpaca_jobs.known_models import KNOWN_MODELS
+from alpaca_jobs.known_models import size_of
 from alpaca_jobs.spec import JobSpec
 from cluster.errors import PlanError
+from cluster.price.memory_fit import trained_parameters
+from cluster.price.throughput import FLOPS_PER_PARAMETER_AND_TOKEN, flops_per_parameter
 
 # Tokens of one row of Alpaca's data, template and EOS included. Source: the 52,002 rows hold 6.66 M tokens of the
 # LLaMA tokenizer, 128 a row; 99 % of them are shorter than 363, so that a max_length of 512 cuts next to nothing.
@@ -28,6 +30,10 @@ class Workload:
         source: where the tokens of a row come from.
         given_s: seconds of training that the job itself states (train.hours), for a command that nobody can count into;
             steps and tokens are 0 then.
+        row_tokens: mean tokens of a row; None where they are not counted.
+        trained: parameters that training changes, which checkpoints hold; None for all.
+        flops_per_parameter: and token (cluster/price/throughput.py).
+        guess: how the model's size was guessed, in words; empty where it is known.
     """
 
     num_parameters: int
@@ -35,6 +41,15 @@ class Workload:
     tokens: float
     source: str = ""
     given_s: float | None = None
+    row_tokens: float | None = None
+    trained: int | None = None
+    flops_per_parameter: float = FLOPS_PER_PARAMETER_AND_TOKEN
+    guess: str = ""
+
+    @property
+    def trained_parameters(self) -> int:
+        """Of all, or of LoRA's adapters."""
+        return self.num_parameters if self.trained is None else self.trained
 
 
 def workload_of(
@@ -50,28 +65,27 @@ def workload_of(
     Args:
         num_rows: rows to train on; None for data.num_rows when they are generated.
         tokens_per_row: mean of real tokens; None for Alpaca's average when the rows are Alpaca's.
-        num_parameters: None for what is known of the model by its name.
+        num_parameters: None for what is known of the model by its name, or for what its name says.
         source: where `tokens_per_row` comes from.
 
     Raises:
         PlanError: a number that neither the job nor the caller gives.
     """
     train = job.train
-    if num_parameters is None:
-        known = KNOWN_MODELS.get(train.model)
-        if known is None:
-            raise PlanError(
-                f"The size of {train.model} is not known here, so its training cannot be priced. "
-                "Say it: estimate --parameters 7e9"
-            )
-        num_parameters = known.num_parameters
+    model = size_of(train.model, num_parameters=num_parameters)
+    guess = model.guess if model is not None and num_parameters is None else ""
+    if model is None:
+        raise PlanError(
+            f"The size of {train.model} is not known here, so its training cannot be priced. "
+            "Say it: estimate --parameters 7e9"
+        )
     if train.method == "command":
         if train.hours is None:
             raise PlanError(
                 "train.method is command, and how long a program of your own trains is not known here, so it cannot be "
                 "priced. Say it in the job, for the machines asked for: train.hours: 3"
             )
-        return Workload(num_parameters, 0, 0.0, "train.hours", 3600 * train.hours)
+        return Workload(model.num_parameters, 0, 0.0, "train.hours", 3600 * train.hours, guess=guess)
     if num_rows is None:
         if job.data.from_ is not None:
             raise PlanError(
@@ -96,4 +110,8 @@ def workload_of(
     if train.eval is not None:
         evaluations = math.ceil(steps / (train.eval.every_steps or steps_of_epoch))
         tokens += evaluations * held_out * tokens_per_row * FORWARD_SHARE
-    return Workload(num_parameters, steps, tokens, source)
+    return Workload(
+        model.num_parameters, steps, tokens, source, row_tokens=tokens_per_row,
+        trained=None if train.lora is None else trained_parameters(train, model),
+        flops_per_parameter=flops_per_parameter(train), guess=guess,
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,8 @@ def test_price_list_of_another_cloud_is_of_no_use() -> None:
 def test_auto_takes_the_cheapest_shape_that_holds_the_model_and_says_why() -> None:
     prices = PriceList(
         (
-            offer("r1", 1.0, gpu_name="L4", gpu_count=4),  # 89 GiB: too small for 100 GiB
-            offer("r1", 3.0, gpu_name="L40S", gpu_count=4),  # 179 GiB
+            offer("r1", 1.0, gpu_name="L4", gpu_count=4),  # 36 GiB on each: too small
+            offer("r1", 3.0, gpu_name="L40S", gpu_count=4),
             offer("r2", 4.0, gpu_name="L40S", gpu_count=4),
             offer("r1", 2.0, gpu_name="V100", gpu_count=16),  # holds it, but has no bfloat16
             offer("r1", 0.5, gpu_name="B9000", gpu_count=8),  # an unknown GPU is never picked
@@ -162,8 +163,9 @@ def test_auto_takes_the_cheapest_shape_that_holds_the_model_and_says_why() -> No
     assert found.world_size == 4
     assert found.notes[0] == (
         "gpus: auto took L40S:4, expected to finish the training for least, set-up counted: L40S:4 1.53 USD in 0.52 h; "
-        "then A100-80GB:8 2.71 USD in 0.34 h. It fits: 6.74 B parameters x 16 bytes = 100 GiB of state, and 4 x L40S "
-        "hold 179 GiB, of which 80% may be state."
+        "then A100-80GB:8 2.71 USD in 0.34 h. It fits: 6.74 B parameters, all trained, engine fsdp on 4 x L40S, 1,024 "
+        "tokens in a micro batch: 35.7 GiB on each GPU (weights 6.3, gradients 6.3, optimizer 12.6, gathered 3.8, "
+        "activations 6.7), and 92% of its 45 GiB can be used."
     )
 
 
@@ -201,8 +203,45 @@ def test_auto_goes_by_the_hour_where_nobody_has_counted_the_rows() -> None:
 
 
 def test_auto_counts_all_nodes_together() -> None:
-    found = plan(job(compute__gpus="auto", compute__num_nodes=2, train__model="huggyllama/llama-65b"))
-    assert (found.candidates[0].gpus, found.world_size) == ("H100:8", 16)
+    found = plan(job(compute__gpus="auto", compute__num_nodes=4, train__model="huggyllama/llama-65b"))
+    assert (found.candidates[0].gpus, found.world_size) == ("H100:8", 32)
+
+
+def test_adapters_of_a_7b_fit_on_one_gpu_and_auto_buys_no_machine_of_eight() -> None:
+    for gpus in ("A100-80GB:1", "L4:1"):
+        assert plan(job(compute__gpus=gpus, train__method="lora")).candidates[0].gpus == gpus
+    found = plan(job(compute__gpus="auto", train__method="lora", train__model="meta-llama/Meta-Llama-3-8B"))
+    assert found.world_size == 1
+
+
+def test_a_copy_of_the_model_on_each_gpu_is_not_planned_where_it_does_not_fit() -> None:
+    changes = {"train__engine": "ddp", "train__micro_batch_size": 64}
+    said = refusal(job(compute__gpus="A100:8", **changes))
+    assert "compute.gpus is A100:8, but huggyllama/llama-7b does not fit: " in said
+    assert "engine ddp on 8 x A100" in said
+    assert "(weights 37.7, gradients 50.2, optimizer 50.2, activations " in said
+    assert "Set train.engine: fsdp" in said
+    assert "set train.method: lora" in said
+
+
+def test_offload_takes_machines_with_room_for_it_and_names_the_others() -> None:
+    changes = {"compute__gpus": "A10G:4", "train__cpu_offload": True}
+    small, large = (offer("r1", 1.0, gpu_name="A10G", gpu_count=4, memory_gib=gib) for gib in (64.0, 192.0))
+    found = plan(job(**changes), PriceList((small, replace(large, instance_type="g5.12xlarge"))))
+    assert {place.instance_type for place in found.candidates} == {"g5.12xlarge"}
+    assert "Left out, because 100 GiB are kept in a machine's memory: p4de." in found.notes
+    assert refusal(job(**changes), PriceList((small,))) == (
+        "train.cpu_offload keeps 100 GiB in the memory of each machine, but those with A10G:4 have at most 64 GiB, of "
+        "which 90% can be used. Raise num_nodes, set train.method: lora, or take machines with more memory."
+    )
+
+
+def test_a_size_in_the_name_is_a_guess_that_memory_is_checked_by() -> None:
+    found = plan(job(train__model="nobody/Some-7B-Chat"))
+    assert found.notes[0].startswith(
+        "Whether it fits was checked by a guess: 7.00 B parameters (7 B parameters are a guess by its name), "
+    )
+    assert "does not fit" in refusal(job(train__model="nobody/Some-70B"))
 
 
 def test_model_of_unknown_size_is_planned_with_a_note() -> None:

@@ -20,7 +20,7 @@ from cluster.plan import LaunchPlan, Pricing
 from cluster.price.assumptions import Assumptions, MeasuredSpeed, MeasuredSteps
 from cluster.price.courses import training_course
 from cluster.price.estimate import CandidateEstimate, estimate_candidates
-from cluster.price.estimate_factors import factors
+from cluster.price.estimate_factors import Factor, factors
 from cluster.price.hardware import GPUS, peak_flops
 from cluster.price.offers import SNAPSHOT, load_offers
 from cluster.price.side_machines import SideMachines, side_machines
@@ -86,7 +86,7 @@ def test_what_nobody_counted_is_refused(changes: dict[str, Any], message: str) -
 def test_what_the_caller_counted_is_used() -> None:
     spec = job(data={"from": "x.json"}, train__model="a/b")
     work = workload_of(spec, num_rows=1000, tokens_per_row=500.0, num_parameters=10**9)
-    assert work == Workload(10**9, 24, 3 * 500_000.0, "given")
+    assert work == Workload(10**9, 24, 3 * 500_000.0, "given", row_tokens=500.0)
 
 
 def test_seven_b_at_half_the_peak_is_eleven_minutes() -> None:
@@ -123,6 +123,35 @@ def test_dollars_are_hours_times_price_plus_storage() -> None:
     requests = (saves * 80.86e9 / 2**24 + found.hours.p50 * 3600 * 3) * 5e-6
     assert found.cost_usd.p50 == pytest.approx(found.hours.p50 * price + storage + requests, rel=1e-4)
     assert sum(usd or 0.0 for usd in found.parts_usd.values()) == pytest.approx(found.cost_usd.p50)
+
+
+def test_lora_takes_two_thirds_of_the_time_and_saves_its_adapters_alone() -> None:
+    """LLaMA-7B, rank 8 on q and v: 4,194,304 parameters are trained."""
+    full, lora = first_course(job(compute__spot=False)), first_course(job(compute__spot=False, train__method="lora"))
+    assert lora.work_s == pytest.approx(full.work_s * 4 / 6)
+    assert lora.start_s == full.start_s  # the base model either way
+    assert lora.restart_s == pytest.approx(300 + (2 * 6_738_415_616 + 12 * 4_194_304) / 500e6)
+    assert lora.finish_s == pytest.approx(4 * 4_194_304 / 500e6)
+    merged = first_course(job(compute__spot=False, train__method="lora", export={"merge": True}))
+    assert merged.finish_s == full.finish_s
+    kept = next(one for one in _factors(job(train__method="lora")) if one.name == "checkpoints kept")
+    assert kept.value == pytest.approx(2 * 12 * 4_194_304 / 1e9)
+
+
+def test_computing_activations_again_costs_lora_relatively_more() -> None:
+    changes = {"compute__spot": False, "train__gradient_checkpointing": True}
+    full, lora = first_course(job(**changes)), first_course(job(**changes, train__method="lora"))
+    assert lora.work_s == pytest.approx(full.work_s * 6 / 8)
+
+
+def test_a_size_guessed_by_the_name_is_priced_and_said() -> None:
+    flops = next(one for one in _factors(job(train__model="nobody/Some-7B-Chat")) if one.name == "training FLOPs")
+    assert flops.words.startswith("6 x 7 B parameters x ")
+    assert flops.source.endswith("; 7 B parameters are a guess by its name")
+
+
+def _factors(spec: JobSpec) -> tuple[Factor, ...]:
+    return factors(plan_for(spec), workload_of(spec), SURE)
 
 
 def test_spot_is_preempted_and_on_demand_is_not() -> None:

@@ -72,10 +72,24 @@ def test_several_runs_are_averaged_and_their_spread_is_kept() -> None:
         {"train__model": "facebook/opt-6.7b"},
         {"train__gradient_checkpointing": True},
         {"train__exactness": "bits"},
+        {"train__method": "lora"},
+        {"train__engine": "deepspeed-zero3"},
+        {"train__sharding": "hybrid"},
+        {"train__cpu_offload": True},
+        {"train__recipe": "pretrain", "data": {"from": "x.txt"}},
+        {"train__compile": True},
     ],
 )
 def test_runs_that_train_otherwise_say_nothing_about_the_speed(other: dict[str, Any]) -> None:
     assert learn(job(), [past(job(**other))]).measured == ()
+
+
+def test_the_mfu_of_lora_is_counted_with_its_own_flops() -> None:
+    spec = job(train__method="lora")
+    (speed,) = learn(spec, [past(spec)]).measured
+    assert speed.mfu == pytest.approx(0.25 * 4 / 6, rel=1e-3)
+    other = job(train__method="lora", train__lora={"rank": 64})
+    assert learn(spec, [past(other)]).measured == ()
 
 
 def test_preemptions_of_ones_own_spot_machines_move_the_hazard() -> None:

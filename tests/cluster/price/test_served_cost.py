@@ -35,7 +35,7 @@ def test_throughput_is_what_is_in_flight_or_what_the_gpus_give_whichever_is_less
     assert few.tokens_per_second == 16 * 50.0
     assert "raise data.concurrency" in few.words
     many = served_speed(data(concurrency=1000), tokens_per_second_each=50.0)
-    assert many.tokens_per_second == pytest.approx(312e12 * 0.1 / (2 * 7e9))
+    assert many.tokens_per_second == pytest.approx(312e12 * 0.1 / (2 * 7_615_616_512))
     two = served_speed(data("A100:2", concurrency=1000), tokens_per_second_each=50.0)
     assert two.tokens_per_second == pytest.approx(2 * many.tokens_per_second)
     unknown = served_speed(data(model="a/b", concurrency=1000), tokens_per_second_each=50.0)
@@ -54,8 +54,8 @@ def test_time_is_tokens_over_throughput_and_a_start_and_no_token_costs_a_dollar(
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [(MODEL, 7e9), ("a/b-0.5b", 0.5e9), ("meta-llama/Meta-Llama-3-8B", 8_030_261_248), ("a/Mixtral-8x7B", None),
-     ("a/none", None)],
+    [("a/Some-7B-Chat", 7e9), (MODEL, 7_615_616_512), ("a/b-0.5b", 0.5e9), ("a/c-350M", 0.35e9),
+     ("meta-llama/Meta-Llama-3-8B", 8_030_261_248), ("a/Mixtral-8x7B", None), ("a/none", None)],
 )  # fmt: skip
 def test_a_size_is_known_or_read_off_the_name(name: str, size: float | None) -> None:
     assert parameters_by_name(name) == size
