@@ -19,6 +19,42 @@ def test_leaves_a_process_behind():
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 """
 
+CANNOT_RUN_HERE = """
+import sys
+import pytest
+sys.path.insert(0, {servers!r})
+from s3_server import program
+
+@pytest.fixture(scope="session")
+def image(cannot_run):
+    cannot_run("the image cannot be built")
+
+def test_image(image):
+    raise AssertionError("it ran")
+
+def test_server():
+    program("no-such-server")
+
+@pytest.mark.cloud
+def test_cloud():
+    raise AssertionError("it ran")
+"""
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", "EFE"), ("", "sss")])
+def test_what_a_machine_lacks_is_skipped_but_in_ci_it_fails(
+    ci: str, outcome: str, repo_root: Path, tmp_path: Path
+) -> None:
+    shutil.copy(repo_root / "tests" / "conftest.py", tmp_path)
+    servers = str(repo_root / "tests" / "checkpoints" / "s3_servers")
+    (tmp_path / "test_lacking.py").write_text(CANNOT_RUN_HERE.format(servers=servers), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(tmp_path)]
+    environ = {**os.environ, "CI": ci, "PATH": str(tmp_path)}  # no program of the cloud in a box is there
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environ)
+    assert outcome in ended.stdout, ended.stdout
+    assert "it ran" not in ended.stdout
+    assert "the image cannot be built" in ended.stdout
+
 
 def test_connections_outside_this_machine_are_refused() -> None:
     with pytest.raises(ConnectionRefusedError, match="tests may use localhost only"):
