@@ -5,13 +5,16 @@ by side that is as much work as the rest of a small model. Here rows are cut out
 variable-length flash attention, elsewhere by one call of scaled_dot_product_attention for each row.
 
 The borders travel as the model's keyword arguments of the same names as for flash attention, so gradient checkpointing
-repeats them. transformers makes no mask for an implementation it has no mask function for, which is what we want.
+repeats them; they also carry themselves as numbers of the host, so that the row loop asks no GPU for them. transformers
+makes no mask for an implementation it has no mask function for, which is what we want.
 Shapes: T = tokens, G = heads of keys and values, D = size of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -19,10 +22,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+logger = logging.getLogger(__name__)
+
 ROWS = "alpaca_rows"
 """The implementation's name in transformers' registry."""
 _MAX_FLASH_HEAD = 256
 """Largest head of flash attention 2. Source: the FlashAttention repository's README (read 2026-11)."""
+_FLASH_HEAD_UNIT = 8
+"""Heads have a multiple of this size. Source: torch 2.13, aten/src/ATen/native/transformers/cuda/flash_attn."""
+_EDGES = "alpaca_row_edges"  # an attribute of the tensor of borders: the same numbers on the host
+_state = {"flash": True}
+_told: set[str] = set()
 
 
 def use_rows_attention(model: Any) -> str | None:
@@ -45,6 +55,46 @@ def row_borders(lengths: Sequence[int]) -> dict[str, Any]:
     ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     longest = max(lengths)
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+
+def with_edges(borders: Any, on_host: Tensor) -> Any:
+    """The borders on a device, now with their numbers: to read those from a GPU would be a wait in every layer."""
+    setattr(borders, _EDGES, on_host.tolist())
+    return borders
+
+
+@contextmanager
+def without_flash() -> Iterator[None]:
+    """Within it every row is computed by a call of its own, on GPUs too: what flash attention is compared with."""
+    _state["flash"] = False
+    try:
+        yield
+    finally:
+        _state["flash"] = True
+
+
+def why_no_flash(query: Tensor, dropout: float) -> str | None:
+    """What keeps variable-length flash attention from these tensors, in words; None if nothing does."""
+    if not query.is_cuda:
+        return "the device is no GPU"
+    if query.dtype not in (torch.bfloat16, torch.float16):
+        return f"train.dtype is {str(query.dtype).removeprefix('torch.')}"
+    size = query.shape[-1]
+    if size > _MAX_FLASH_HEAD or size % _FLASH_HEAD_UNIT:
+        return f"its heads have a size of {size}"
+    return "it has dropout in its attention" if dropout else None
+
+
+def flash_operators() -> list[Any]:
+    """The operator behind variable-length flash attention, for those who keep or count operators; none in a torch that
+    has it under another name. Source: torch 2.13, torch/nn/attention/varlen.py, which registers it when imported.
+    """
+    try:
+        import torch.nn.attention.varlen
+    except ImportError:
+        return []
+    operator = getattr(torch.ops.torch_attn, "_varlen_attn", None)
+    return [] if operator is None else [operator.default]
 
 
 def rows_attention(
@@ -80,8 +130,7 @@ def rows_attention(
         raise ValueError("rows_attention needs the rows' borders, and takes no mask")
     if softcap is not None or s_aux is not None or query.shape[0] != 1:
         raise ValueError("rows_attention knows neither capped scores nor sinks, and takes one batch of packed rows")
-    on_gpu = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= _MAX_FLASH_HEAD
-    if on_gpu and not dropout:
+    if _state["flash"] and why_no_flash(query, dropout) is None:
         return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
     return _row_by_row(query, key, value, cu_seq_lens_q, scaling, dropout, sliding_window), None
 
@@ -110,7 +159,9 @@ def _row_by_row(
     dropout: float,
     window: int | None,
 ) -> Tensor:
-    edges = borders.tolist()
+    if query.is_cuda and _state["flash"]:
+        _tell_once(why_no_flash(query, dropout))
+    edges = getattr(borders, _EDGES, None) or borders.tolist()
     parts = []
     for begin, end in pairwise(edges):
         length = end - begin
@@ -132,3 +183,12 @@ def _row_by_row(
             )
         )
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
+
+
+def _tell_once(why: str | None) -> None:
+    """Say what makes attention slow on a GPU; the layers and steps after the first have nothing to add."""
+    if why is not None and why not in _told:
+        _told.add(why)
+        logger.warning(
+            "Attention runs row by row on this GPU, several times slower than flash attention, because %s.", why
+        )

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alpaca_jobs.training.attention import row_borders, use_rows_attention
+from alpaca_jobs.training.attention import row_borders, use_rows_attention, with_edges, without_flash
 from alpaca_jobs.training.data import EpochRows
 from alpaca_jobs.training.loss import LossHead, attach_loss_head
 from alpaca_jobs.training.model import accepts
@@ -96,7 +96,11 @@ class Inputs:
 
     def to(self, device: torch.device) -> Inputs:
         """The same on a device; does not wait for the copies of pinned tensors."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        ends = self.model_inputs.get("cu_seq_lens_q")
+        if ends is not None and not ends.is_cuda:
+            with_edges(moved.model_inputs["cu_seq_lens_q"], ends)
+        return moved
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         given = {
@@ -204,7 +208,7 @@ def choose_layout(model: nn.Module, *, pad_id: int, device: torch.device, may_cu
 
     Three made-up rows are run in evaluation mode: [a, b] and [c, b] with c as long as a, and b alone as the model takes
     it by itself. b's logits must have the same bits in the first two (what is masked weighs exactly 0), and agree with
-    the third to rounding.
+    the third to rounding. All in float32; flash attention, which has no float32, is tried by flash_check.py.
 
     Args:
         may_cut: whether Layout.ROWS may be chosen, which gives the model another attention (attention.py).
@@ -229,12 +233,14 @@ def choose_layout(model: nn.Module, *, pad_id: int, device: torch.device, may_cu
     was_training = model.training
     model.eval()
     try:
-        alone = logits_of_b(layout=Layout.PADDED)
-        if not accepts(model, "position_ids"):
-            return Layout.PADDED
-        if may_cut and _can_be_cut(model, is_isolated):
-            return Layout.ROWS
-        return next((layout for layout in (Layout.POSITIONS, Layout.BLOCK_MASK) if is_isolated(layout)), Layout.PADDED)
+        with without_flash():
+            alone = logits_of_b(layout=Layout.PADDED)
+            if not accepts(model, "position_ids"):
+                return Layout.PADDED
+            if may_cut and _can_be_cut(model, is_isolated):
+                return Layout.ROWS
+            masked = (Layout.POSITIONS, Layout.BLOCK_MASK)
+            return next((layout for layout in masked if is_isolated(layout)), Layout.PADDED)
     finally:
         model.train(was_training)
 
@@ -279,8 +285,9 @@ def choose_loss_head(model: nn.Module, *, layout: Layout, pad_id: int, device: t
     was_training = model.training
     model.eval()
     try:
-        plain = target_loss(model, inputs)
-        loss = target_loss(model, inputs, head=head)
+        with without_flash():
+            plain = target_loss(model, inputs)
+            loss = target_loss(model, inputs, head=head)
         if loss.ndim == 0 and bool((loss - plain).abs() <= _ROUNDING * plain.abs()):
             return head
     except (RuntimeError, TypeError, IndexError) as exc:  # the model does more with its logits than hand them out

@@ -21,6 +21,7 @@ from alpaca_jobs.training.attention import use_rows_attention
 from alpaca_jobs.training.base_weights import give_memory, open_base
 from alpaca_jobs.training.collate import Layout, choose_layout, choose_loss_head
 from alpaca_jobs.training.engines.choice import choose_engine
+from alpaca_jobs.training.flash_check import keep_flash
 from alpaca_jobs.training.hub import TINY_LLAMA, foreign_model_errors, resolve_model
 from alpaca_jobs.training.loss import LossHead, attach_loss_head
 from alpaca_jobs.training.model import build_model, build_without_memory
@@ -115,7 +116,10 @@ def _try_out(
 ) -> tuple[Layout, LossHead | None]:  # fmt: skip
     # Flash attention's backward pass on a GPU adds up in an order of its own, so bits are not promised with it.
     may_cut = train.attention == "auto" and not (device.type == "cuda" and train.exactness == "bits")
+    before = str(getattr(model.config, "_attn_implementation", ""))
     layout = choose_layout(model, pad_id=pad_id, device=device, may_cut=may_cut)
+    if layout is Layout.ROWS and not keep_flash(model, train, before=before, pad_id=pad_id, device=device):
+        layout = choose_layout(model, pad_id=pad_id, device=device, may_cut=False)
     head = None
     if train.cross_entropy == "chunked":
         head = choose_loss_head(model, layout=layout, pad_id=pad_id, device=device)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from alpaca_jobs.spec import TrainSpec
+from alpaca_jobs.training.attention import flash_operators
 from alpaca_jobs.training.base_weights import parameters_without_memory
 from alpaca_jobs.training.hub import TINY_LLAMA, foreign_model_errors, resolve_model
 from alpaca_jobs.training.rope import stretch_context
@@ -93,6 +94,7 @@ def keep_products() -> Any:
             aten._scaled_dot_product_flash_attention.default,
             aten._scaled_dot_product_efficient_attention.default,
             aten._scaled_dot_product_flash_attention_for_cpu.default,
+            *flash_operators(),
         ]
     )  # fmt: skip
 
