@@ -11,11 +11,9 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from checkpoints.attempts import AttemptLog
 from checkpoints.best import Metric, best_readable
-from checkpoints.errors import RunActive
 from checkpoints.fence import Fence
-from checkpoints.keys import MANIFEST, CommitRef, Layout
+from checkpoints.keys import MANIFEST, CommitRef, Layout, Stage
 from checkpoints.lineage import AttemptRecord, counting_commits
 from checkpoints.manifest import BlockSource, Manifest
 from checkpoints.reader import CommitReader
@@ -68,11 +66,25 @@ def plan_retention(
 
 
 @dataclass(frozen=True)
-class _Contents:
+class StageContents:
     """One listing of a stage's folder, sorted by commit."""
 
     objects: dict[CommitRef, list[str]]
     committed: frozenset[CommitRef]
+
+
+def list_stage(store: Store, layout: Layout, stage: Stage) -> StageContents:
+    """Everything that lies in a stage's folder and belongs to a commit, or would have."""
+    objects: dict[CommitRef, list[str]] = {}
+    committed = set()
+    for key in store.list(f"{stage.folder}/"):
+        parsed = layout.parse_key(key)
+        if parsed is None:
+            continue
+        objects.setdefault(parsed[0], []).append(key)
+        if parsed[1] == MANIFEST:
+            committed.add(parsed[0])
+    return StageContents(objects, frozenset(committed))
 
 
 class Retention:
@@ -112,26 +124,19 @@ class Retention:
             StoreError: some may be deleted; the next call goes on.
         """
         self._manifests[manifest.ref] = manifest
-        contents = self._list()
-        doomed = self._plan(contents)
+        contents = list_stage(self._store, self._layout, self._layout.stage(self._stage))
+        doomed = self.doomed(contents)
         now = self._marked & doomed
         self._delete(contents, now, newest=manifest.ref)
         self._marked = doomed - now
         return now
 
-    def delete_now(self, *, dry_run: bool = False) -> set[CommitRef]:
-        """Delete in one go what may go, of a run in which nothing is being saved; returns it.
+    def doomed(self, contents: StageContents) -> set[CommitRef]:
+        """What the rules let go of all that is there; deletes nothing.
 
         Raises:
-            as `after_commit`
+            StoreError: the store cannot be asked.
         """
-        contents = self._list()
-        doomed = self._plan(contents)
-        if not dry_run:
-            self._delete(contents, doomed, newest=None)
-        return doomed
-
-    def _plan(self, contents: _Contents) -> set[CommitRef]:
         records = self._fence.log.records()
         best = self._best(contents, records)
         return plan_retention(
@@ -145,7 +150,7 @@ class Retention:
             pinned=[*self.pinned, *([best] if best else [])],
         )
 
-    def _best(self, contents: _Contents, records: Sequence[AttemptRecord]) -> CommitRef | None:
+    def _best(self, contents: StageContents, records: Sequence[AttemptRecord]) -> CommitRef | None:
         if self._best_by is None:
             return None
         counting = counting_commits(records, contents.committed, self._layout)
@@ -157,7 +162,7 @@ class Retention:
             self._manifests[ref] = CommitReader.open(self._store, self._layout, ref).manifest
         return self._manifests[ref]
 
-    def _delete(self, contents: _Contents, now: set[CommitRef], *, newest: CommitRef | None) -> None:
+    def _delete(self, contents: StageContents, now: set[CommitRef], *, newest: CommitRef) -> None:
         used = self._used_keys(contents.committed - now)
         leftovers = {ref for ref in contents.objects if ref not in contents.committed and self._is_dead(ref, newest)}
         manifests = [self._layout.manifest_key(ref) for ref in sorted(now, key=self._layout.sort_key)]
@@ -180,18 +185,6 @@ class Retention:
         if manifests or objects:
             logger.info("deleted %d old commits of %s, %d objects", len(manifests), self._stage, len(objects))
 
-    def _list(self) -> _Contents:
-        objects: dict[CommitRef, list[str]] = {}
-        committed = set()
-        for key in self._store.list(f"{self._layout.stage(self._stage).folder}/"):
-            parsed = self._layout.parse_key(key)
-            if parsed is None:
-                continue
-            objects.setdefault(parsed[0], []).append(key)
-            if parsed[1] == MANIFEST:
-                committed.add(parsed[0])
-        return _Contents(objects, frozenset(committed))
-
     def _used_keys(self, staying: Iterable[CommitRef]) -> set[str]:
         used = set()
         for ref in staying:
@@ -200,45 +193,10 @@ class Retention:
                 used |= {source.prefix + source.name for _, _, source in entry.located(prefix)}
         return used
 
-    def _is_dead(self, ref: CommitRef, newest: CommitRef | None) -> bool:
+    def _is_dead(self, ref: CommitRef, newest: CommitRef) -> bool:
         """Whether nobody writes there any more: an older attempt's, or ours before the commit just made."""
-        if newest is None:
-            return ref.attempt <= self._fence.number
         return ref.attempt < self._fence.number or (ref.attempt == newest.attempt and ref.position < newest.position)
 
     def _is_old_upload(self, key: str) -> bool:
         parsed = self._layout.parse_key(key)
         return parsed is not None and parsed[0].attempt < self._fence.number
-
-
-class _EndedFence(Fence):
-    """Lets somebody outside tidy up a run that has ended: the newest attempt is this one still, and it is over."""
-
-    def check(self) -> None:
-        present = self.log.present()
-        newest = max((number for number, kinds in present.items() if "claim" in kinds), default=0)
-        if newest != self.number or "end" not in present.get(self.number, ()):
-            raise RunActive(newest)
-
-
-def prune(
-    store: Store,
-    layout: Layout,
-    *,
-    stage: str,
-    keep: int,
-    keep_every: int | None = None,
-    best_by: Metric | None = None,
-    dry_run: bool = False,
-) -> set[CommitRef]:
-    """Delete old commits of a run that has ended, at once; returns them (with `dry_run`: those that would go).
-
-    Raises:
-        RunActive: the newest attempt has not ended: it tidies up by itself.
-        Damaged: a manifest that stays cannot be read; nothing was deleted.
-    """
-    log = AttemptLog(store, layout)
-    fence = _EndedFence(log, log.newest())
-    fence.check()
-    retention = Retention(store, layout, stage=stage, fence=fence, keep=keep, keep_every=keep_every, best_by=best_by)
-    return retention.delete_now(dry_run=dry_run)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli import options, render, starting, words
-from cli.exits import ExitCode
+from cli.exits import ExitCode, Refused
 
-Keep = Annotated[int, typer.Option("--keep", min=2, help="The newest that stay.")]
+if TYPE_CHECKING:
+    from checkpoints.pruning import Pruned
+
+Keep = Annotated[
+    int, typer.Option("--keep", min=0, help="The newest that stay, at least 2; 0: none, once the model is exported.")
+]
 KeepEvery = Annotated[
     int | None,
     typer.Option("--keep-every", min=1, help="Every checkpoint whose step is a multiple of this stays, too."),
@@ -99,28 +104,51 @@ def prune(
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> None:
-    """Delete a finished run's older checkpoints, and what broken saves left behind.
+    """Delete a finished run's older checkpoints, and what broken saves and exports left behind.
 
-    The best by evaluation loss stays.
+    The best by evaluation loss stays. With --keep 0 all go, after every byte of the exported model was read.
 
     Example: alpaca-jobs checkpoints prune demo-x3fkd --keep 2
     """
     from alpaca_jobs.run_layout import EVAL_LOSS, LAYOUT
-    from checkpoints.retention import prune as prune_commits
+    from checkpoints.errors import NoGoodCommit
+    from checkpoints.pruning import prune as prune_commits
     from cli.finding import find_run
 
+    if keep == 1:
+        raise Refused("--keep is 1, but at least 2 stay, so that a damaged newest one leaves another; or 0 for none.")
     found = find_run(run, store)
     folder = found.root.child(found.run_id)
     rules: dict[str, Any] = {"stage": "train", "keep": keep, "keep_every": keep_every, "best_by": EVAL_LOSS}
-    doomed = prune_commits(folder, LAYOUT, **rules, dry_run=True)
-    names = ", ".join(f"step {ref.position}" for ref in sorted(doomed, key=LAYOUT.sort_key)) or "no checkpoint"
-    starting.agree(f"Delete {names} of {found.run_id} for good?", yes=yes, grids=[])
-    gone = prune_commits(folder, LAYOUT, **rules)
-    body = [ref.to_json() for ref in sorted(gone, key=LAYOUT.sort_key)]
+    try:
+        pruned = prune_commits(folder, LAYOUT, **rules, dry_run=True)
+    except NoGoodCommit as exc:
+        raise Refused(str(exc)) from exc
+    if pruned:
+        what = _pruned_words(pruned)
+        all_go = " Nothing can be trained on from there, nor exported anew." if keep == 0 else ""
+        render.say(f"To be deleted: {what}.{all_go}")
+        starting.agree(f"Delete {what} of {found.run_id} for good?", yes=yes, grids=[])
+        pruned = prune_commits(folder, LAYOUT, **rules)
     if as_json:
-        render.out_json({"run_id": found.run_id, "deleted": body})
+        body = [ref.to_json() for ref in sorted(pruned.commits, key=LAYOUT.sort_key)]
+        more = {"leftovers_deleted": pruned.leftovers, "uploads_aborted": pruned.uploads}
+        render.out_json({"run_id": found.run_id, "deleted": body, **more})
+    elif pruned:
+        render.out(f"Deleted {_pruned_words(pruned)} of {found.run_id}.")
     else:
-        render.out(f"Deleted {words.plural(len(body), 'checkpoint')} of {found.run_id}.")
+        render.out(f"{found.run_id} has nothing to delete.")
+
+
+def _pruned_words(pruned: Pruned) -> str:
+    steps = sorted(ref.position for ref in pruned.commits)
+    named = ", ".join(words.number(step) for step in steps[:8]) + (", …" if len(steps) > 8 else "")
+    parts = [f"{words.plural(len(steps), 'checkpoint')} (step {named})"] if steps else []
+    if pruned.leftovers:
+        parts.append(f"{words.plural(pruned.leftovers, 'object')} of saves or exports that never ended")
+    if pruned.uploads:
+        parts.append(words.plural(pruned.uploads, "unfinished upload"))
+    return ", ".join(parts)
 
 
 def copy(

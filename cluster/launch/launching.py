@@ -447,6 +447,7 @@ def _erase(root: Store, folder: RunFolder) -> int:
     store = root.child(folder.run_id)
     keys = [key for key in store.list() if key != "job.json"]
     store.delete(keys)
+    store.abort_unfinished("")  # parts of an upload that was interrupted cost money and are in no listing
     store.delete(["job.json"])
     root.delete([index_key(folder.run_id)])
     folder.remove()

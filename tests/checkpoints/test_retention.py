@@ -16,8 +16,9 @@ from checkpoints.fence import Fence
 from checkpoints.keys import TRAIN_ONLY, CommitRef
 from checkpoints.lineage import AttemptRecord, counting_commits
 from checkpoints.manifest import Manifest
+from checkpoints.pruning import prune
 from checkpoints.reader import CommitReader, list_commits
-from checkpoints.retention import Retention, known_blocks, plan_retention, prune
+from checkpoints.retention import Retention, known_blocks, plan_retention
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
 
@@ -233,5 +234,5 @@ def test_pruning_keeps_the_best(memory_store: Store) -> None:
     for position, loss in ((10, 2.0), (20, 1.0), (30, 3.0), (40, 3.0)):
         run.commit_and_tidy(position, loss=loss)
     run.log.put_end(1, {"stop_reason": "done"})
-    assert prune(memory_store, TRAIN_ONLY, stage="train", keep=2, best_by=LOSS) == {step(10)}
-    assert prune(memory_store, TRAIN_ONLY, stage="train", keep=2) == {step(20)}
+    assert prune(memory_store, TRAIN_ONLY, stage="train", keep=2, best_by=LOSS).commits == {step(10)}
+    assert prune(memory_store, TRAIN_ONLY, stage="train", keep=2).commits == {step(20)}

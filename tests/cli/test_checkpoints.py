@@ -56,6 +56,12 @@ def test_commits_are_listed_verified_and_pruned(quick: Any, run_id: str) -> None
     pruned = json.loads(quick("checkpoints", "prune", "--yes", "--json").stdout)
     assert {one["position"] for one in pruned["deleted"]} == {one["position"] for one in before[2:]}
     assert listed(quick) == before[:2]
+    nothing = quick("checkpoints", "prune")
+    assert (nothing.returncode, nothing.stdout) == (0, f"{run_id} has nothing to delete.\n")
+    for keep, words in (("1", "at least 2 stay"), ("0", "they are what the run goes on from")):
+        refused = quick("checkpoints", "prune", "--keep", keep, "--yes")
+        assert refused.returncode == 2
+        assert words in " ".join(refused.stderr.split())
 
 
 def test_a_flipped_bit_is_found_and_named(quick: Any, run_id: str) -> None:
