@@ -44,6 +44,7 @@ SESSION_VARIABLE: Final = "ALPACA_JOBS_SESSION"
 UNTIL_VARIABLE: Final = "ALPACA_JOBS_UNTIL"
 ATTEMPT_VARIABLE: Final = "ALPACA_JOBS_ATTEMPT"
 PLACEMENT_VARIABLE: Final = "ALPACA_JOBS_PLACEMENT"
+_SET_UP_FAILED: Final = "its machine's set-up failed, after several tries; `sky jobs logs` has the installer's words"
 _SESSION_KEY: Final = re.compile(r"control/session-(\d{6})\.json")
 
 
@@ -101,7 +102,7 @@ class CloudRun:
         self._outlooks: tuple[frozenset[int], Outlook | None] | None = None
 
     @classmethod
-    def open(cls, environ: Mapping[str, str]) -> CloudRun:
+    def open(cls, environ: Mapping[str, str], *, clock: Callable[[], float] = time.time) -> CloudRun:
         """Find the session that a task belongs to, by its environment.
 
         Raises:
@@ -123,9 +124,8 @@ class CloudRun:
         if (attempt := environ.get(ATTEMPT_VARIABLE)) and (place := environ.get(PLACEMENT_VARIABLE)):
             handed_out = int(attempt), Placement.from_json(json.loads(place))
         session, first = Session.from_json(body), int(body["first_attempt"])
-        return cls(
-            store, session, first, number=number, until=environ.get(UNTIL_VARIABLE) or None, handed_out=handed_out
-        )
+        until = environ.get(UNTIL_VARIABLE) or None
+        return cls(store, session, first, number=number, until=until, handed_out=handed_out, clock=clock)
 
     @property
     def has_next_part(self) -> bool:
@@ -192,24 +192,43 @@ class CloudRun:
         """The number for the next attempt: after all that were claimed or ended."""
         return max((record.number for record in self._log.records()), default=0) + 1
 
-    def end_lost(self) -> None:
+    def end_lost(self, *, set_up_failed: bool = False) -> None:
         """Record the end of attempts that could not do so themselves. Only when nothing of them runs any more.
 
         An attempt that never got as far as its claim is ended too: else a node that cannot begin would be bought again
-        and again.
+        and again. Its machines count from the launch on.
+
+        Args:
+            set_up_failed: its machine's set-up ended with exit code 65 (sky/run.yaml), which counts as a crash.
         """
         records = self._log.records()
         for record in records:
             if record.end is None and record.claim is not None:
                 began = seconds_of(record.claim["started_at"]) if "started_at" in record.claim else self._clock()
                 seconds = max(self._clock() - began, 0.0)
-                self._end(record.number, "its machine was gone", seconds, placement_of(record.claim))
+                self._end(record.number, StopReason.LOST, "its machine was gone", seconds, placement_of(record.claim))
         if self._handed_out is not None and self._handed_out[0] not in {record.number for record in records}:
-            self._end(self._handed_out[0], "it never began", 0.0, self._handed_out[1])
+            number, place = self._handed_out
+            reason = StopReason.CRASHED if set_up_failed else StopReason.LOST
+            detail = _SET_UP_FAILED if set_up_failed else "it never began"
+            self._end(number, reason, detail, self._since_launch_s(number), place)
 
-    def _end(self, number: int, detail: str, seconds: float, place: Placement | None) -> None:
+    def failed_launch(self, number: int, place: Placement, *, seconds: float) -> None:
+        """Record an attempt whose machines were there but never came as far as its node, and what they cost."""
+        detail = "SkyPilot had its machine but could not make it ready; `sky jobs logs --controller` has its words"
+        self._end(number, StopReason.NODE_FAILURE, detail, seconds, place)
+
+    def _since_launch_s(self, number: int) -> float:
+        """Seconds since it was told that an attempt is started; 0 where nobody told, or it was refused since."""
+        events = read_events(self.store, newest_batches=3)
+        told = [event for event in events if event.kind == "attempt" and event.fields.get("number") == number]
+        if not told or told[-1].fields.get("state") != "started":
+            return 0.0
+        return max(self._clock() - seconds_of(told[-1].t), 0.0)
+
+    def _end(self, number: int, reason: StopReason, detail: str, seconds: float, place: Placement | None) -> None:
         body = {
-            "stop_reason": StopReason.LOST.value, "detail": detail, "retryable": True, "exit_code": None,
+            "stop_reason": reason.value, "detail": detail, "retryable": True, "exit_code": None,
             "seconds": round(seconds, 3), "ended_at": utc_now(), "by": "controller",
             "placement": place.to_json() if place else None,
         }  # fmt: skip

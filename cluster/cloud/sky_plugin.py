@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sky import exceptions, sky_logging
+from sky import exceptions, global_user_state, sky_logging
 from sky.jobs import recovery_strategy
 from sky.utils import registry
 
@@ -24,6 +25,7 @@ from checkpoints.errors import CheckpointError
 from cluster.cloud.places import is_there
 from cluster.cloud.run import ATTEMPT_VARIABLE, PLACEMENT_VARIABLE, CloudRun
 from cluster.errors import ClusterError
+from cluster.exits import SET_UP_FAILED
 from cluster.plan import Placement, Pricing
 from cluster.recovery import Action, Decision
 from cluster.runs.attempt_watch import patiently
@@ -38,6 +40,19 @@ _LOOK_EVERY_S = 15.0  # while waiting for capacity: whether somebody has cancell
 
 class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # type: ignore[misc]
     """Launches and recovers one task by the store's memory and our decision table."""
+
+    _set_up_failed = False
+    _machine_s: float | None = None  # how long the machines had been there that were taken down last; None: none were
+
+    def should_restart_on_failure(self, exit_codes: list[int] | None = None) -> bool:
+        """What SkyPilot asks when a task failed, before `recover`; a set-up's own code is kept for the record."""
+        self._set_up_failed = SET_UP_FAILED in (exit_codes or ())
+        return bool(super().should_restart_on_failure(exit_codes=exit_codes))
+
+    def _cleanup_cluster(self) -> None:
+        """Take the machines down; SkyPilot's own `_launch` does so, too, where machines came but did not get ready."""
+        self._machine_s = _age_s(self.cluster_name)
+        super()._cleanup_cluster()
 
     async def launch(self) -> float:
         """Start the task; also what a restarted controller calls, so attempts may have been made before.
@@ -63,7 +78,8 @@ class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # ty
         run = await _ask(functools.partial(CloudRun.open, dict(self.dag.tasks[0].envs)))
         # First the machine, then the record: what is ended may not write any more.
         await asyncio.to_thread(self._cleanup_cluster)
-        await _ask(run.end_lost)
+        await _ask(functools.partial(run.end_lost, set_up_failed=self._set_up_failed))
+        self._set_up_failed, self._machine_s = False, None
         while True:
             decision = await _ask(run.decide)
             logger.info("%s: %s", decision.action, decision.words)
@@ -99,7 +115,11 @@ class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # ty
         try:
             submitted: float | None = await self._launch(max_retry=1, raise_on_failure=True, recovery=recovery)
         except exceptions.ManagedJobReachedMaxRetriesError as exc:
-            await _ask(functools.partial(run.refused, place, f"SkyPilot got no machine there ({exc})"))
+            machine_s, self._machine_s = self._machine_s, None
+            if machine_s is None:
+                await _ask(functools.partial(run.refused, place, f"SkyPilot got no machine there ({exc})"))
+            else:
+                await _ask(functools.partial(run.failed_launch, number, place, seconds=machine_s))
             return None
         except exceptions.ProvisionPrechecksError as exc:
             run.cannot(place, "; ".join(str(reason) for reason in exc.reasons))
@@ -107,6 +127,16 @@ class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # ty
         finally:
             task.set_resources(everything)
         return submitted
+
+
+def _age_s(cluster_name: str | None) -> float | None:
+    """Seconds since SkyPilot began to get a cluster's machines; None where it has no such cluster.
+
+    Where no machine was to be had, SkyPilot has forgotten the cluster by then; one that broke in its set-up (SSH,
+    SkyPilot's own runtime) it still knows. Source: `CloudVmRayBackend._locked_provision` of 0.14.1.
+    """
+    record = global_user_state.get_cluster_from_name(cluster_name) if cluster_name else None
+    return None if record is None else max(time.time() - float(record["launched_at"] or time.time()), 0.0)
 
 
 async def _ask(act: Callable[[], T]) -> T:

@@ -16,12 +16,12 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
-from alpaca_jobs.known_models import KNOWN_MODELS, parameters_by_name
+from alpaca_jobs.known_models import parameters_by_name
 from alpaca_jobs.spec import JobSpec, TeacherSpec
 from alpaca_jobs.spec_compute import OWN_INFRA
 from cluster.cloud.places import render_place, task_places
 from cluster.errors import BackendMissing
-from cluster.exits import NODE_EXITS
+from cluster.exits import NODE_EXITS, SET_UP_FAILED
 from cluster.plan import LaunchPlan, Placement, PlanPart
 from cluster.recovery import TABLE, Action, StopReason
 
@@ -136,8 +136,8 @@ def _server(plan: LaunchPlan, part: PlanPart) -> str:
     if "generate" not in plan.job.stages or (part.until != "generate" and len(plan.parts) > 1):
         return ""
     return (
-        '\n  [ -x ~/alpaca-jobs-vllm/bin/python ] || "$uv" venv --quiet --python 3.11 ~/alpaca-jobs-vllm'
-        '\n  VIRTUAL_ENV="$HOME/alpaca-jobs-vllm" "$uv" pip install --quiet '
+        '\n  [ -x ~/alpaca-jobs-vllm/bin/python ] || patiently "$uv" venv --quiet --python 3.11 ~/alpaca-jobs-vllm'
+        '\n  VIRTUAL_ENV="$HOME/alpaca-jobs-vllm" patiently "$uv" pip install --quiet '
         f"{shlex.quote(teacher.server.install)}  # serves data.teacher.serve"
     )
 
@@ -146,8 +146,8 @@ def _disk(job: JobSpec, part: PlanPart, place: Placement) -> str:
     """The line that asks for a disk; none for machines of the user's own, which have the disks they have."""
     if place.infra in OWN_INFRA:
         return ""
-    known = KNOWN_MODELS.get(job.train.model)
-    model = known.num_parameters * _DISK_BYTES_PER_PARAMETER / 2**30 if known and part.until != "generate" else 0.0
+    size = 0 if part.until == "generate" else parameters_by_name(job.train.model) or 0
+    model = size * _DISK_BYTES_PER_PARAMETER / 2**30
     if part.until == "generate" and isinstance(job.data.teacher, TeacherSpec) and job.data.teacher.serve is not None:
         size = parameters_by_name(job.data.teacher.serve) or 0
         model = _SERVER_GIB + size * _DISK_BYTES_PER_SERVED_PARAMETER / 2**30
@@ -165,5 +165,5 @@ def _job_recovery(has_plugin: bool) -> list[str]:
         codes = [NODE_EXITS[one] for one in WITHOUT_PLUGIN]
         return ["strategy: EAGER_NEXT_REGION", f"recover_on_exit_codes: {codes}"]
     curable = {reason for reason, rule in TABLE.items() if rule.action is Action.RELAUNCH}
-    codes = sorted(code for reason, code in NODE_EXITS.items() if reason in curable | {StopReason.SUPERSEDED})
-    return [f"strategy: {STRATEGY}", f"recover_on_exit_codes: {codes}"]
+    codes = [code for reason, code in NODE_EXITS.items() if reason in curable | {StopReason.SUPERSEDED}]
+    return [f"strategy: {STRATEGY}", f"recover_on_exit_codes: {sorted([*codes, SET_UP_FAILED])}"]

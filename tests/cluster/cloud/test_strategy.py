@@ -38,26 +38,34 @@ FULL = tuple(replace(place, pricing=Pricing.ON_DEMAND, price_per_hour_usd=0.096)
 PROGRAM = """
 import asyncio, json, sys
 import sky
-from sky import exceptions
+from sky import exceptions, global_user_state
+from sky.jobs import utils as managed_job_utils
 from cluster.cloud.sky_plugin import AlpacaJobsStrategy
 
-told, refusing = json.loads(sys.argv[1]), sys.argv[2].split(",")
+told, refusing, broken = json.loads(sys.argv[1]), sys.argv[2].split(","), sys.argv[3].split(",")
+managed_job_utils.terminate_cluster = lambda name: global_user_state.remove_cluster(name, terminate=True)
 task = sky.Task(run="true", envs=told)
 places = [(region, spot) for spot in (True, False) for region in ("us-east-1", "us-east-2")]
 task.set_resources([sky.Resources(infra=f"aws/{r}", instance_type="m6i.large", use_spot=s) for r, s in places])
 strategy = AlpacaJobsStrategy.__new__(AlpacaJobsStrategy)
 strategy.dag = sky.Dag()
 strategy.dag.tasks = [task]
-strategy._cleanup_cluster = lambda: None
+strategy.cluster_name, strategy.pool = "demo", None
+strategy.recover_on_exit_codes, strategy.restart_cnt_on_failure, strategy.max_restarts_on_errors = [65], 0, 0
 async def _launch(**asked):
     (one,) = task.resources
     name = f"{one.region}/{'spot' if one.use_spot else 'on demand'}"
     price = json.loads(task.envs["ALPACA_JOBS_PLACEMENT"])["price_per_hour_usd"]
     print("TRIED", name, task.envs["ALPACA_JOBS_ATTEMPT"], price)
-    if name in refusing:
+    if name in broken:  # the machine comes, SkyPilot cannot reach it, and cleans up
+        global_user_state.add_or_update_cluster("demo", None, set(), ready=False)
+        strategy._cleanup_cluster()
+    if name in (*refusing, *broken):
         raise exceptions.ManagedJobReachedMaxRetriesError("no capacity")
     return 1.0
 strategy._launch = _launch
+if "set-up" in broken:
+    assert strategy.should_restart_on_failure(exit_codes=[65])
 assert asyncio.run(strategy.recover()) == 1.0
 print("LEFT", len(task.resources))
 """
@@ -87,13 +95,13 @@ class ALostRun:
         log.put_end(1, {"stop_reason": "preempted", "ended_at": utc_now(), "seconds": 60.0})
         self.told = {"ALPACA_JOBS_STORE": root.uri, "ALPACA_JOBS_RUN": "demo-x3fkd", "ALPACA_JOBS_SESSION": session}
 
-    def recover(self, *, refusing: str = "") -> list[str]:
+    def recover(self, *, refusing: str = "", broken: str = "") -> list[str]:
         """What was tried, in order: where and how, the attempt's number, its price an hour."""
         home = self.folder / "home"
         shutil.copytree(SNAPSHOT, home / ".sky" / "catalogs" / "v8")
         environ = {"PATH": os.environ["PATH"], "HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, json.dumps(self.told), refusing],
+            [sys.executable, "-c", PROGRAM, json.dumps(self.told), refusing, broken],
             capture_output=True, text=True, env=environ, timeout=110,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -122,3 +130,17 @@ def test_with_time_enough_it_is_spot_elsewhere_and_on_demand_at_last(tmp_path: P
         "us-east-2/spot 2 0.04", "us-east-1/spot 2 0.03", "us-east-2/on demand 2 0.096",
     ]  # fmt: skip
     assert [one["on_demand"] for one in run.said()] == ["", "", "no spot machine was to be had"]
+
+
+@pytest.mark.slow
+def test_a_machine_that_came_but_was_not_ready_is_an_attempt_that_failed_and_no_lack_of_capacity(
+    tmp_path: Path,
+) -> None:
+    run = ALostRun(tmp_path)
+    place = json.dumps(SPOT[1].to_json())
+    run.told |= {"ALPACA_JOBS_ATTEMPT": "2", "ALPACA_JOBS_PLACEMENT": place}  # its set-up has ended with 65
+    tried = run.recover(broken="set-up,us-east-2/spot")
+    assert tried == ["us-east-2/spot 3 0.04", "us-east-1/spot 4 0.03"]
+    ends = [record.end or {} for record in AttemptLog(run.store, LAYOUT).records()]
+    assert [end["stop_reason"] for end in ends] == ["preempted", "crashed", "node_failure"]
+    assert not [event for event in read_events(run.store) if event.fields.get("state") == "refused"]

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from alpaca_jobs.spec import JobSpec, TeacherSpec
 from cluster.cloud.templates import TaskSettings, render_tasks, secret_names
@@ -191,3 +192,31 @@ def test_machines_of_ones_own_are_explained_and_not_sold() -> None:
 def test_what_a_clouds_node_cannot_do_yet_is_refused_in_words() -> None:
     with pytest.raises(BackendMissing, match="store: s3://my-bucket/runs"):
         render_tasks(replace(a_plan(), store_uri="auto"), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("failures", "code", "pauses"), [(0, 0, []), (2, 0, ["10", "30"]), (9, 65, ["10", "30", "60"])]
+)
+def test_a_set_up_outlasts_a_network_that_fails_for_a_while(
+    tmp_path: Path, failures: int, code: int, pauses: list[str]
+) -> None:
+    """The real shell lines, with an installer whose first calls fail and a `sleep` that only notes how long."""
+    programs = tmp_path / ".local" / "bin"
+    programs.mkdir(parents=True)
+    (tmp_path / "alpaca-jobs-code").mkdir()
+    (tmp_path / "alpaca-jobs-code" / "alpaca_jobs-1-py3-none-any.whl").touch()
+    for name, text in {
+        "uv": f'echo "$*" >>"$HOME/calls"; [ "$(wc -l <"$HOME/calls")" -gt {failures} ]',
+        "sleep": 'echo "$1" >>"$HOME/pauses"',
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    task = yaml.safe_load(render_tasks(a_plan(), SETTINGS))
+    environ = {"HOME": str(tmp_path), "PATH": f"{programs}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", task["setup"]], env=environ, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert ((tmp_path / "pauses").read_text().split() if pauses else []) == pauses
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == (4 if code else 2 + failures)  # the environment, what goes into it, and the tries that failed
+    if not code:
+        assert calls[-1].endswith("alpaca_jobs-1-py3-none-any.whl[node]")
