@@ -12,8 +12,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.attempts import AttemptLog
 from checkpoints.errors import AlreadyExists, ObjectMissing
@@ -27,6 +25,7 @@ from cluster.events import read_events
 from cluster.launch.receipt import Paid
 from cluster.node.ledger import count_asked
 from cluster.plan import LaunchPlan, Pricing
+from cluster.price.controller import is_consolidated
 from cluster.price.offers import load_offers
 from cluster.runs.attempt_summary import summarize_attempts
 from cluster.runs.machines import CloudMachine
@@ -37,7 +36,6 @@ from cluster.runs.spending import teacher_usd
 logger = logging.getLogger(__name__)
 
 _MACHINES = "machines/"
-_SKY_SETTINGS = Path("~/.sky/config.yaml")
 
 
 def read_paid(root: Store, run_id: str, *, account: AwsAccount | None = None) -> tuple[LaunchPlan, Paid, str]:
@@ -67,20 +65,11 @@ def read_paid(root: Store, run_id: str, *, account: AwsAccount | None = None) ->
     return plan, paid, why
 
 
-def controller_words(settings: Path = _SKY_SETTINGS) -> str:
+def controller_words(settings: Path | None = None) -> str:
     """What there is to say about SkyPilot's controller where no machine of its own was found."""
     if is_consolidated(settings):
         return "in SkyPilot's API server: no machine of its own"
     return "no machine of its own was found; where there is one, it is not in this receipt"
-
-
-def is_consolidated(settings: Path = _SKY_SETTINGS) -> bool:
-    """Whether SkyPilot's settings on this machine put the job controller into its API server."""
-    try:
-        body = yaml.safe_load(settings.expanduser().read_text(encoding="utf-8"))
-        return body["jobs"]["controller"]["consolidation_mode"] is True
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return False
 
 
 def stored_bytes(store: Store) -> int:

@@ -18,6 +18,7 @@ from cluster.launch.planner import plan_launch, side_offers_for
 from cluster.node.row_count import count_rows
 from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.price.assumptions import Assumptions
+from cluster.price.controller import is_consolidated
 from cluster.price.estimate import DRAWS, CandidateEstimate, estimate_candidates
 from cluster.price.estimate_factors import Factor, factors
 from cluster.price.experience import PastRun, learn
@@ -115,6 +116,8 @@ def estimate_plan(
 ) -> JobEstimate:
     """Estimate a plan.
 
+    SkyPilot's controller costs something where its settings here give it a machine of its own.
+
     Args:
         offers: what it was planned from.
 
@@ -123,7 +126,8 @@ def estimate_plan(
     """
     if facts.work is None:
         raise PlanError(facts.unknown)
-    side = _side(plan, offers)
+    in_server = is_consolidated()
+    side = _side(plan, offers, in_server=in_server)
     other = _on_demand(plan, offers)
 
     def estimate(places: tuple[Placement, ...]) -> tuple[CandidateEstimate, ...]:
@@ -138,7 +142,7 @@ def estimate_plan(
         candidates=estimate(plan.candidates),
         on_demand=None if other is None else estimate((other,))[0],
         factors=factors(plan, facts.work, facts.assumed, teacher=facts.teacher, side=side),
-        unpriced=_unpriced(plan, facts, side),
+        unpriced=_unpriced(plan, facts, side, in_server=in_server),
         draws=draws,
         seed=seed,
     )
@@ -171,8 +175,9 @@ def _work(job: JobSpec, given: Counted, teacher: TeacherEstimate | None) -> Work
     )
 
 
-def _side(plan: LaunchPlan, offers: PriceList) -> SideMachines:
-    return side_machines(plan.job, side_offers_for(plan.job, offers))
+def _side(plan: LaunchPlan, offers: PriceList, *, in_server: bool) -> SideMachines:
+    side = side_machines(plan.job, side_offers_for(plan.job, offers))
+    return replace(side, controller=None) if in_server else side
 
 
 def _on_demand(plan: LaunchPlan, offers: PriceList) -> Placement | None:
@@ -195,14 +200,14 @@ def _is_alternative(offer: Offer, plan: LaunchPlan) -> bool:
     )
 
 
-def _unpriced(plan: LaunchPlan, facts: Facts, side: SideMachines) -> tuple[str, ...]:
+def _unpriced(plan: LaunchPlan, facts: Facts, side: SideMachines, *, in_server: bool) -> tuple[str, ...]:
     missing = []
     if facts.teacher is not None and facts.teacher.cost_usd is None:
         missing.append(
             "The teacher's price is not known: set price_per_million_input_usd and price_per_million_output_usd in "
             "data.teacher. The cost shown is without it."
         )
-    if not plan.is_local and side.controller is None:
+    if not plan.is_local and side.controller is None and not in_server:
         clouds = ", ".join(plan.job.compute.infra)
         missing.append(f"The controller's machine is not priced: the price lists of {clouds} have none like it.")
     if facts.teacher is not None and plan.job.compute.gpus is not None and side.generation is None:

@@ -17,7 +17,7 @@ from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
 from cluster.cloud.aws_account import AwsAccount
 from cluster.events import iso_time
-from cluster.launch.billed import is_consolidated, read_paid
+from cluster.launch.billed import read_paid
 from cluster.launch.receipt import NOT_THE_INVOICE, Paid, make_receipt
 from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.runs.attempt_summary import AttemptSummary
@@ -116,21 +116,6 @@ def test_teacher_store_and_estimate_stand_beside_each_other() -> None:
     assert body["note"] == NOT_THE_INVOICE
     here = make_receipt(a_plan(infra="local"), paid(asked=True), now=T0)
     assert [line.what for line in here.lines] == ["teacher"]
-
-
-@pytest.mark.parametrize(
-    ("text", "is_so"),
-    [
-        ("jobs: {controller: {consolidation_mode: true}}", True),
-        ("jobs: {controller: {consolidation_mode: false}}", False),
-        ("jobs: nothing", False),
-        ("{", False),
-    ],
-)
-def test_where_the_controller_lives_is_read_from_skypilots_settings(tmp_path: Path, text: str, is_so: bool) -> None:
-    (tmp_path / "config.yaml").write_text(text)
-    assert is_consolidated(tmp_path / "config.yaml") is is_so
-    assert not is_consolidated(tmp_path / "missing")
 
 
 def test_what_the_cloud_said_is_kept_for_when_it_has_forgotten(
