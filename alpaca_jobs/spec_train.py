@@ -261,5 +261,7 @@ class CheckpointSpec(SpecPart):
     """Newest checkpoints that stay; at least 2, so that a damaged newest one leaves another."""
     keep_every: PositiveWhole | None = None
     """Also keep every checkpoint whose step is a multiple of this; null means none."""
+    when_busy: Literal["wait", "skip"] = "wait"
+    """What a save does while the one before it is still being stored: wait for that (training stands still), or skip."""
     after_done: Literal["keep"] = "keep"
     """What happens to checkpoints once the model is exported; keep leaves them until the run is removed."""

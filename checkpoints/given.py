@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from checkpoints.keys import CommitRef, Layout, Stage
 
@@ -36,6 +36,7 @@ class GivenAttempt:
         candidates: commits of that stage that count, newest first; the program loads the first that is whole.
         base_is_open: whether this attempt's base is still to be recorded, once that is loaded.
         every_steps: steps between saves; None where the job leaves it to the program.
+        when_busy: what a save does while the one before is under way; see Checkpointer.
     """
 
     store_uri: str
@@ -48,6 +49,7 @@ class GivenAttempt:
     every_steps: int | None
     keep: int
     keep_every: int | None
+    when_busy: Literal["wait", "skip"] = "wait"
 
     def to_json(self) -> str:
         """The variable's text."""
@@ -57,7 +59,7 @@ class GivenAttempt:
                 "store": self.store_uri, "run": self.run_id, "attempt": self.attempt, "stages": stages,
                 "stage": self.stage, "candidates": [ref.to_json() for ref in self.candidates],
                 "base_is_open": self.base_is_open, "every_steps": self.every_steps, "keep": self.keep,
-                "keep_every": self.keep_every,
+                "keep_every": self.keep_every, "when_busy": self.when_busy,
             }
         )  # fmt: skip
 
@@ -80,6 +82,7 @@ class GivenAttempt:
             layout=Layout(tuple(Stage(*stage) for stage in body["stages"])), stage=body["stage"],
             candidates=tuple(map(CommitRef.from_json, body["candidates"])), base_is_open=body["base_is_open"],
             every_steps=body["every_steps"], keep=body["keep"], keep_every=body["keep_every"],
+            when_busy=body.get("when_busy", "wait"),
         )  # fmt: skip
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import random
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from checkpoints.errors import AlreadyExists, CheckpointError, ObjectMissing, PutOnceUnsupported, StoreError
@@ -30,22 +31,32 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 BODY_DIGEST = "body_sha256"
 _PROBE_RACERS = 8
+_PATIENT_TRIES, _PATIENT_WAIT_S = 40, 15.0  # about five minutes of waiting in all, if nothing else ends it
 _OUR_MISTAKES = (AssertionError, AttributeError, NameError, TypeError)  # no store's answer: passed on as they are
 
 
 @dataclass(frozen=True)
 class Retries:
-    """How transient failures are retried: at most `tries` tries, waiting a random part of a doubling time between."""
+    """How transient failures are retried: at most `tries` tries, waiting a random part of a doubling time between.
+
+    `within_s`: after the first failure no new try is begun later than this.
+    """
 
     tries: int = 5
     first_wait_s: float = 0.2
     max_wait_s: float = 5.0
     sleep: Callable[[float], None] = time.sleep
     uniform: Callable[[float, float], float] = random.uniform
+    within_s: float = math.inf
+    clock: Callable[[], float] = time.monotonic
 
     def wait(self, failures: int) -> None:
         """Wait after the `failures`-th failure in a row (from 1)."""
         self.sleep(self.uniform(0.0, min(self.max_wait_s, self.first_wait_s * 2 ** (failures - 1))))
+
+    def are_over(self, failures: int, first_at: float) -> bool:
+        """Whether the `failures`-th failure is the last; the first was at `first_at`, by `clock`."""
+        return failures >= self.tries or self.clock() - first_at >= self.within_s
 
 
 class Store:
@@ -76,6 +87,11 @@ class Store:
         """The same store, rooted at `prefix` below this one."""
         _check_key(prefix.strip("/"))
         return Store(self._driver, prefix=self._prefix + prefix, retries=self._retries)
+
+    def patient(self, within_s: float) -> Store:
+        """The same store for work that can wait: a store that does not answer is asked again for so many seconds."""
+        retries = replace(self._retries, tries=_PATIENT_TRIES, max_wait_s=_PATIENT_WAIT_S, within_s=within_s)
+        return Store(self._driver, prefix=self._prefix, retries=retries)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Put `data`, replacing what was there; readers see all of it or nothing of it.
@@ -151,6 +167,7 @@ class Store:
             problem: CheckpointError | None = None
             try:
                 if self._driver.create(full, data):
+        first_at: float | None = None
                     return stored
             except Exception as exc:  # noqa: BLE001 - whatever it was, the put may have arrived: look, then decide
                 problem = translate(exc, uri=self.uri, key=key, doing="putting once")
@@ -160,12 +177,16 @@ class Store:
                 return stored
             if existing is not None:
                 raise AlreadyExists(key, _parse_object(existing), _already_words(self._place(key)))
-            if problem is not None and (not problem.retryable or failures == self._retries.tries):
+            first_at = self._retries.clock() if first_at is None else first_at
+            is_last = self._retries.are_over(failures, first_at)
+            if problem is not None and (not problem.retryable or is_last):
                 raise problem
             self._retries.wait(failures)
         raise StoreError(
             f"{self._place(key)}: the store refuses to create it and yet has nothing there. Something deletes objects "
             "of this run, or the store does not show what it holds: find out which, then resume."
+            if is_last:
+                break
         )
 
     def size(self, key: str) -> int | None:
@@ -253,10 +274,12 @@ class Store:
             try:
                 return act()
             except _OUR_MISTAKES:
+        first_at: float | None = None
                 raise
             except Exception as exc:  # noqa: BLE001 - the seam: every foreign error becomes ours here
                 problem = translate(exc, uri=self.uri, key=key, doing=doing)
-                if not problem.retryable or failures == self._retries.tries:
+                first_at = self._retries.clock() if first_at is None else first_at
+                if not problem.retryable or self._retries.are_over(failures, first_at):
                     raise problem from (None if problem is exc else exc)
                 logger.info(
                     "%s %s failed (%s); try %d follows", doing, self._place(key), redact(str(exc)), failures + 1

@@ -6,12 +6,15 @@
     manifest = checkpointer.load(ref, state)                     # all ranks, any world size
 
 `save` stops training only for a copy to host memory. A thread stores the copy, meets the other ranks, and rank 0
-commits. At most one save is under way. What fails on one rank fails on every rank.
+commits. At most one save is under way. What fails on one rank fails on every rank, at the same call. A store that does
+not answer is waited for, for minutes: training goes on meanwhile.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,33 +24,29 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 
+from checkpoints.agreed import AgreedFailure
+from checkpoints.attempts import AttemptLog
 from checkpoints.best import Metric
 from checkpoints.errors import CheckpointError, Damaged, NoGoodCommit, NotCommitted, StateMismatch
 from checkpoints.fence import Fence
 from checkpoints.keys import CommitRef, Layout
 from checkpoints.manifest import Manifest
-from checkpoints.reader import CommitReader
 from checkpoints.retention import Retention, known_blocks
 from checkpoints.store import Store
 from checkpoints.torch_group import make_exchange
-from checkpoints.torch_load import load_tensors
 from checkpoints.torch_plan import SaveLayout, plan_global, plan_local
+from checkpoints.torch_restore import load_together, verify_together
 from checkpoints.torch_snapshot import Snapshot
-from checkpoints.torch_state import (
-    STATE_OBJECT,
-    FlatState,
-    check_fits,
-    flatten_state,
-    parse_state,
-    render_state,
-    set_values,
-)
+from checkpoints.torch_state import STATE_OBJECT, FlatState, Partial, flatten_state, render_state
 from checkpoints.writer import CommitWriter, commit_together
 
 logger = logging.getLogger(__name__)
 
 SAVE_THREADS = 4
 """Objects of one rank that are stored at a time."""
+PATIENCE_S = 180.0
+"""How long a save goes on asking a store that does not answer: more than a fail-over takes, less than ranks wait for
+each other."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,9 @@ class Checkpointer:
         timeout_s: float = 600.0,
     ) -> None:
         layout.stage_index(stage)
-        self._store, self._layout, self._stage, self._attempt, self._fence = store, layout, stage, attempt, fence
+        self._store, self._layout, self._stage, self._attempt = store, layout, stage, attempt
+        self._patient = store.patient(min(PATIENCE_S, timeout_s / 3))
+        self._fence = None if fence is None else Fence(AttemptLog(self._patient, layout), fence.number)
         self._exchange, own = make_exchange(process_group, timeout_s=timeout_s)
         # Whether to skip is agreed on while the background may be meeting too: that takes a second group.
         self._front, front = make_exchange(None, timeout_s=timeout_s) if when_busy == "skip" else (self._exchange, None)
@@ -124,13 +125,15 @@ class Checkpointer:
         self._last_position = -1
         self._newest: Manifest | None = None
         self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._failure = AgreedFailure(self._exchange)
         self._finished: list[SaveResult] = []
         self._lock = threading.Lock()
         self.in_flight: int | None = None
         """The position that is being saved."""
         self.on_saving: Callable[[int | None], None] | None = None
         """Called on rank 0 with the position when a save starts, and with None when it has ended."""
+        self.over: CheckpointError | None = None
+        """Why this attempt may save no more, set by whoever learns of it; the next save raises it on every rank."""
 
     def save(self, position: int, state: Mapping[str, Any], *, meta: Mapping[str, Any], fingerprint: str) -> None:
         """Snapshot `state` and store it in the background. Collective.
@@ -143,82 +146,80 @@ class Checkpointer:
             fingerprint: stands for what changes the mathematics.
 
         Raises:
-            StateMismatch: the state holds what cannot be saved.
-            ValueError: the position is not higher than the last.
+            StateMismatch: the state or `meta` holds what cannot be saved, on whichever rank.
+            ValueError: the position is not higher than the last, or the ranks brought different ones.
             CheckpointError: the save before this one failed.
         """
         started = time.monotonic()
-        if position <= self._last_position:
-            raise ValueError(
-                f"position {position} cannot be saved: {self._last_position} was saved (or loaded) before, and "
-                "paths are never used twice"
-            )
         if self._skips():
             self._finished.append(SaveResult(position, time.monotonic() - started, 0.0, 0, 0, committed=False))
             logger.warning("save of %s %d skipped: %s is still under way", self._stage, position, self.in_flight)
             return
         self._join()
-        self._raise_failure()
-        self._last_position = position
+        self._failure.raise_if_any()
         self.in_flight = position
         self._tell(position)
         try:
-            flat, layout, snapshot = self._prepare(state)
-            snapshot.take(flat)
-            record = render_state(layout.metadata, layout.places, flat) if self._exchange.rank == 0 else b""
+            flat, layout, snapshot, written = self._prepare(position, state, meta)
         except BaseException:
             self.in_flight = None
             self._tell(None)
             raise
+        self._last_position = position
+        record, problem = b"", None
+        try:
+            snapshot.take(flat)
+            if self._exchange.rank == 0:
+                record = render_state(layout.metadata, layout.places, flat)
+        except Exception as exc:  # noqa: BLE001 - the others begin to store by now: they learn of it as of any failure
+            problem = exc
         stall_s = time.monotonic() - started
-        job = _SaveJob(position, layout, snapshot, record, dict(meta), fingerprint, started, stall_s)
+        job = _SaveJob(position, layout, snapshot, record, written, fingerprint, started, stall_s, problem)
         self._thread = threading.Thread(target=self._run, args=(job,), name=f"save-{position}", daemon=True)
         self._thread.start()
 
     def poll(self) -> list[SaveResult]:
-        """The saves that have finished since the last call, without waiting.
+        """The saves that have finished since the last call, without waiting. Every rank calls it equally often.
 
         Raises:
-            CheckpointError: a save failed, on whichever rank; nothing was committed by it.
+            CheckpointError: a save failed, on whichever rank; nothing was committed by it. Raised at the same call on
+                every rank.
         """
-        self._raise_failure()
-        with self._lock:
-            finished, self._finished = self._finished, []
-        return finished
+        self._failure.raise_if_due()
+        return self._drain()
 
     def wait(self) -> list[SaveResult]:
         """Like `poll`, after the save under way has ended."""
         self._join()
-        return self.poll()
+        self._failure.raise_if_any()
+        return self._drain()
 
-    def load(self, ref: CommitRef, state: Mapping[str, Any]) -> Manifest:
+    def load(self, ref: CommitRef, state: Mapping[str, Any], *, partial: Partial = True) -> Manifest:
         """Overwrite `state` in place with what was committed as `ref`; digests are checked on the way. Collective.
 
-        The state may ask for less than the commit has (the model without the optimizer), and on any world size.
+        Args:
+            state: as for `save`, on any world size.
+            partial: True: `state` may ask for less than the commit has (the model without the optimizer). False: all of
+                the commit has to have a place in it, on some rank; or all but what is below these first names.
 
         Raises:
             Damaged, NotCommitted, StateMismatch, StoreUnreachable: on every rank alike. Part of the state may be
                 overwritten then: load another commit before going on.
         """
         self._join()
-        manifest, record = self._agree(lambda: self._read_record(ref), only_rank_0=True)
-        flat = flatten_state(state)
-
-        def fill() -> None:
-            stored = parse_state(record)
-            check_fits(flat, stored)
-            load_tensors(CommitReader(self._store, self._layout, manifest), stored, flat)
-            set_values(flat, stored)
-
-        self._agree(fill)
+        manifest = load_together(self._exchange, self._store, self._layout, ref, state, partial=partial)
         if ref.stage == self._stage:
             self._last_position = max(self._last_position, ref.position - 1)
         self._newest = manifest
-        loaded: Manifest = manifest
-        return loaded
+        return manifest
 
     def load_newest(
-        self, candidates: Sequence[CommitRef], state: Mapping[str, Any], *, whole: bool = False
+        self,
+        candidates: Sequence[CommitRef],
+        state: Mapping[str, Any],
+        *,
+        whole: bool = False,
+        partial: Partial = False,
     ) -> Loaded | None:
         """Load the first of `candidates` that is whole, saying which ones were not. Collective.
 
@@ -226,6 +227,7 @@ class Checkpointer:
             candidates: counting commits, newest first, the same on all ranks; if empty, None is returned.
             whole: read the rest too, each rank a share, before the commit is chosen: for a `state` that is a part of
                 what will be loaded.
+            partial: as for `load`; a whole state is wanted here unless it is given.
 
         Raises:
             NoGoodCommit: there were candidates and none was whole: starting over would throw all of them away.
@@ -235,8 +237,8 @@ class Checkpointer:
         for ref in candidates:
             try:
                 if whole:
-                    self._verify(ref)
-                return Loaded(ref, self.load(ref, state), tuple(fallbacks))
+                    verify_together(self._exchange, self._store, self._layout, ref)
+                return Loaded(ref, self.load(ref, state, partial=partial), tuple(fallbacks))
             except (Damaged, NotCommitted) as exc:
                 fallbacks.append(str(exc))
                 logger.warning("%s cannot be loaded, the next older commit is tried: %s", ref, exc)
@@ -254,12 +256,25 @@ class Checkpointer:
             self._retention.pinned = tuple(refs)
 
     def close(self) -> None:
-        """Wait for the save under way and give the process group back. A failure that nobody polled is logged."""
+        """Wait for the save under way and give the process group back.
+
+        Raises:
+            CheckpointError: a save failed and nobody polled since. It is only logged where another exception is on its
+                way out already.
+        """
+        problem = self.end()
+        if problem is not None and sys.exc_info()[0] is None:
+            raise problem
+
+    def end(self) -> Exception | None:
+        """`close`, for callers with more to end: returns the failure that nobody polled, after logging it."""
         self._join()
-        if self._error is not None:
-            logger.error("a save of %s failed and nobody asked: %s", self._stage, self._error)
+        problem = self._failure.take()
+        if problem is not None:
+            logger.error("a save of %s failed and nobody asked: %s", self._stage, problem)
         while self._own_groups:
             dist.destroy_process_group(self._own_groups.pop())
+        return problem
 
     def _skips(self) -> bool:
         """Whether this save is skipped; all ranks decide alike, because all of them take part or none does."""
@@ -268,19 +283,33 @@ class Checkpointer:
         busy = self._thread is not None and self._thread.is_alive()
         return any(self._front.gather(busy))
 
-    def _prepare(self, state: Mapping[str, Any]) -> tuple[FlatState, SaveLayout, Snapshot]:
-        """Flatten the state; plan again if its structure changed, on any rank."""
-        flat, problem = FlatState({}, {}), None
+    def _prepare(
+        self, position: int, state: Mapping[str, Any], meta: Mapping[str, Any]
+    ) -> tuple[FlatState, SaveLayout, Snapshot, dict[str, Any]]:
+        """Flatten the state; plan again if its structure changed on any rank. What is wrong on one is raised on all."""
+        flat, written = FlatState({}, {}), dict[str, Any]()
+        problem: Exception | None = self.over
         try:
+            if position <= self._last_position:
+                raise ValueError(
+                    f"position {position} cannot be saved: {self._last_position} was saved (or loaded) before, and "
+                    "paths are never used twice"
+                )
             flat = flatten_state(state)
-        except StateMismatch as exc:
-            problem = exc
+            written = _as_json(meta) if self._exchange.rank == 0 else {}
+        except (StateMismatch, ValueError) as exc:
+            problem = problem or exc
         structure = flat.structure()
-        answers = self._exchange.gather((problem, structure != self._structure))
-        for raised, _ in answers:
+        answers = self._exchange.gather((problem, structure != self._structure, position))
+        for raised, _, _ in answers:
             if raised is not None:
                 raise raised
-        if any(changed for _, changed in answers):
+        if len({at for _, _, at in answers}) > 1:
+            raise ValueError(
+                f"the ranks save different positions, {[at for _, _, at in answers]} by rank: one commit is of one "
+                "position. Count steps alike on all ranks."
+            )
+        if any(changed for _, changed, _ in answers):
             local = plan_local(flat, is_coordinator=self._exchange.rank == 0)
             self._save_layout = plan_global(self._exchange.gather(local), self._exchange.rank)
             self._snapshot = None
@@ -289,14 +318,14 @@ class Checkpointer:
             self._structure = structure
         assert self._save_layout is not None
         assert self._snapshot is not None
-        return flat, self._save_layout, self._snapshot
+        return flat, self._save_layout, self._snapshot, written
 
     def _run(self, job: _SaveJob) -> None:
         try:
             manifest = self._commit(job)
         except Exception as exc:
             logger.exception("the save of %s %d failed", self._stage, job.position)
-            self._error = exc
+            self._failure.set(exc)
         else:
             self._newest = manifest
             seconds = time.monotonic() - job.started
@@ -313,9 +342,11 @@ class Checkpointer:
     def _commit(self, job: _SaveJob) -> Manifest:
         ref = CommitRef(self._stage, job.position, self._attempt)
         known = known_blocks(self._newest, self._layout) if self._newest else {}
-        writer = CommitWriter(self._store, self._layout, ref, fence=self._fence, known=known)
+        writer = CommitWriter(self._patient, self._layout, ref, fence=self._fence, known=known)
 
         def put_objects(writer: CommitWriter) -> None:
+            if job.problem is not None:
+                raise job.problem
             prepared = [
                 writer.prepare(planned.name, job.snapshot.bytes_of(planned.name), cuts=planned.cuts)
                 for planned in job.layout.objects
@@ -337,57 +368,15 @@ class Checkpointer:
             # The commit stands; what could not be deleted now is found again at the next save.
             logger.warning("old commits of %s could not be deleted: %s", self._stage, exc)
 
-    def _read_record(self, ref: CommitRef) -> tuple[Manifest, bytes]:
-        reader = CommitReader.open(self._store, self._layout, ref)
-        if STATE_OBJECT not in reader.manifest.by_name:
-            raise StateMismatch(f"{ref} has no {STATE_OBJECT}: it was not saved by a Checkpointer")
-        record = reader.read(STATE_OBJECT)
-        try:
-            parse_state(record)
-        except (ValueError, KeyError, TypeError) as exc:
-            key = self._layout.commit_prefix(ref) + STATE_OBJECT
-            raise Damaged(key, f"it cannot be understood ({exc})", self._store.uri) from exc
-        return reader.manifest, record
-
-    def _verify(self, ref: CommitRef) -> None:
-        """Read all of a commit, each rank its share; raises on every rank what was found on any."""
-        manifest = self._agree(lambda: CommitReader.open(self._store, self._layout, ref).manifest, only_rank_0=True)
-        exchange = self._exchange
-        self._agree(
-            lambda: CommitReader(self._store, self._layout, manifest).verify(
-                part=exchange.rank, parts=exchange.world_size
-            )
-        )
-
-    def _agree(self, act: Callable[[], Any], *, only_rank_0: bool = False) -> Any:
-        """Run `act`, meet, and raise on every rank what was raised on any; returns rank 0's value."""
-        value: Any = None
-        problem: CheckpointError | None = None
-        if not only_rank_0 or self._exchange.rank == 0:
-            try:
-                value = act()
-            except CheckpointError as exc:
-                problem = exc
-            except Exception as exc:
-                logger.exception("rank %d failed while loading", self._exchange.rank)
-                problem = CheckpointError(
-                    f"rank {self._exchange.rank} failed while loading: {type(exc).__name__}: {exc}"
-                )
-        gathered = self._exchange.gather((problem, value if only_rank_0 else None))
-        for raised, _ in gathered:
-            if raised is not None:
-                raise raised
-        return gathered[0][1]
-
     def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
-    def _raise_failure(self) -> None:
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+    def _drain(self) -> list[SaveResult]:
+        with self._lock:
+            finished, self._finished = self._finished, []
+        return finished
 
     def _tell(self, position: int | None) -> None:
         if self.on_saving is not None and self._exchange.rank == 0:
@@ -406,3 +395,20 @@ class _SaveJob:
     fingerprint: str
     started: float
     stall_s: float
+    problem: Exception | None = None
+
+
+def _as_json(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """`meta` as readers will see it, and out of reach of whoever changes it later.
+
+    Raises:
+        StateMismatch: it is no JSON.
+    """
+    try:
+        written: dict[str, Any] = json.loads(json.dumps(dict(meta)))
+    except (TypeError, ValueError) as exc:
+        raise StateMismatch(
+            f"meta is no JSON ({exc}): it holds numbers, strings, lists and dicts, for readers without torch. Write "
+            "loss.item() for a tensor, float(loss) for a number of numpy's."
+        ) from exc
+    return written

@@ -12,7 +12,7 @@ A chunk is [offsets in the tensor, sizes, object, byte offset there]; its bytes 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ from checkpoints.errors import StateMismatch
 from checkpoints.torch_flat import FlatShard
 
 STATE_OBJECT = "state.json"
+
+Partial = bool | Collection[str]
+"""Whether a state may ask for less than a commit has: for anything less, or for less below these first names."""
 
 DTYPES: dict[str, torch.dtype] = {
     name: value
@@ -85,6 +88,11 @@ def flatten_state(state: Mapping[str, Any]) -> FlatState:
         if isinstance(value, torch.Tensor):
             flat.tensors[name] = _checked(name, value)
         else:
+            if isinstance(container, tuple):
+                raise StateMismatch(
+                    f"{name} is a {type(value).__name__} in a tuple that holds tensors or dicts: a plain value cannot "
+                    "be put back there, and would never be loaded. Make the tuple a list."
+                )
             flat.values[name] = Leaf(container, key, _plain(name, value))
     return flat
 
@@ -146,11 +154,30 @@ def check_fits(flat: FlatState, stored: StoredState) -> None:
             )
 
 
+def check_whole(asked: Collection[str], stored: StoredState, partial: Partial) -> None:
+    """Raises StateMismatch when the commit has what nobody asks for, so that it would be lost without a word.
+
+    Args:
+        asked: names that any rank's state has.
+    """
+    if partial is True:
+        return
+    spared = set(partial or ())
+    known = [*stored.metadata.state_dict_metadata, *stored.values]
+    lost = [name for name in known if name not in asked and name.partition(".")[0] not in spared]
+    if lost:
+        raise StateMismatch(
+            f"{len(lost)} of the {len(known)} entries of the commit have no place in the state, the first being "
+            f"{lost[:3]}: loading would lose them. An optimizer that has made no step has no moments yet: call "
+            "checkpoints.torch_optimizer.make_moments(optimizer) before its state_dict(). To load a part on purpose, "
+            "say partial=True."
+        )
+
+
 def set_values(flat: FlatState, stored: StoredState) -> None:
     """Put the commit's plain values where `flat` found the old ones."""
     for name, leaf in flat.values.items():
-        value = stored.values[name]
-        leaf.container[leaf.key] = tuple(value) if isinstance(leaf.value, tuple) else value
+        leaf.container[leaf.key] = _like(leaf.value, stored.values[name])
 
 
 def _leaves(prefix: str, container: Any) -> Iterator[tuple[str, Any, Any, Any]]:
@@ -183,11 +210,24 @@ def _plain(name: str, value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        return type(value)(_plain(name, entry) for entry in value)
+        return _remade(value, [_plain(name, entry) for entry in value])
     raise StateMismatch(
         f"{name} is a {type(value).__name__}: a state holds tensors and plain JSON values, never pickles. "
         "Turn it into a tensor, a number or a string."
     )
+
+
+def _remade(old: list[Any] | tuple[Any, ...], entries: list[Any]) -> Any:
+    """A list or tuple of the old one's type; a named tuple takes its fields one by one."""
+    return type(old)(*entries) if hasattr(old, "_fields") else type(old)(entries)
+
+
+def _like(old: Any, new: Any) -> Any:
+    """`new`, which was JSON, with tuples where `old` has them."""
+    if not isinstance(old, list | tuple) or not isinstance(new, list):
+        return new
+    entries = [_like(before, after) for before, after in zip(old, new, strict=True)] if len(old) == len(new) else new
+    return _remade(old, entries)
 
 
 def _cut(tensor: torch.Tensor) -> Any:

@@ -4,11 +4,13 @@
     trainer = Trainer(model=model, args=TrainingArguments(..., save_strategy="no"), callbacks=[callback], ...)
     trainer.train(resume_from_checkpoint=callback.resume_folder(trainer))
 
-In a program that a run started (train.method: command), `StoreCallback.from_env()` stands for the first line.
+If training raises, the attempt stays alive until `callback.close()` or the process ends it; in a `with callback:` block
+it is closed. In a program that a run started (train.method: command), `StoreCallback.from_env()` makes the callback.
 
 It has the methods that Trainer calls and imports nothing of transformers. Model, optimizer, scheduler, every rank's
 random states and the position in the data come back as they were: in one process, under DDP, FSDP2 and DeepSpeed's
-ZeRO, each rank storing and reading its own part. What was saved under FSDP2 loads on any number of ranks.
+ZeRO, each rank storing and reading its own part, with the loss scale of fp16. What was saved under FSDP2 loads on any
+number of ranks.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 LEFT_ON_NOTICE = 143
 """Exit status of a program that saved its state and left when it was told to: 128 + SIGTERM."""
+_RANDOM = "random"
 _NOT_RESUMED = "{}: call trainer.train(resume_from_checkpoint=callback.resume_folder(trainer))"
 
 
@@ -151,9 +154,9 @@ class StoreCallback:
         if is_trainer(trainer):
             self._trainer, self._sharding, model = trainer, sharding_of(trainer), trainer.model
         if self._sharding == "none":
-            self._loaded = self._run.resume({"model": model.state_dict()}, whole=True)
+            self._loaded = self._run.resume({"model": model.state_dict()}, whole=True, partial=True)
         else:  # not sharded yet, perhaps on no device: what it will be is loaded into when training begins
-            self._loaded = self._run.resume({}, whole=True)
+            self._loaded = self._run.resume({}, whole=True, partial=True)
         if self._loaded is None:
             return None
         self._folder = tempfile.TemporaryDirectory(prefix="resume-")
@@ -169,7 +172,7 @@ class StoreCallback:
         """Load everything, if `resume_folder` found a commit."""
         if self._trainer is None:
             check_unsharded(args, parts)
-        if not self._run.started and self._run.resume({}) is not None:
+        if not self._run.started and self._run.resume({}, partial=True) is not None:
             raise StateMismatch(
                 _NOT_RESUMED.format("there are commits to go on from, and resume_folder was not called")
             )
@@ -182,9 +185,10 @@ class StoreCallback:
             )
         saved_ranks = self._loaded.manifest.world_size
         everything = self._state(parts, random_of=_rank() % saved_ranks)
-        self._run.load(self._loaded.ref, everything)
+        # Of the random states each rank asks for its own, and on fewer ranks nobody asks for the others'.
+        self._run.load(self._loaded.ref, everything, partial=(_RANDOM,))
         apply_parts(self._sharding, self._trainer, parts, everything)
-        (self._random,) = everything["random"].values()
+        (self._random,) = everything[_RANDOM].values()
         logger.info("resumed at step %d", step)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
@@ -208,10 +212,9 @@ class StoreCallback:
 
     def on_step_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         self._run.poll()
-        if (given := self._given) is not None:
-            self._is_leaving = given.any_rank(self._is_leaving)
-            if state.is_world_process_zero:
-                given.progress.tell("step", step=state.global_step, total_steps=state.max_steps)
+        self._is_leaving = self._run.any_rank(self._is_leaving)
+        if (given := self._given) is not None and state.is_world_process_zero:
+            given.progress.tell("step", step=state.global_step, total_steps=state.max_steps)
         self._is_due = self._is_leaving or state.global_step % self._every_steps == 0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **parts: Any) -> None:
@@ -223,16 +226,20 @@ class StoreCallback:
         known = numbers if step == state.global_step else {}
         self._metrics = (state.global_step, {**known, **_numbers(logs or {})})
         if self._is_due and "train_runtime" in (logs or {}):  # the last words; a Trainer may load its best model next
-            self._save(state, parts)
+            self._save(state, parts, must=True)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """An evaluation has begun, and whoever was told to leave has no time for one."""
         if self._is_due and self._is_leaving:
             self._save(state, parts)
 
-    def _save(self, state: Any, parts: Mapping[str, Any], *, fetched: bool = False) -> None:
-        """`fetched`: the data of the next step was fetched, which draws random numbers when an epoch begins."""
+    def _save(self, state: Any, parts: Mapping[str, Any], *, fetched: bool = False, must: bool = False) -> None:
+        """`fetched`: the data of the next step was fetched, which draws random numbers when an epoch begins. `must`:
+        nothing comes after it, so it is not passed over because a save is under way (when_busy="skip").
+        """
         self._is_due = False
+        if must or self._is_leaving:
+            self._run.wait()
         meta: dict[str, Any] = {"trainer_state": dataclasses.asdict(state), "fetched": fetched}
         step, numbers = self._metrics
         if step == state.global_step and numbers:
@@ -247,22 +254,30 @@ class StoreCallback:
     def _state(self, parts: Mapping[str, Any], *, random_of: int) -> dict[str, Any]:
         """All that is saved or loaded; of the random states, those of one rank: every rank brings its own."""
         random = {f"rank-{random_of:05d}": random_state()}
-        return {**get_parts(self._sharding, self._trainer, parts), "random": random}
+        return {**get_parts(self._sharding, self._trainer, parts), _RANDOM: random}
 
     def on_train_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Wait for the last save and end the attempt."""
         if self._is_due:
-            self._save(state, parts)
+            self._save(state, parts, must=True)
         self._run.wait()
         self.close()
 
-    def close(self, stop_reason: str = "done") -> None:
-        """End the attempt; for when training stopped by an exception."""
-        if self._opened is not None:
-            self._opened.close(stop_reason)
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+    def close(self, stop_reason: str | None = None) -> None:
+        """End the attempt; for when training stopped by an exception. See RunCheckpointer.close."""
+        try:
+            if self._opened is not None:
+                self._opened.close(stop_reason)
+        finally:
+            if self._folder is not None:
+                self._folder.cleanup()
+                self._folder = None
+
+    def __enter__(self) -> StoreCallback:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self.close(None if kind is None else "crashed")
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         """Every other event of the Trainer, also those to come, is none of our business."""

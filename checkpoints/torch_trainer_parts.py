@@ -1,4 +1,4 @@
-"""What a Trainer has that is saved: model, optimizer, schedule; as it keeps them alone, under DDP, FSDP2 or DeepSpeed.
+"""What a Trainer has that is saved: model, optimizer, schedule, fp16's loss scale; alone, under DDP, FSDP2, DeepSpeed.
 
 Under FSDP and DeepSpeed a Trainer that resumes loads files of its own while it prepares. `leave_loading_to_callback`
 has it prepare as at the beginning; the callback then loads into what was prepared, each rank its own part.
@@ -84,7 +84,8 @@ def leave_loading_to_callback(trainer: Any) -> None:
 
 
 def get_parts(sharding: Sharding, trainer: Any, parts: Mapping[str, Any]) -> dict[str, Any]:
-    """{"model", "optim", "scheduler"} or, of DeepSpeed, {"zero", "scheduler"}: to be saved, or loaded into.
+    """{"model", "optim", "scheduler"} or, of DeepSpeed, {"zero", "scheduler"}: to be saved, or loaded into. Under fp16
+    also {"scaler"}, the loss scale and what moves it; DeepSpeed's own is a part of "zero".
 
     Args:
         parts: what a Trainer passes to its callbacks.
@@ -93,7 +94,10 @@ def get_parts(sharding: Sharding, trainer: Any, parts: Mapping[str, Any]) -> dic
     if sharding == "zero":
         return {"zero": zero_state(trainer.model_wrapped), "scheduler": schedule}
     weights, moments = get_state_dict(parts["model"], parts["optimizer"])
-    return {"model": weights, "optim": moments, "scheduler": schedule}
+    state = {"model": weights, "optim": moments, "scheduler": schedule}
+    if (scaler := _scaler(parts)) is not None:
+        state["scaler"] = scaler.state_dict()
+    return state
 
 
 def apply_parts(sharding: Sharding, trainer: Any, parts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -104,8 +108,19 @@ def apply_parts(sharding: Sharding, trainer: Any, parts: Mapping[str, Any], stat
         set_state_dict(
             parts["model"], parts["optimizer"], model_state_dict=state["model"], optim_state_dict=state["optim"]
         )
+        if (scaler := _scaler(parts)) is not None:
+            scaler.load_state_dict(state["scaler"])
     scheduler = parts["lr_scheduler"]
     scheduler.load_state_dict({**scheduler.state_dict(), **state["scheduler"]})
+
+
+def _scaler(parts: Mapping[str, Any]) -> Any:
+    """The GradScaler of fp16, which accelerate keeps beside the optimizer it wraps; None in other types.
+
+    Source: accelerate 1.15, AcceleratedOptimizer.scaler.
+    """
+    scaler = getattr(parts["optimizer"], "scaler", None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
 
 
 def _is_plain(value: Any) -> bool:

@@ -201,8 +201,8 @@ def commit_together(
         meta: rank 0's is written.
 
     Raises:
-        SaveFailed: at least one rank could not store its part; says which and why. If all that failed met the same kind
-            of CheckpointError (StoreFull, ...), that kind.
+        SaveFailed: at least one rank could not store its part, or stored it as another commit; says which and why. If
+            all that failed met the same kind of CheckpointError (StoreFull, ...), that kind.
         CheckpointError: what kept rank 0 from publishing, the same class on every rank.
     """
     failure: CheckpointError | str | None = None
@@ -214,13 +214,22 @@ def commit_together(
         # It travels to the other ranks, and not every library's exception can: its words can.
         failure = f"{type(exc).__name__}: {exc}"
         logger.exception("rank %d could not store its part of %s", exchange.rank, writer.ref)
-    gathered = exchange.gather((list(writer.entries), failure))
-    failures = {rank: error for rank, (_, error) in enumerate(gathered) if error is not None}
+    gathered = exchange.gather((str(writer.ref), list(writer.entries), failure))
+    failures = {rank: error for rank, (_, _, error) in enumerate(gathered) if error is not None}
+    if not failures:  # a manifest speaks of one folder: what another rank put into another one would not be found
+        failures = {
+            rank: f"it stored {ref}, while rank 0 stored {gathered[0][0]}: all ranks save the same position at a time"
+            for rank, (ref, _, _) in enumerate(gathered)
+            if ref != gathered[0][0]
+        except Exception as exc:  # the others wait for an answer, whatever it is
+            logger.exception("%s could not be published", writer.ref)
+            outcome = SaveFailed({0: f"{type(exc).__name__}: {exc}"}, str(writer.ref))
+        }
     if failures:
         raise SaveFailed.of(failures, str(writer.ref))
     outcome: Manifest | CheckpointError | None = None
     if exchange.rank == 0:
-        objects = [entry for entries, _ in gathered for entry in entries]
+        objects = [entry for _, entries, _ in gathered for entry in entries]
         try:
             outcome = writer.publish(objects, world_size=exchange.world_size, fingerprint=fingerprint, meta=meta)
         except CheckpointError as exc:

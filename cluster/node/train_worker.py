@@ -202,7 +202,7 @@ class TrainWorker:
         checkpointer = Checkpointer(
             store, LAYOUT, stage="train", attempt=assignment.attempt, fence=Fence(log, assignment.attempt),
             keep=job.checkpoints.keep, keep_every=job.checkpoints.keep_every,
-            best_by=EVAL_LOSS if job.train.eval is not None else None,
+            best_by=EVAL_LOSS if job.train.eval is not None else None, when_busy=job.checkpoints.when_busy,
         )  # fmt: skip
         checkpointer.on_saving = self._control.saving
         try:

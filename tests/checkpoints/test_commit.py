@@ -252,6 +252,27 @@ def test_what_keeps_rank_0_from_publishing_is_raised_on_every_rank(memory_store:
     assert (errors[1].attempt, errors[1].newest) == (1, 2)
 
 
+def test_ranks_that_store_different_commits_commit_none(memory_store: Store) -> None:
+    def act(seat: ThreadExchange) -> Any:
+        writer = CommitWriter(memory_store, TRAIN_ONLY, CommitRef("train", 10 + seat.rank, 1))
+        return commit_together(writer, seat, lambda w: void(w.put(f"s{seat.rank}", b"x")), meta={})
+
+    errors = _on_threads(2, act)
+    assert [type(error) for error in errors] == [SaveFailed] * 2
+    assert "rank 1: it stored train 11 (attempt 1), while rank 0 stored train 10 (attempt 1)" in str(errors[0])
+    assert list_commits(memory_store, TRAIN_ONLY) == []
+
+
+def test_whatever_keeps_rank_0_from_publishing_reaches_every_rank(memory_store: Store) -> None:
+    def act(seat: ThreadExchange) -> Any:
+        writer = CommitWriter(memory_store, TRAIN_ONLY, REF)
+        return commit_together(writer, seat, lambda w: void(w.put(f"s{seat.rank}", b"")), meta={"loss": object()})
+
+    errors = _on_threads(2, act)
+    assert [type(error) for error in errors] == [SaveFailed] * 2
+    assert "rank 0: TypeError: Object of type object is not JSON serializable" in str(errors[1])
+
+
 def test_a_rank_that_never_comes_parts_the_others(memory_store: Store) -> None:
     def act(seat: ThreadExchange) -> Sequence[Any] | None:
         return None if seat.rank == 1 else seat.gather("here")

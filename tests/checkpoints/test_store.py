@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from checkpoints.errors import AlreadyExists, ObjectMissing, PutOnceUnsupported, StoreError
+from checkpoints.errors import AlreadyExists, ObjectMissing, PutOnceUnsupported, StoreError, StoreUnreachable
 from checkpoints.store import Retries, Store
 
 
@@ -297,3 +297,31 @@ def test_a_missing_package_is_answered_with_its_pip_line() -> None:
     pytest.importorskip("fsspec")
     with pytest.raises(StoreError, match="pip install 'alpaca-jobs"):
         Store.open("gs://bucket/x").list()
+
+
+def test_patience_ends_by_the_clock_and_by_the_number_of_tries(memory_store: Store) -> None:
+    now, waits = [0.0], list[float]()
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        now[0] += seconds
+
+    def away(*args: Any, **more: Any) -> None:
+        raise ConnectionResetError("the connection broke")
+
+    retries = Retries(sleep=sleep, uniform=lambda low, high: high, clock=lambda: now[0])
+    store = Store(memory_store._driver, prefix=memory_store._prefix, retries=retries)
+    store._driver.write = store._driver.create = away  # type: ignore[method-assign, assignment]
+    for act in (lambda one: one.put("a", b""), lambda one: one.put_once("b", {})):
+        waits.clear()
+        with pytest.raises(StoreUnreachable):
+            act(store)
+        assert len(waits) == 4
+        waits.clear()
+        with pytest.raises(StoreUnreachable):
+            act(store.patient(60))
+        assert 60 <= sum(waits) < 80
+        waits.clear()
+        with pytest.raises(StoreUnreachable):
+            act(store.patient(1e9))
+        assert (len(waits), max(waits)) == (39, 15.0)

@@ -8,13 +8,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from checkpoints.attempts import AttemptLog
-from checkpoints.errors import AlreadyExists, Damaged, NoGoodCommit, StateMismatch, StoreFull
+from checkpoints.errors import AlreadyExists, Damaged, NoGoodCommit, SaveFailed, StateMismatch, StoreFull
 from checkpoints.fence import Fence
 from checkpoints.keys import TRAIN_ONLY, CommitRef
 from checkpoints.reader import CommitReader, list_commits
@@ -65,9 +65,9 @@ def test_training_may_change_the_state_as_soon_as_save_returns(memory_store: Sto
     driver = memory_store._driver
     write = driver.write
 
-    def slow(key: str, data: bytes | memoryview) -> None:
+    def slow(key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
         release.wait(10)
-        write(key, data)
+        write(key, data, sha256=sha256)
 
     driver.write = slow  # type: ignore[method-assign]
     made = _checkpointer(memory_store)
@@ -168,6 +168,7 @@ def test_a_part_of_the_state_can_be_loaded_alone(checkpointer: Checkpointer) -> 
         ({"x": object()}, "x is a object: a state holds tensors and plain JSON values, never pickles"),
         ({"x": [1, {"y": b"1"}]}, r"x\.1\.y is a bytes"),
         ({"x": torch.ones(2, 2).to_sparse()}, "x is a torch.sparse_coo tensor"),
+        ({"p": (torch.ones(1), 3)}, r"p\.1 is a int in a tuple that holds tensors .* Make the tuple a list"),
         ({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}}, r"two entries of the state are both called 'a\.b'"),
     ],
 )
@@ -206,6 +207,88 @@ def test_a_commit_that_is_no_checkpoint_is_refused(memory_store: Store, checkpoi
         checkpointer.load(CommitRef("train", 9, 1), {})
 
 
+class _Betas(NamedTuple):
+    first: float
+    second: float
+
+
+def test_plain_values_come_back_as_the_tuples_they_were(checkpointer: Checkpointer) -> None:
+    def state(value: float) -> dict[str, Any]:
+        betas = _Betas(value, value)
+        return {"betas": betas, "deep": [(value, [betas])], "list": [value, torch.full((1,), value)], "grown": [1.0]}
+
+    _save(checkpointer, 1, {**state(0.5), "grown": [1.0, 2.0]})
+    loaded = state(0.0)
+    checkpointer.load(CommitRef("train", 1, 1), loaded)
+    assert loaded["betas"] == (0.5, 0.5)
+    assert loaded["deep"] == [(0.5, [(0.5, 0.5)])]
+    assert [type(loaded["betas"]), type(loaded["deep"][0]), type(loaded["deep"][0][1][0])] == [_Betas, tuple, _Betas]
+    assert (loaded["list"][0], float(loaded["list"][1]), loaded["grown"]) == (0.5, 0.5, [1.0, 2.0])
+
+
+def test_meta_is_what_it_was_when_save_was_called(memory_store: Store, checkpointer: Checkpointer) -> None:
+    losses = {"train": [1.0]}
+    write, driver = memory_store._driver.write, memory_store._driver
+
+    def late(*args: Any, **more: Any) -> None:
+        losses["train"].append(2.0)
+        write(*args, **more)
+
+    driver.write = late  # type: ignore[method-assign]
+    _save(checkpointer, 1, {"w": torch.ones(1)}, losses=losses)
+    driver.write = write  # type: ignore[method-assign]
+    manifest = CommitReader.open(memory_store, TRAIN_ONLY, CommitRef("train", 1, 1)).manifest
+    assert manifest.meta == {"losses": {"train": [1.0]}}
+
+
+def test_a_save_outlasts_a_store_that_is_away_for_a_while(memory_store: Store) -> None:
+    made = _checkpointer(memory_store)
+    driver = memory_store._driver
+    left = {"write": 9, "list": 9, "create": 9}  # other requests are given up after 4 tries
+
+    def away(name: str, act: Any) -> Any:
+        def call(*args: Any, **more: Any) -> Any:
+            if left[name]:
+                left[name] -= 1
+                raise ConnectionResetError("the connection broke")
+            return act(*args, **more)
+
+        return call
+
+    kept = {name: getattr(driver, name) for name in left}
+    for name, act in kept.items():
+        setattr(driver, name, away(name, act))
+    assert _save(made, 1, {"w": torch.ones(1)}).committed
+    assert sum(left.values()) == 0
+    for name, act in kept.items():
+        setattr(driver, name, act)
+    made.close()
+
+
+def test_a_snapshot_that_fails_is_a_failed_save(
+    checkpointer: Checkpointer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def out_of_memory(*args: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("checkpoints.torch_snapshot.Snapshot.take", out_of_memory)
+    with caplog.at_level(logging.CRITICAL), pytest.raises(SaveFailed, match="rank 0: RuntimeError: out of memory"):
+        _save(checkpointer, 1, {"w": torch.ones(1)})
+    monkeypatch.undo()
+    assert _save(checkpointer, 2, {"w": torch.ones(1)}).committed
+
+
+def test_closing_raises_what_nobody_polled(memory_store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    first = _checkpointer(memory_store)
+    _save(first, 1, {"w": torch.ones(1)})
+    first.close()
+    twin = _checkpointer(memory_store)
+    twin.save(1, {"w": torch.zeros(1)}, meta={}, fingerprint="")
+    with caplog.at_level(logging.CRITICAL), pytest.raises(AlreadyExists):
+        twin.close()
+    twin.close()
+
+
 def test_positions_only_rise(checkpointer: Checkpointer) -> None:
     _save(checkpointer, 5, {"w": torch.ones(1)})
     for position in (5, 4):
@@ -219,14 +302,14 @@ def test_a_background_failure_comes_out_of_poll_once_and_the_next_save_works(
     made = _checkpointer(memory_store)
     broken, driver = faults.break_store(memory_store, at=1, how="answer lost always")
     driver.inner = SimpleNamespace(**{**_verbs(memory_store), "write": _refuse})
-    made._store = broken
+    made._patient = broken
     with caplog.at_level(logging.CRITICAL):
         made.save(1, {"w": torch.ones(1)}, meta={}, fingerprint="")
         made._join()
     with pytest.raises(StoreFull, match=r"rank 0: .*no space or quota left"):
         made.poll()
     assert made.poll() == []
-    made._store = memory_store
+    made._patient = memory_store
     assert _save(made, 2, {"w": torch.ones(1)}).committed
     made.close()
 
@@ -236,7 +319,7 @@ def _verbs(store: Store) -> dict[str, Any]:
     return {name: getattr(driver, name) for name in ("uri", "create", "read", "read_into", "size", "list", "delete")}
 
 
-def _refuse(key: str, data: bytes | memoryview) -> None:
+def _refuse(key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
     raise OSError(28, "No space left on device")
 
 

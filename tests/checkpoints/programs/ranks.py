@@ -196,7 +196,7 @@ def fail_on_one_rank(job: Job) -> dict[str, Any]:
     return {"everywhere": answers, "commits": [ref.position for ref in list_commits(job.store, TRAIN_ONLY)]}
 
 
-def broken(key: str, data: bytes | memoryview) -> None:
+def broken(key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
     raise OSError(28, "No space left on device")
 
 
@@ -210,9 +210,9 @@ def skip_when_busy(store: Store, groups: dict[int, Any], meshes: Meshes) -> dict
     write = store._driver.write
     if RANK == 3:
 
-        def slow(key: str, data: bytes | memoryview) -> None:
+        def slow(key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
             release.wait(20)
-            write(key, data)
+            write(key, data, sha256=sha256)
 
         store._driver.write = slow  # type: ignore[method-assign]
     state = {"w": distribute_tensor(torch.arange(40.0), meshes[4], [Shard(0)])}
