@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import torch.distributed as dist
 from alpaca_jobs.data.rows import Row
 from alpaca_jobs.errors import TrainingError
 from alpaca_jobs.spec import CheckpointSpec, TrainSpec
+from alpaca_jobs.training import making
+from alpaca_jobs.training.collate import Layout
 from alpaca_jobs.training.control import TrainContext, TrainResult
 from alpaca_jobs.training.evaluation import EvaluationReport
 from alpaca_jobs.training.loop import run_training
@@ -26,12 +28,14 @@ from alpaca_jobs.training.metrics import StepMetrics
 from alpaca_jobs.training.recipes import build_tokenizer, tokenize_rows
 from alpaca_jobs.training.tokenizer import load_tokenizer
 from checkpoints.errors import CheckpointError
-from checkpoints.keys import CommitRef, Layout, Stage
+from checkpoints.keys import CommitRef, Stage
+from checkpoints.keys import Layout as KeyLayout
 from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from checkpoints.torch_bridge import Checkpointer, SaveResult
 
-LAYOUT = Layout((Stage("train", "checkpoints", "step-", 8),))
+_choose_layout = making.choose_layout
+LAYOUT = KeyLayout((Stage("train", "checkpoints", "step-", 8),))
 
 
 def rows(number: int) -> list[Row]:
@@ -82,6 +86,19 @@ class Control:
         return bool(self._run.get("stop_on_rank", 0) == self._rank and self._asked_stop == self._run.get("stop_at"))
 
 
+def use_layout(layout: str, patch: Callable[[object, str, object], None] = setattr) -> None:
+    """Let models be trained in a layout, whichever the trial would choose; `rows` is chosen, and has to be."""
+
+    def choose(model: Any, **given: Any) -> Layout:
+        if layout != Layout.ROWS:
+            return Layout(layout)
+        chosen = _choose_layout(model, **given)
+        assert chosen is Layout.ROWS
+        return chosen
+
+    patch(making, "choose_layout", choose)
+
+
 def train_once(run: dict[str, Any], *, rank: int, world_size: int) -> dict[str, Any]:
     """Run one planned training; returns what happened as JSON. An error of ours is an answer, too."""
     train = TrainSpec(**run["train"])
@@ -108,6 +125,8 @@ def train_once(run: dict[str, Any], *, rank: int, world_size: int) -> dict[str, 
         ranks_per_node=run.get("ranks_per_node"),
         evaluation=tokenize_rows(made[-run["held_out"] :], tokenizer, train) if "held_out" in run else None,
     )
+    if "layout" in run:
+        use_layout(run["layout"])
     dist.barrier()  # nobody lists while another rank's attempt already commits
 
     try:
