@@ -56,6 +56,9 @@ class LoraSpec(SpecPart):
     """Fraction of an adapter's inputs that is dropped while training."""
     target_modules: Annotated[tuple[str, ...], BeforeValidator(one_or_more), Field(min_length=1)] = ("q_proj", "v_proj")
     """Names of the linear layers that get an adapter."""
+    train_embeddings: bool | Literal["auto"] = "auto"
+    """Train the input and output embeddings whole beside the adapters, and export them with these; auto: where
+    train.tokenizer adds words, whose rows would otherwise stay the mean of the others."""
 
 
 class TrainSpec(SpecPart):
@@ -159,6 +162,14 @@ class TrainSpec(SpecPart):
         """The base model with its revision, as alpaca_jobs/training/hub.py takes it: owner/name@commit."""
         return self.model if self.revision is None else f"{self.model}@{self.revision}"
 
+    @property
+    def trains_embeddings(self) -> bool:
+        """Whether method lora trains both embeddings whole."""
+        if self.lora is None or self.method != "lora":
+            return False
+        wanted = self.lora.train_embeddings
+        return self.tokenizer is not None if wanted == "auto" else wanted
+
     @model_validator(mode="before")
     @classmethod
     def _recipe_defaults(cls, values: Any) -> Any:
@@ -187,6 +198,12 @@ class TrainSpec(SpecPart):
         self._check_command()
         if self.lora is not None and self.method != "lora":
             refuse("lora", f"is given, but method is {self.method}, without adapters. Set method: lora, or remove it")
+        if self.lora is not None and self.lora.train_embeddings is False and self.tokenizer is not None:
+            refuse(
+                "lora",
+                "has train_embeddings: false, but train.tokenizer adds words: each of them would stay the mean of the "
+                "others. Leave train_embeddings out, or leave tokenizer out",
+            )
         if self.sharding == "hybrid" and self.engine not in ("auto", "fsdp"):
             refuse("sharding", f"is hybrid, but engine is {self.engine}; only fsdp shards like that. Set engine: fsdp")
         if self.cpu_offload and self.engine in ("ddp", "single"):
@@ -263,5 +280,6 @@ class CheckpointSpec(SpecPart):
     """Also keep every checkpoint whose step is a multiple of this; null means none."""
     when_busy: Literal["wait", "skip"] = "wait"
     """What a save does while the one before it is still being stored: wait for that (training stands still), or skip."""
-    after_done: Literal["keep"] = "keep"
-    """What happens to checkpoints once the model is exported; keep leaves them until the run is removed."""
+    after_done: Literal["keep", "delete"] = "keep"
+    """What happens to checkpoints once the model is exported: keep leaves them until the run is removed; delete removes
+    them all after every byte of the model was read again, and nothing can be trained on from there."""

@@ -1,9 +1,10 @@
 """LoRA through peft: adapters put into a model in place, their first values, their export and their merge.
 
 The model keeps its class and its parameters' names; each adapted layer gets `lora_A` (rank, in) and `lora_B`
-(out, rank), and adds `alpha / rank * B A x` to its output. Only these are trained and saved: the base is named, by
-model and digest. Source: LoRA, arXiv:2106.09685; exported adapters lie as peft has them (adapter_model.safetensors,
-adapter_config.json).
+(out, rank), and adds `alpha / rank * B A x` to its output. These are trained and saved, and where the job enlarges the
+vocabulary both embeddings as well, whole: an adapter beside a frozen one would leave every new word the mean of the old
+ones. The base is named, by model and digest. Source: LoRA, arXiv:2106.09685; exported adapters lie as peft has them
+(adapter_model.safetensors, adapter_config.json with the embeddings as `modules_to_save`).
 """
 
 from __future__ import annotations
@@ -25,16 +26,22 @@ _ADAPTER = "default"
 
 
 def add_adapters(model: Any, train: TrainSpec) -> None:
-    """Put the job's adapters into the model, in place, and freeze everything else.
+    """Put the job's adapters into the model, in place, and freeze everything else but embeddings that are trained.
 
     Values are first set by `reset_adapters`, once the parameters have memory.
 
     Raises:
-        ModelError: the model has no layers of those names.
+        ModelError: the model has no layers of those names, or embeddings are to be both adapted and trained.
     """
     assert train.lora is not None
     from peft import LoraConfig, inject_adapter_in_model
 
+    embeddings = _embeddings(model) if train.trains_embeddings else {}
+    if both := {name.rpartition(".")[2] for name in embeddings} & set(train.lora.target_modules):
+        raise ModelError(
+            f"train.lora.target_modules has {both.pop()}, an embedding of {train.model} that is trained whole, since "
+            "the job adds words to it. Leave it out of target_modules."
+        )
     config = LoraConfig(
         r=train.lora.rank,
         lora_alpha=train.lora.alpha,
@@ -55,6 +62,26 @@ def add_adapters(model: Any, train: TrainSpec) -> None:
                 f"train.lora.target_modules is {list(train.lora.target_modules)}, but {train.model} cannot be adapted "
                 f"there ({str(exc).splitlines()[0][:120]}). Its linear layers are called {', '.join(names)}."
             ) from exc
+    for module in embeddings.values():
+        module.weight.requires_grad_(True)
+
+
+def trained_embeddings(model: Any) -> dict[str, tuple[str, ...]]:
+    """The embeddings of an adapted model that are trained whole: the parameter's name -> the names of all modules that
+    have it, the output's as well where it is tied to the input's.
+    """
+    modules = _embeddings(model)
+    return {
+        name: tuple(there for there, module in modules.items() if module.weight is param)
+        for name, param in model.named_parameters()
+        if param.requires_grad and any(module.weight is param for module in modules.values())
+    }
+
+
+def _embeddings(model: Any) -> dict[str, Any]:
+    """The input and the output embedding by their modules' names."""
+    both = [one for one in (model.get_input_embeddings(), model.get_output_embeddings()) if one is not None]
+    return {name: module for name, module in model.named_modules() if any(module is one for one in both)}
 
 
 @torch.no_grad()
@@ -63,39 +90,50 @@ def reset_adapters(model: nn.Module, seed: int) -> None:
 
     Each value depends on (seed, name) alone: the same on every rank, however the model is spread.
     """
+    for name, param in model.named_parameters():
+        reset_adapter(name, param, seed)
+
+
+@torch.no_grad()
+def reset_adapter(name: str, param: Tensor, seed: int) -> None:
+    """`reset_adapters` for one parameter; anything but an adapter's is left as it is."""
     from alpaca_jobs.training.optimizer import local_of
 
-    for name, param in model.named_parameters():
-        if ".lora_B." in name:
-            local_of(param).zero_()
-        elif ".lora_A." in name:
-            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            bound = math.sqrt(1.0 / param.shape[1])  # kaiming_uniform_(a=sqrt(5)) of torch.nn.init
-            whole = torch.empty(param.shape).uniform_(-bound, bound, generator=generator)
-            local_of(param).copy_(_my_part(whole, param))
+    if ".lora_B." in name:
+        local_of(param).zero_()
+    elif ".lora_A." in name:
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        bound = math.sqrt(1.0 / param.shape[1])  # kaiming_uniform_(a=sqrt(5)) of torch.nn.init
+        whole = torch.empty(param.shape).uniform_(-bound, bound, generator=generator)
+        local_of(param).copy_(_my_part(whole, param))
 
 
-def write_adapters(tensors: Mapping[str, Tensor], train: TrainSpec, folder: Path) -> None:
-    """Write trained adapters as peft reads them.
+def write_adapters(
+    tensors: Mapping[str, Tensor], train: TrainSpec, folder: Path, *, embeddings: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Write trained adapters as peft reads them, with the base's name and revision.
 
     Args:
         tensors: by the model's names, `...q_proj.lora_A.default.weight`.
+        embeddings: of `trained_embeddings`. Of a tied one peft is told that it is, and looks for it under both names.
     """
     assert train.lora is not None
     from peft import LoraConfig
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    named = {
-        f"base_model.model.{name.replace(f'.{_ADAPTER}.', '.')}": tensor.contiguous()
-        for name, tensor in tensors.items()
-    }
+    named = {}
+    for name, tensor in tensors.items():
+        plain = [f"{module}.weight" for module in embeddings.get(name, ())] or [name.replace(f".{_ADAPTER}.", ".")]
+        named.update({f"base_model.model.{one}": tensor.clone().contiguous() for one in plain})
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = LoraConfig(
         r=train.lora.rank, lora_alpha=train.lora.alpha, lora_dropout=train.lora.dropout,
         target_modules=sorted(train.lora.target_modules), bias="none", task_type="CAUSAL_LM",
-        base_model_name_or_path=train.model, inference_mode=True,
+        base_model_name_or_path=train.model, revision=train.revision, inference_mode=True,
+        modules_to_save=sorted(modules[0].rpartition(".")[2] for modules in embeddings.values()) or None,
+        ensure_weight_tying=any(len(modules) > 1 for modules in embeddings.values()),
     )  # fmt: skip
     config.save_pretrained(str(folder))
 

@@ -1,9 +1,10 @@
-"""A base model's weights, read by each rank as far as it holds them: no rank ever has the whole model in memory.
+"""A base model's weights, read tensor by tensor: no rank ever has the whole model in memory beside its own part.
 
-`FSDP2` shards a model whose parameters have no memory yet (meta tensors); `BaseWeights.fill` then gives this rank's
-shards memory and reads them, tensor by tensor, out of the safetensors files. The values are those that from_pretrained
-gives, bit for bit. Where a model's tensors are not stored under the names and shapes it uses them by (from_pretrained
-converts them then), `open_base` says so by returning None, and the whole model is loaded as ever.
+A model is built with parameters that have no memory yet (meta tensors). `Fill` then gives each of them memory in the
+type and on the device it is kept in, and reads what this rank holds of it out of the safetensors or .bin files. The
+values are those that from_pretrained gives, bit for bit. Where a model's tensors are not stored under the names and
+shapes it uses them by (from_pretrained converts them then), `open_base` says so by returning None, and the whole model
+is loaded, on the CPU.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from alpaca_jobs.errors import ModelError
+from alpaca_jobs.training.adapters import reset_adapter, reset_adapters
 from alpaca_jobs.training.weights import StoredTensor, stored_tensors
 
 
@@ -37,85 +40,168 @@ def parameters_without_memory() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-@dataclass(frozen=True)
-class BaseWeights:
-    """Where each of a model's tensors is stored.
+class _Files(Protocol):
+    """Named tensors of a folder; none is read before it is asked for."""
 
-    Attributes:
-        tensors: by the model's names.
-    """
+    shapes: Mapping[str, tuple[int, ...]]
 
-    tensors: Mapping[str, StoredTensor]
+    def part(self, name: str, cut: tuple[slice, ...]) -> Tensor:
+        """A part of a tensor; all of it for ()."""
+        ...
 
-    @torch.no_grad()
-    def fill(self, model: nn.Module) -> None:
-        """Read this rank's part of every stored tensor; a tensor with more rows than stored (a larger vocabulary) gets
-        their mean in each new row, as in Stanford Alpaca.
-        """
+
+class _Safetensors:
+    def __init__(self, folder: Path) -> None:
+        self._stored: dict[str, StoredTensor] = {tensor.name: tensor for tensor in stored_tensors(folder)}
+        self.shapes: Mapping[str, tuple[int, ...]] = {name: tensor.shape for name, tensor in self._stored.items()}
+        self._path: Path | None = None
+        self._open: Any = None  # the file that was read last
+
+    def part(self, name: str, cut: tuple[slice, ...]) -> Tensor:
         from safetensors import safe_open
 
-        targets: dict[str, Tensor] = dict(model.named_buffers()) | dict(model.named_parameters())
-        by_file: dict[Path, list[str]] = {}
-        for name, stored in self.tensors.items():
-            if name in targets:
-                by_file.setdefault(stored.path, []).append(name)
-        for path, names in by_file.items():
-            with safe_open(path, framework="pt") as file:
-                for name in names:
-                    _fill_one(targets[name], self.tensors[name].name, file)
+        path = self._stored[name].path
+        if path != self._path:
+            self._path, self._open = path, safe_open(path, framework="pt")
+        part: Tensor = self._open.get_slice(name)[cut] if cut else self._open.get_tensor(name)
+        return part
+
+
+class _Pickled:
+    def __init__(self, folder: Path) -> None:
+        from alpaca_jobs.weights.sources import PickleSource
+
+        self._source = PickleSource(folder)
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            name: info.shape for name, info in self._source.tensors.items()
+        }  # fmt: skip
+
+    def part(self, name: str, cut: tuple[slice, ...]) -> Tensor:
+        whole = self._source.mapped(name)
+        return whole[cut] if cut else whole
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """A base model's stored tensors, for a model that uses them under their own names.
+
+    Attributes:
+        names: of the tensors that the model has, without its adapters.
+    """
+
+    files: _Files
+    names: frozenset[str]
+
+    @torch.no_grad()
+    def fill(self, name: str, target: Tensor) -> None:
+        """Read what `target` holds of the model's tensor `name`; an adapter's is left as it is.
+
+        A tensor with more rows than stored (a larger vocabulary) gets their mean in each new row, as in Stanford
+        Alpaca.
+        """
+        from alpaca_jobs.training.optimizer import local_of
+
+        name = stored_name(name)
+        local, cut = local_of(target), _my_cut(target)
+        if name not in self.names or not local.numel():
+            return
+        shape = self.files.shapes[name]
+        if target.ndim and shape[0] < target.shape[0]:
+            whole = self.files.part(name, ()).float()
+            mean = whole.mean(dim=0, keepdim=True).expand(target.shape[0] - shape[0], *target.shape[1:])
+            local.copy_(torch.cat([whole, mean])[cut])
+        else:
+            local.copy_(self.files.part(name, cut))
+
+
+def stored_name(name: str) -> str:
+    """What a base model's files call a tensor of an adapted model."""
+    return name.replace(".base_layer.", ".")
 
 
 def open_base(folder: Path, model: Any) -> BaseWeights | None:
     """Find every tensor of a model in a folder; None where names or shapes differ, so that only from_pretrained can.
 
     Raises:
-        ModelError: the folder holds no safetensors, or broken ones.
+        ModelError: the folder holds broken safetensors.
     """
-    if not any(folder.glob("*.safetensors")):
-        return None
-    stored = {tensor.name: tensor for tensor in stored_tensors(folder)}
+    files: _Files
+    if any(folder.glob("*.safetensors")):
+        files = _Safetensors(folder)
+    else:
+        try:
+            files = _Pickled(folder)
+        except ModelError:  # from_pretrained has the better words, or another way
+            return None
     embeddings = {id(one.weight) for one in (model.get_input_embeddings(), model.get_output_embeddings()) if one}
-    found: dict[str, StoredTensor] = {}
     persistent = set(model.state_dict())
     wanted: dict[str, Tensor] = dict(model.named_parameters())
     wanted.update({name: buffer for name, buffer in model.named_buffers() if name in persistent})
     for name, tensor in wanted.items():
-        plain = name.replace(".base_layer.", ".")  # as an adapted layer calls what it adapts
-        if ".lora_" in name:
-            continue
-        here = stored.get(plain)
+        here = files.shapes.get(name)
         if here is None:
             return None
-        grows = id(tensor) in embeddings and here.shape[1:] == tuple(tensor.shape[1:])
-        if here.shape != tuple(tensor.shape) and not (grows and here.shape[0] < tensor.shape[0]):
+        grows = id(tensor) in embeddings and here[1:] == tuple(tensor.shape[1:])
+        if here != tuple(tensor.shape) and not (grows and here[0] < tensor.shape[0]):
             return None
-        found[name] = here
-    return BaseWeights(found)
+    return BaseWeights(files, frozenset(wanted))
 
 
-def give_memory(model: nn.Module, *, params: torch.device, buffers: torch.device) -> None:
-    """Give every parameter without memory some, with nothing in it, and move the buffers."""
-    model._apply(  # type: ignore[no-untyped-call]
-        lambda tensor: torch.empty_like(tensor, device=params) if tensor.is_meta else tensor.to(buffers)
-    )
+@dataclass(frozen=True)
+class Fill:
+    """Gives a model without memory its memory and its first values, before or after it is spread over ranks.
 
+    Attributes:
+        source: None leaves weights as they come, for a caller that loads a checkpoint into them.
+        adapters_seed: of the adapters' first values; None: there are none.
+        params, buffers: where they go.
+    """
 
-def _fill_one(target: Tensor, name: str, file: Any) -> None:
-    from alpaca_jobs.training.optimizer import local_of
+    source: BaseWeights | None
+    adapters_seed: int | None
+    params: torch.device
+    buffers: torch.device
 
-    local, cut = local_of(target), _my_cut(target)
-    if not local.numel():
-        return
-    stored = file.get_slice(name)
-    rows = stored.get_shape()[0] if target.ndim else 0
-    if target.ndim and rows < target.shape[0]:
-        whole = file.get_tensor(name).float()
-        mean = whole.mean(dim=0, keepdim=True).expand(target.shape[0] - rows, *target.shape[1:])
-        local.copy_(torch.cat([whole, mean])[cut])
-    elif target.ndim:
-        local.copy_(stored[cut])
-    else:
-        local.copy_(file.get_tensor(name))
+    def sharded(self, model: nn.Module) -> None:
+        """Fill this rank's shards of a model that FSDP2 has sharded."""
+        model._apply(  # type: ignore[no-untyped-call]
+            lambda tensor: torch.empty_like(tensor, device=self.params) if tensor.is_meta else tensor.to(self.buffers)
+        )
+        if self.source is not None:
+            for name, tensor in [*model.named_buffers(), *model.named_parameters()]:
+                self.source.fill(name, tensor)
+        if self.adapters_seed is not None:
+            reset_adapters(model, self.adapters_seed)
+
+    def one_by_one(self, model: nn.Module, *, read: bool = True) -> Iterator[nn.Parameter]:
+        """Fill a whole model, parameter by parameter: each is handed out before the next one has memory.
+
+        Args:
+            read: whether parameters are given values; a rank that is sent them needs none of its own.
+        """
+        self._move_buffers(model)
+        places: dict[int, list[tuple[nn.Module, str]]] = {}
+        for module in model.modules():
+            for key, param in module._parameters.items():
+                places.setdefault(id(param), []).append((module, key))
+        for name, param in list(model.named_parameters()):
+            filled = nn.Parameter(torch.empty_like(param, device=self.params), requires_grad=param.requires_grad)
+            for module, key in places[id(param)]:  # several where it is tied
+                module._parameters[key] = filled
+            if read and self.source is not None:
+                self.source.fill(name, filled)
+            if read and self.adapters_seed is not None:
+                reset_adapter(name, filled, self.adapters_seed)
+            yield filled
+
+    def _move_buffers(self, model: nn.Module) -> None:
+        for prefix, module in model.named_modules():
+            for key, buffer in module._buffers.items():
+                if buffer is None:
+                    continue
+                moved = module._buffers[key] = buffer.to(self.buffers)
+                if self.source is not None:
+                    self.source.fill(f"{prefix}.{key}" if prefix else key, moved)
 
 
 def _my_cut(target: Tensor) -> tuple[slice, ...]:

@@ -1,4 +1,8 @@
-"""Export: the model of a committed step as a folder that from_pretrained of transformers loads; one process, no GPU."""
+"""Export: the model of a committed step as a folder that from_pretrained of transformers loads; one process, no GPU.
+
+Tensor by tensor (export_parts.py), but for a model whose files have other names or shapes than its tensors: that is put
+together in memory, and transformers converts it.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +15,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from alpaca_jobs.errors import TrainingError
+from alpaca_jobs.errors import ModelError, TrainingError
 from alpaca_jobs.run_layout import EVAL_LOSS
 from alpaca_jobs.spec import TrainSpec
-from alpaca_jobs.training.adapters import add_adapters, merge_adapters, write_adapters
+from alpaca_jobs.training.adapters import add_adapters, merge_adapters, trained_embeddings, write_adapters
+from alpaca_jobs.training.base_weights import Fill, open_base
 from alpaca_jobs.training.engines.protocol import kept_tensors, trained_parameters
+from alpaca_jobs.training.export_parts import Merged, infos, is_stored_as_named, write_committed, write_configuration
 from alpaca_jobs.training.hub import TINY_LLAMA
+from alpaca_jobs.training.making import weights_folder
 from alpaca_jobs.training.model import build_model, build_without_memory
 from alpaca_jobs.training.model_card import DATA_CARD, CardFacts, render_model_card
 from alpaca_jobs.training.tokenizer import RowTokenizer, load_tokenizer, write_folder
 from alpaca_jobs.training.weights import weights_digest
+from alpaca_jobs.weights.shards import ModelFolder
+from alpaca_jobs.weights.sources import DTYPES, TensorInfo
 from checkpoints.best import metric_of
 from checkpoints.keys import CommitRef
 
 if TYPE_CHECKING:
+    from checkpoints.manifest import Manifest
     from checkpoints.torch_bridge import Checkpointer
 
 MAX_SHARD_SIZE = "5GB"
@@ -65,7 +75,7 @@ def export_model(
 
     Args:
         facts: for the card; step, losses and digest are filled in from what is exported.
-        folder: made if missing; should be empty.
+        folder: made if missing; has to be empty.
 
     Raises:
         Damaged: the commit's bytes are not what was committed.
@@ -73,26 +83,13 @@ def export_model(
         TrainingError: the folder cannot be written, or is full.
     """
     tokenizer = load_tokenizer(tokenizer_files)
-    if train.method == "lora" and not merge:
-        adapters = _empty_adapters(train, tokenizer)
-        manifest = checkpointer.load(ref, {"model": adapters})
-        with _disk_errors(folder, adapters.values()):
-            write_adapters(adapters, train, folder)
-            write_folder(tokenizer_files, folder)
+    job = _Export(train, tokenizer, tokenizer_files, checkpointer, ref, folder)
+    if train.method != "lora":
+        manifest = job.whole_model()
+    elif merge:
+        manifest = job.merged()
     else:
-        model: Any = build_model(train, tokenizer, device=torch.device("cpu"), with_weights=train.method == "lora")
-        if train.method == "lora":
-            add_adapters(model, train)
-        tensors = kept_tensors(model, adapters_only=train.method == "lora")
-        manifest = checkpointer.load(ref, {"model": tensors})
-        if train.method == "lora":
-            with _disk_errors(folder, tensors.values()):
-                write_adapters(tensors, train, folder / "adapter")
-            merge_adapters(model)
-        model.to(getattr(torch, train.dtype)).eval()
-        model.config.use_cache = True
-        _generate_as_trained(model, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
-        _write(model, tokenizer_files, folder)
+        manifest = job.adapters()
     digest = weights_digest(folder)
     hexes = manifest.meta["losses"]["hex"]
     loss = float.fromhex(hexes[-1]) if hexes else None
@@ -106,40 +103,136 @@ def export_model(
     return Exported(files=tuple(files), weights_digest=digest, meta=manifest.meta)
 
 
-def _empty_adapters(train: TrainSpec, tokenizer: RowTokenizer) -> dict[str, Tensor]:
-    """The adapters' names and shapes, with memory for them alone."""
-    model = (
-        build_model(train, tokenizer, device=torch.device("cpu"))
-        if train.model == TINY_LLAMA
-        else build_without_memory(train, tokenizer)[0]
-    )
-    add_adapters(model, train)
-    return {name: torch.empty(param.shape) for name, param in trained_parameters(model).items()}
+@dataclass(frozen=True)
+class _Export:
+    """What every kind of export is made from; each method writes one and returns the commit's manifest."""
+
+    train: TrainSpec
+    tokenizer: RowTokenizer
+    tokenizer_files: Mapping[str, bytes]
+    checkpointer: Checkpointer
+    ref: CommitRef
+    folder: Path
+
+    def whole_model(self) -> Manifest:
+        model = self._model()
+        tensors = kept_tensors(model, adapters_only=False)
+        if not is_stored_as_named(model, tensors):
+            self._give_memory(model)
+            manifest = self._load(kept_tensors(model, adapters_only=False))
+            self._write_in_memory(model)
+            return manifest
+        wanted = infos(tensors, self._dtype)
+        with _disk_errors(self.folder, _written(wanted)), ModelFolder(self.folder, wanted) as out:
+            self._write_others(model, out.partial)
+            write_committed(out, tensors, wanted, checkpointer=self.checkpointer, ref=self.ref)
+        return self._load({})
+
+    def adapters(self) -> Manifest:
+        model = self._model()
+        add_adapters(model, self.train)
+        adapters, manifest = self._trained(model)
+        with _disk_errors(self.folder, _num_bytes(adapters.values())):
+            write_adapters(adapters, self.train, self.folder, embeddings=trained_embeddings(model))
+            write_folder(self.tokenizer_files, self.folder)
+        return manifest
+
+    def merged(self) -> Manifest:
+        model = self._model()
+        plain = is_stored_as_named(model, kept_tensors(model, adapters_only=False))
+        base = None if self.train.model == TINY_LLAMA or not plain else open_base(weights_folder(self.train), model)
+        if base is None:
+            return self._merged_in_memory()
+        add_adapters(model, self.train)
+        adapters, manifest = self._trained(model)
+        merged = Merged(model, base, adapters)
+        wanted = infos(merged.tensors(), self._dtype)
+        with _disk_errors(self.folder, _written(wanted)), ModelFolder(self.folder, wanted) as out:
+            write_adapters(adapters, self.train, out.partial / "adapter", embeddings=trained_embeddings(model))
+            self._write_others(self._model(), out.partial)
+            merged.write(out, wanted)
+        return manifest
+
+    def _merged_in_memory(self) -> Manifest:
+        model: Any = build_model(self.train, self.tokenizer, device=torch.device("cpu"))
+        add_adapters(model, self.train)
+        adapters = kept_tensors(model, adapters_only=True)
+        manifest = self._load(adapters)
+        with _disk_errors(self.folder, _num_bytes(adapters.values())):
+            write_adapters(adapters, self.train, self.folder / "adapter", embeddings=trained_embeddings(model))
+        merge_adapters(model)
+        self._write_in_memory(model)
+        return manifest
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.train.dtype)
+        return dtype
+
+    def _model(self) -> Any:
+        """The model without memory; tiny-llama, which is made from its seed, with it."""
+        if self.train.model == TINY_LLAMA:
+            return build_model(self.train, self.tokenizer, device=torch.device("cpu"))
+        return build_without_memory(self.train, self.tokenizer)
+
+    def _give_memory(self, model: Any) -> None:
+        cpu = torch.device("cpu")
+        for _ in Fill(None, None, params=cpu, buffers=cpu).one_by_one(model):
+            pass
+
+    def _load(self, tensors: Mapping[str, Tensor]) -> Manifest:
+        return self.checkpointer.load(self.ref, {"model": tensors}, partial=True)
+
+    def _trained(self, model: Any) -> tuple[dict[str, Tensor], Manifest]:
+        adapters = {
+            name: torch.empty(param.shape, dtype=param.dtype) for name, param in trained_parameters(model).items()
+        }
+        return adapters, self._load(adapters)
+
+    def _write_in_memory(self, model: Any) -> None:
+        with _disk_errors(self.folder, _num_bytes(model.parameters())):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            model.to(self._dtype)
+            _generate_as_trained(model, self.tokenizer)
+            model.save_pretrained(self.folder, max_shard_size=MAX_SHARD_SIZE)
+            write_folder(self.tokenizer_files, self.folder)
+
+    def _write_others(self, model: Any, folder: Path) -> None:
+        model.to(self._dtype)
+        _generate_as_trained(model, self.tokenizer)
+        write_configuration(model, folder)
+        write_folder(self.tokenizer_files, folder)
 
 
-def _write(model: Any, tokenizer_files: Mapping[str, bytes], folder: Path) -> None:
-    with _disk_errors(folder, model.parameters()):
-        folder.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
-        write_folder(tokenizer_files, folder)
+def _written(wanted: Mapping[str, TensorInfo]) -> int:
+    return sum(info.count * DTYPES[info.dtype].itemsize for info in wanted.values())
+
+
+def _num_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @contextmanager
-def _disk_errors(folder: Path, tensors: Iterable[Tensor]) -> Iterator[None]:
+def _disk_errors(folder: Path, num_bytes: int) -> Iterator[None]:
     from safetensors import SafetensorError
 
-    size_gib = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**30
     try:
+        if folder.is_file():
+            raise NotADirectoryError(f"{folder} is a file")
         yield
-    except (OSError, SafetensorError) as exc:
+    except (OSError, SafetensorError, ModelError) as exc:
+        if isinstance(exc, ModelError) and not isinstance(exc.__cause__, OSError):
+            raise
         raise TrainingError(
-            f"The model cannot be written to {folder}: {exc}. It needs {size_gib:.1f} GiB there. Make room or name "
-            "another folder, then resume: the checkpoints are unharmed."
+            f"The model cannot be written to {folder}: {exc.__cause__ or exc}. It needs {num_bytes / 2**30:.1f} GiB "
+            "there. Make room or name another folder, then resume: the checkpoints are unharmed."
         ) from exc
 
 
-def _generate_as_trained(model: Any, *, eos_id: int, pad_id: int) -> None:
-    """Stop at the token that ended every answer, whatever the base model's configuration says."""
+def _generate_as_trained(model: Any, tokenizer: RowTokenizer) -> None:
+    """Stop at the token that ended every answer, whatever the base model's configuration says; keep a cache."""
+    model.eval()
     config = model.generation_config
-    config.eos_token_id, config.pad_token_id = eos_id, pad_id
-    model.config.eos_token_id, model.config.pad_token_id = eos_id, pad_id
+    config.eos_token_id, config.pad_token_id = tokenizer.eos_id, tokenizer.pad_id
+    model.config.eos_token_id, model.config.pad_token_id = tokenizer.eos_id, tokenizer.pad_id
+    model.config.use_cache = True

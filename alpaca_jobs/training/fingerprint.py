@@ -29,6 +29,8 @@ def train_fingerprint(train: TrainSpec, *, data_digest: str, tokenizer_files: Ma
     settings = train.model_dump(mode="json", exclude=_NOT_MATHEMATICS)
     for key in ("command", "command_per", "files", "watch", "hours"):  # of a program of the user's own, not of ours
         del settings[key]
+    if settings["lora"] and settings["lora"]["train_embeddings"] == "auto":  # then the tokenizer decides
+        del settings["lora"]["train_embeddings"]
     for name in _LATER:
         if settings[name] == TrainSpec.model_fields[name].default or not settings[name]:
             del settings[name]

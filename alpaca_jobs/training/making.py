@@ -1,16 +1,16 @@
 """From a job to a model that an engine can take: built, adapted, tried out, and the way its base weights come in.
 
-A model is tried out (layout of rows, chunked loss) before it is spread. Engine fsdp takes a pretrained model without
-memory: it is tried out on a small one of the same architecture, sharded, and then each rank reads its own part of the
-weights (base_weights.py). Everything else is loaded whole on every rank.
+A model is tried out (layout of rows, chunked loss) before it is spread. A pretrained one is built without memory and
+tried out on a small one of the same architecture. Its weights are then read tensor by tensor (base_weights.py), each in
+the type it is kept in: what is frozen never takes float32's bytes on a device. fsdp reads after it has sharded, each
+rank its own part; deepspeed-zero3 cuts each parameter up before the next one is read; the others read the whole model
+onto the device. A model whose files have to be converted is loaded whole, on the CPU, by every rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,15 +18,18 @@ from torch import nn
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.adapters import add_adapters, reset_adapters
 from alpaca_jobs.training.attention import use_rows_attention
-from alpaca_jobs.training.base_weights import give_memory, open_base
+from alpaca_jobs.training.base_weights import Fill, open_base
 from alpaca_jobs.training.collate import Layout, choose_layout, choose_loss_head
 from alpaca_jobs.training.engines.choice import choose_engine
 from alpaca_jobs.training.flash_check import keep_flash
 from alpaca_jobs.training.hub import TINY_LLAMA, foreign_model_errors, resolve_model
 from alpaca_jobs.training.loss import LossHead, attach_loss_head
-from alpaca_jobs.training.model import build_model, build_without_memory
+from alpaca_jobs.training.model import build_model, build_trial, build_without_memory
 from alpaca_jobs.training.tokenizer import RowTokenizer
-from alpaca_jobs.training.weights import weights_digest
+from alpaca_jobs.training.weights import files_digest, weights_digest
+
+_SPREAD_AS_THEY_FILL = ("fsdp", "deepspeed-zero3")
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,13 @@ class Made:
     """A model before it is spread.
 
     Attributes:
-        fill: gives a model its memory and weights once it is sharded; None: it has them.
+        fill: gives a model its memory and weights while an engine spreads it; None: it has them.
     """
 
     model: nn.Module
     layout: Layout
     loss_head: LossHead | None
-    fill: Callable[[nn.Module], None] | None
+    fill: Fill | None
 
 
 def make_model(
@@ -51,16 +54,15 @@ def make_model(
     Raises:
         ModelError: the base model cannot be loaded or adapted.
     """
-    if choose_engine(train, world_size=world_size)[0] == "fsdp" and train.model != TINY_LLAMA:
-        made = _make_without_memory(train, tokenizer, device=device, with_weights=with_weights)
-        if made is not None:
-            return made
-    model = build_model(train, tokenizer, device=device, with_weights=with_weights)
+    engine, _ = choose_engine(train, world_size=world_size)
+    if train.model != TINY_LLAMA:
+        return _make_pretrained(train, tokenizer, engine=engine, device=device, with_weights=with_weights)
+    model = build_model(train, tokenizer, device=device)
     if train.method == "lora":
         add_adapters(model, train)
         reset_adapters(model, train.seed)
     layout, head = _try_out(model, train, pad_id=tokenizer.pad_id, device=device)
-    _store_frozen_small(model, train)
+    _store_small(model, train, engine=engine)
     return Made(model, layout, head, None)
 
 
@@ -71,44 +73,65 @@ def name_base(train: TrainSpec) -> dict[str, str]:
     """
     if train.model == TINY_LLAMA:
         return {"model": train.model, "weights": f"made from seed {train.seed}"}
-    folder = _folder(train)
-    if folder is None:
-        return {"model": train.model, "weights": "unknown"}
-    revision = folder.name if folder.parent.name == "snapshots" else None
-    weights = f"revision {revision}" if revision else f"sha256 {weights_digest(folder)}"
+    folder = weights_folder(train)
+    if folder.parent.name == "snapshots":
+        weights = f"revision {folder.name}"
+    elif any(folder.glob("*.safetensors")):
+        weights = f"sha256 {weights_digest(folder)}"
+    else:
+        weights = f"sha256 of files {files_digest(folder, '*.bin')}"
     return {"model": train.model, "weights": weights}
 
 
-def _make_without_memory(
-    train: TrainSpec, tokenizer: RowTokenizer, *, device: torch.device, with_weights: bool
-) -> Made | None:  # fmt: skip
-    folder = _folder(train)
-    if folder is None:
-        return None
-    built: Any
-    trial: Any
-    built, trial = build_without_memory(train, tokenizer)
-    source = open_base(folder, built)
-    if source is None:
-        return None
+def weights_folder(train: TrainSpec) -> Path:
+    """The folder that holds a pretrained model's weights, fetched if need be: safetensors, or else .bin files.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    found = resolve_model(train.base, weights=True)
+    if not Path(found).is_dir():
+        from huggingface_hub import snapshot_download
+
+        with foreign_model_errors(train.model, "model"):
+            for pattern in ("*.safetensors", "*.bin"):
+                folder = Path(snapshot_download(train.base, allow_patterns=["*.json", pattern]))
+                if any(folder.glob(pattern)):
+                    break
+        return folder
+    return Path(found)
+
+
+def _make_pretrained(
+    train: TrainSpec, tokenizer: RowTokenizer, *, engine: str, device: torch.device, with_weights: bool
+) -> Made:
+    model, trial = build_without_memory(train, tokenizer), build_trial(train)
+    source = open_base(weights_folder(train), model) if with_weights else None
+    is_whole = with_weights and source is None
+    if is_whole:
+        model = build_model(train, tokenizer, device=_CPU)
     if train.method == "lora":
-        add_adapters(built, train)
+        add_adapters(model, train)
         add_adapters(trial, train)
-        source = open_base(folder, built)
-        assert source is not None
-    layout, head = _try_out(trial.to(device), train, pad_id=tokenizer.pad_id, device=device)
-    if layout is Layout.ROWS:
-        use_rows_attention(built)
-    _store_frozen_small(built, train)
-
-    def fill(model: nn.Module) -> None:
-        give_memory(model, params=torch.device("cpu") if train.cpu_offload else device, buffers=device)
-        if with_weights:
-            source.fill(model)
-        if train.method == "lora":
+        if is_whole:
             reset_adapters(model, train.seed)
-
-    return Made(built, layout, attach_loss_head(built) if head is not None else None, fill)
+    layout, head = _try_out(trial.to(device), train, pad_id=tokenizer.pad_id, device=device)
+    del trial
+    if layout is Layout.ROWS:
+        use_rows_attention(model)
+    _store_small(model, train, engine=engine)
+    fill = None
+    if not is_whole:
+        params = _CPU if train.cpu_offload and engine == "fsdp" else device
+        fill = Fill(source, train.seed if train.method == "lora" else None, params=params, buffers=device)
+    if engine not in _SPREAD_AS_THEY_FILL:
+        if fill is None:
+            model.to(device)
+        else:
+            for _ in fill.one_by_one(model):
+                pass
+            fill = None
+    return Made(model, layout, attach_loss_head(model) if head is not None else None, fill)
 
 
 def _try_out(
@@ -126,20 +149,10 @@ def _try_out(
     return layout, head
 
 
-def _store_frozen_small(model: nn.Module, train: TrainSpec) -> None:
-    """What is not trained needs no float32: it is kept in the type of the forward pass."""
+def _store_small(model: nn.Module, train: TrainSpec, *, engine: str) -> None:
+    """What is not trained needs no float32: it is kept in the type of the forward pass. DeepSpeed keeps float32 copies
+    of what is trained in shards of its own, and wants all of the model in that type.
+    """
     for param in model.parameters():
-        if not param.requires_grad:
+        if not param.requires_grad or engine.startswith("deepspeed"):
             param.data = param.data.to(getattr(torch, train.dtype))
-
-
-def _folder(train: TrainSpec) -> Path | None:
-    """The folder that holds a pretrained model's files, fetched if need be; None where it has no safetensors."""
-    found = resolve_model(train.base, weights=True)
-    if not Path(found).is_dir():
-        from huggingface_hub import snapshot_download
-
-        with foreign_model_errors(train.model, "model"):
-            found = snapshot_download(found, allow_patterns=["*.json", "*.safetensors"])
-    folder = Path(found)
-    return folder if any(folder.glob("*.safetensors")) else None

@@ -1,8 +1,7 @@
-"""The model: tiny-llama made from scratch or any decoder-only model of transformers, float32; engines/ spreads it."""
+"""The model: tiny-llama made from scratch or any decoder-only model of transformers; engines/ spreads it."""
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 from typing import Any
@@ -20,12 +19,8 @@ from alpaca_jobs.training.tokenizer import RowTokenizer
 _TINY_HIDDEN, _TINY_LAYERS, _TINY_HEADS, _TINY_FEED_FORWARD = 128, 4, 4, 352
 
 
-def build_model(
-    train: TrainSpec, tokenizer: RowTokenizer, *, device: torch.device, with_weights: bool = True
-) -> nn.Module:  # fmt: skip
-    """Make or load the base model, float32, on a device, in training mode.
-
-    `with_weights=False` leaves a base model's weights unread, for a caller that fills them in from a checkpoint.
+def build_model(train: TrainSpec, tokenizer: RowTokenizer, *, device: torch.device) -> nn.Module:
+    """Make or load the whole base model, float32, on a device, in training mode.
 
     Random weights depend on `train.seed` alone, so all ranks of any world size start from the same ones. A vocabulary
     larger than the model's is given new rows, each the mean of the old ones, as in Stanford Alpaca.
@@ -38,36 +33,58 @@ def build_model(
         if train.model == TINY_LLAMA:
             model = _tiny_llama(train, tokenizer)
         else:
-            model = _pretrained(train, tokenizer, device=device, with_weights=with_weights)
+            model = _pretrained(train, tokenizer)
     moved: nn.Module = _for_training(model, train).to(device)
     return moved
 
 
-def build_without_memory(train: TrainSpec, tokenizer: RowTokenizer) -> tuple[nn.Module, nn.Module]:
-    """A pretrained model whose parameters have no memory yet, and a small one of the same architecture to try things
-    out on: as few layers as show all of its kinds, random weights.
+def build_without_memory(train: TrainSpec, tokenizer: RowTokenizer) -> nn.Module:
+    """A pretrained model, float32, whose parameters have no memory yet, with rows for all of the tokenizer's ids.
 
     Raises:
         ModelError: as for `build_model`.
     """
-    folder = resolve_model(train.base)
     with foreign_model_errors(train.model, "model"), torch.random.fork_rng(devices=[]):
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
-        config = AutoConfig.from_pretrained(folder)
-        stretch_context(config, train)
-        small = copy.deepcopy(config)
-        kinds = list(getattr(config, "layer_types", None) or ())
-        small.num_hidden_layers = min(config.num_hidden_layers, max([2, *(1 + kinds.index(kind) for kind in kinds)]))
-        if len(getattr(small, "layer_types", None) or ()) > small.num_hidden_layers:  # some count them themselves
-            small.layer_types = kinds[: small.num_hidden_layers]
-        trial = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
+        config = _config(train)
         with parameters_without_memory():
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             if tokenizer.vocab_size > model.get_input_embeddings().weight.shape[0]:
                 model.resize_token_embeddings(tokenizer.vocab_size, mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_id
-    return _for_training(model, train), trial
+    prepared: nn.Module = _for_training(model, train)
+    return prepared
+
+
+def build_trial(train: TrainSpec) -> nn.Module:
+    """A small model of a pretrained one's architecture to try things out on: as few layers as show all of its kinds,
+    random weights.
+
+    Raises:
+        ModelError: as for `build_model`.
+    """
+    with foreign_model_errors(train.model, "model"), torch.random.fork_rng(devices=[]):
+        from transformers import AutoModelForCausalLM
+
+        small = _config(train)
+        kinds = list(getattr(small, "layer_types", None) or ())
+        small.num_hidden_layers = min(small.num_hidden_layers, max([2, *(1 + kinds.index(kind) for kind in kinds)]))
+        if len(getattr(small, "layer_types", None) or ()) > small.num_hidden_layers:  # some count them themselves
+            small.layer_types = kinds[: small.num_hidden_layers]
+        trial: nn.Module = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
+    return trial
+
+
+def _config(train: TrainSpec) -> Any:
+    """A pretrained model's configuration, its context as long as the job wants it."""
+    folder = resolve_model(train.base)
+    with foreign_model_errors(train.model, "model"):
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(folder)
+    stretch_context(config, train)
+    return config
 
 
 def _for_training(model: Any, train: TrainSpec) -> Any:
@@ -150,19 +167,13 @@ def _tiny_llama(train: TrainSpec, tokenizer: RowTokenizer) -> Any:
     return LlamaForCausalLM(config)
 
 
-def _pretrained(train: TrainSpec, tokenizer: RowTokenizer, *, device: torch.device, with_weights: bool) -> Any:
-    folder = resolve_model(train.base, weights=with_weights)
+def _pretrained(train: TrainSpec, tokenizer: RowTokenizer) -> Any:
+    folder = resolve_model(train.base, weights=True)
+    config = _config(train)
     with foreign_model_errors(train.model, "model"):
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
-        config = AutoConfig.from_pretrained(folder)
-    stretch_context(config, train)
-    with foreign_model_errors(train.model, "model"):
-        if with_weights:
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
-        else:
-            with device:  # random numbers for billions of parameters take a minute on a CPU
-                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
     _fit_embeddings(model, tokenizer.vocab_size)
     model.config.pad_token_id = tokenizer.pad_id
     return model

@@ -10,7 +10,8 @@ from pathlib import Path
 from alpaca_jobs.errors import ModelError
 from alpaca_jobs.training.hub import HUB_TIMEOUT_S, TINY_LLAMA, HubSilent, ask_hub
 from alpaca_jobs.training.revision import cached_commit
-from alpaca_jobs.training.run_models import is_run
+from alpaca_jobs.training.run_models import check_run_model, is_run
+from checkpoints.errors import CheckpointError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -30,7 +31,8 @@ def pin_revision(model: str, revision: str | None, *, timeout_s: float = HUB_TIM
     commit is taken; where that is not there either, nothing is pinned. Both are said in words.
 
     Raises:
-        ModelError: there is no such model or revision, or a revision of something that has none.
+        ModelError: there is no such model or revision, a revision of something that has none, or a run that has exported
+            no whole model.
     """
     if model == TINY_LLAMA or is_run(model) or Path(model).expanduser().is_dir() or model.startswith((".", "/", "~")):
         if revision is not None:
@@ -38,7 +40,7 @@ def pin_revision(model: str, revision: str | None, *, timeout_s: float = HUB_TIM
                 f"train.revision is {revision}, but train.model is {model}, which is no model of the Hugging Face hub "
                 "and has no revisions. Leave train.revision out."
             )
-        return Pinned(None)
+        return _look_at_run(model) if is_run(model) else Pinned(None)
     if revision is not None and _COMMIT.fullmatch(revision):
         return Pinned(revision)
     if find_spec("huggingface_hub") is None:
@@ -56,3 +58,11 @@ def pin_revision(model: str, revision: str | None, *, timeout_s: float = HUB_TIM
         f"The revision of {model} is not pinned: the hub cannot be reached from here, and the cache lacks {shown}. "
         "Every attempt takes what the hub has then; set train.revision to a commit to be sure.",
     )
+
+
+def _look_at_run(uri: str) -> Pinned:
+    try:
+        check_run_model(uri)
+    except CheckpointError as exc:  # a store that only the nodes reach
+        return Pinned(None, f"The model of {uri} was not looked at: its store cannot be read from here ({exc}).")
+    return Pinned(None)

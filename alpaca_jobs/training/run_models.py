@@ -29,10 +29,11 @@ def run_model_folder(uri: str) -> Path:
     It lies in ~/.cache/alpaca-jobs ($XDG_CACHE_HOME) under the digest of the run and its commit.
 
     Raises:
-        ModelError: there is no run at the URI, or it has exported nothing.
+        ModelError: there is no run at the URI, or it has exported nothing, or adapters alone.
         CheckpointError: its store cannot be read, or the bytes are not those that were committed.
     """
     ref, reader = _exported(uri)
+    _check_whole(uri, reader)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alpaca-jobs" / "models"
     folder = cache / hashlib.sha256(f"{uri} {ref}".encode()).hexdigest()[:16]
     if folder.is_dir():
@@ -51,6 +52,11 @@ def run_model_folder(uri: str) -> Path:
     return folder
 
 
+def check_run_model(uri: str) -> None:
+    """Look, without copying, whether a run has exported a whole model. Raises as `run_model_folder`."""
+    _check_whole(uri, _exported(uri)[1])
+
+
 def exported_file(uri: str, name: str) -> bytes:
     """One file of the newest model that a run exported. Raises as `run_model_folder`."""
     _, reader = _exported(uri)
@@ -58,6 +64,22 @@ def exported_file(uri: str, name: str) -> bytes:
         if entry.name == name:
             return bytes(reader.read_range(name, 0, entry.size))
     raise ModelError(f"The model that {uri} exported has no {name}.")
+
+
+def _check_whole(uri: str, reader: CommitReader) -> None:
+    names = [entry.name for entry in reader.manifest.objects]
+    if "config.json" in names:
+        return
+    if "adapter_config.json" in names:
+        raise ModelError(
+            f"train.model is {uri}, but that run exported adapters alone, which are no model without their base. Set "
+            "export.merge: true in its job and train it again, or merge them by hand (peft's merge_and_unload) and "
+            "name that folder."
+        )
+    raise ModelError(
+        f"train.model is {uri}, but what that run exported holds no config.json ({', '.join(names)}), so it is not a "
+        "model that from_pretrained can load. Name a run that exported a whole model."
+    )
 
 
 def _exported(uri: str) -> tuple[CommitRef, CommitReader]:

@@ -80,3 +80,12 @@ def weights_digest(folder: Path) -> str:
                 digest.update(chunk)
                 left -= len(chunk)
     return digest.hexdigest()
+
+
+def files_digest(folder: Path, pattern: str) -> str:
+    """SHA-256 over the names and bytes of a folder's files of a pattern, in order of names; for other formats."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob(pattern)):
+        with path.open("rb") as file:
+            digest.update(json.dumps([path.name, hashlib.file_digest(file, "sha256").hexdigest()]).encode())
+    return digest.hexdigest()

@@ -110,6 +110,10 @@ class PickleSource:
             for name, value in self._values.items()
         }
 
+    def mapped(self, name: str) -> Tensor:
+        """A tensor as it is stored, mapped and not yet read; not to be written to."""
+        return self._values[name]
+
     def read(self, name: str, start: int, count: int) -> Tensor:
         value = self._values[name]
         flat = value.reshape(-1) if value.is_contiguous() else value.contiguous().reshape(-1)

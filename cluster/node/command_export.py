@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from checkpoints.keys import CommitRef
 from checkpoints.writer import CommitWriter
 from cluster.node.attempt_context import AttemptContext
 from cluster.node.cost_so_far import cost_words
-from cluster.node.train_worker import card_facts
+from cluster.node.train_worker import card_facts, put_file
 
 CARD = "README.md"
 
@@ -36,9 +35,7 @@ def export_folder(ctx: AttemptContext, folder: Path, *, num_rows: int, step: int
     writer = CommitWriter(ctx.store, ctx.layout, CommitRef("export", 0, ctx.attempt), fence=ctx.fence)
     for name, path in files.items():
         if name not in (CARD, DATA_CARD):
-            with path.open("rb") as file:
-                is_empty = path.stat().st_size == 0
-                writer.put(name, b"" if is_empty else memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+            put_file(writer, name, path)
     if facts.data_card is not None:
         writer.put(DATA_CARD, facts.data_card)
     writer.put(CARD, render_model_card(ctx.job.train, facts).encode())

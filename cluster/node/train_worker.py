@@ -6,7 +6,9 @@ questions (`drain`, `notice`) are answered from other threads meanwhile.
 
 from __future__ import annotations
 
+import mmap
 import os
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -251,6 +253,7 @@ class TrainWorker:
         store = Store.open(order.store_uri).child(order.run_id)
         fence = Fence(AttemptLog(store, LAYOUT), order.attempt)
         folder = Path(order.scratch) / "export"
+        shutil.rmtree(folder, ignore_errors=True)
         checkpointer = Checkpointer(store, LAYOUT, stage="train", attempt=order.attempt, fence=None, keep=None)
         exported = export_model(
             job.train, checkpointer=checkpointer, ref=order.ref, tokenizer_files=dataset.tokenizer_files,
@@ -260,7 +263,7 @@ class TrainWorker:
         fence.check()  # before a byte is stored; the writer asks again before the manifest
         writer = CommitWriter(store, LAYOUT, CommitRef("export", 0, order.attempt), fence=fence)
         for name in exported.files:
-            writer.put(name, (folder / name).read_bytes())
+            put_file(writer, name, folder / name)
         writer.publish(meta={"weights_digest": exported.weights_digest, "step": order.ref.position})
         return exported.weights_digest
 
@@ -271,6 +274,13 @@ class TrainWorker:
     def notice(self, window_s: float) -> None:
         """The machine goes within this window: save if it fits, then end."""
         self._control.give_notice(window_s)
+
+
+def put_file(writer: CommitWriter, name: str, path: Path) -> None:
+    """Put a file into a commit, mapped: it is read as it is sent, and never in memory as a whole."""
+    with path.open("rb") as file:
+        is_empty = path.stat().st_size == 0
+        writer.put(name, b"" if is_empty else memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
 def card_facts(job: JobSpec, run_id: str, store: Store, *, num_rows: int, cost: str) -> CardFacts:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from alpaca_jobs.spec import TrainSpec
+from alpaca_jobs.training.base_weights import Fill
 from alpaca_jobs.training.engines.choice import choose_engine
 from alpaca_jobs.training.engines.protocol import Engine
 
@@ -22,12 +21,12 @@ def make_engine(
     device: torch.device,
     world_size: int,
     ranks_per_node: int,
-    fill: Callable[[nn.Module], None] | None = None,
+    fill: Fill | None = None,
 ) -> Engine:
     """The engine of `train.engine` around a model that every rank has built alike; collective.
 
     Args:
-        fill: engine fsdp: gives a model without memory its weights once it is sharded.
+        fill: engines fsdp and deepspeed-zero3: gives a model without memory its weights while it is spread.
 
     Raises:
         TrainingError: the engine cannot do what the job asks on this many ranks.
@@ -36,7 +35,7 @@ def make_engine(
     if name.startswith("deepspeed"):
         from alpaca_jobs.training.engines.deepspeed import DeepSpeedZero
 
-        return DeepSpeedZero(model, train, stage=int(name[-1]), device=device)
+        return DeepSpeedZero(model, train, stage=int(name[-1]), device=device, fill=fill)
     if name == "fsdp":
         from alpaca_jobs.training.engines.fsdp import Fsdp
 

@@ -3,20 +3,24 @@
 State goes through checkpoints/torch_zero.py as named tensors, so a ZeRO run is continued by FSDP2 and the other way
 round, on any number of ranks. DeepSpeed clips by itself, by the formula that the loop uses. In bfloat16 ZeRO begins
 from weights rounded to bfloat16, where FSDP2 keeps float32 ones; a base model that is stored in bfloat16 loses nothing.
+
+ZeRO 3 takes parameters one by one: each is read, sent from rank 0, cut up and dropped before the next one has memory.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from alpaca_jobs.spec import TrainSpec
+from alpaca_jobs.training.base_weights import Fill
 from alpaca_jobs.training.engines.protocol import trained_parameters, without_training
 from alpaca_jobs.training.optimizer import split_by_decay
 from checkpoints.torch_zero import apply_zero_state, zero_state
@@ -25,16 +29,22 @@ from checkpoints.torch_zero import apply_zero_state, zero_state
 class DeepSpeedZero:
     """The protocol's docstrings (protocol.py) hold."""
 
-    def __init__(self, model: Any, train: TrainSpec, *, stage: int, device: torch.device) -> None:
-        """Hand the model to DeepSpeed, which changes it in place."""
+    def __init__(
+        self, model: Any, train: TrainSpec, *, stage: int, device: torch.device, fill: Fill | None = None
+    ) -> None:
+        """Hand the model to DeepSpeed, which changes it in place; stage 3 fills it if it has no memory yet."""
         self._adapters_only = train.method == "lora"
         self._trained = set(trained_parameters(model))
-        self._buffers = _float_buffers(model)
+        groups = split_by_decay(trained_parameters(model))  # while parameters have their shapes
         deepspeed = _import_deepspeed(device)
+        config = zero_config(train, stage)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what DeepSpeed warns about its own calls is nobody's to fix here
+            if stage == 3:
+                deepspeed.zero.Init(module=_OneByOne(model, device, fill), config_dict_or_path=config)
+            self._buffers = _float_buffers(model)
             self._engine, *_ = deepspeed.initialize(
-                model=model, optimizer=_adamw(model, train), config=zero_config(train, stage), dist_init_required=False
+                model=model, optimizer=_adamw(model, train, groups), config=config, dist_init_required=False
             )
         for owner, name, value in self._buffers:  # made bfloat16 with the rest: positions lose digits that matter
             owner._buffers[name] = value.to(device)
@@ -86,6 +96,27 @@ class DeepSpeedZero:
         self._engine.destroy()
 
 
+class _OneByOne(nn.Module):
+    """A model as `deepspeed.zero.Init` takes it. That walks over its parameters, and each is cut up and freed before it
+    asks for the next: so the next need not have been read before.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, fill: Fill | None) -> None:
+        super().__init__()
+        self._whole = (model, device, fill)  # in a tuple, or torch would walk over the model's parameters by itself
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """As torch has it, lazily. Rank 0 alone needs values: Init sends each parameter to the other ranks."""
+        model, device, fill = self._whole
+        if fill is not None:
+            yield from fill.one_by_one(model, read=dist.get_rank() == 0)
+            return
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.to(device)
+        yield from model.parameters()
+
+
 class _Called:
     """The model as the loop sees it: called through the engine, looked at as it is."""
 
@@ -120,9 +151,9 @@ def zero_config(train: TrainSpec, stage: int) -> dict[str, Any]:
     }
 
 
-def _adamw(model: Any, train: TrainSpec) -> torch.optim.Optimizer:
+def _adamw(model: Any, train: TrainSpec, split: tuple[list[str], list[str]]) -> torch.optim.Optimizer:
     params = trained_parameters(model)
-    decayed, others = split_by_decay(params)
+    decayed, others = split
     groups = [
         {"params": [params[name] for name in names], "weight_decay": decay}
         for names, decay in ((decayed, train.weight_decay), (others, 0.0))
