@@ -136,6 +136,7 @@ def _check(job: JobSpec, kills: int, world_sizes: Sequence[int]) -> None:
 def _plan(job: JobSpec, world_sizes: Sequence[int]) -> LaunchPlan:
     """A plan whose candidates have the given numbers of ranks in turn."""
     job = change_job(job, {"data.review": False}) if job.data.review else job  # nobody looks at a drill's rows
+    job = change_job(job, {"checkpoints.after_done": "keep"})  # the losses in them are compared
     plan = plan_launch(job, run_id=new_run_id(job.name), offers=offers_for(job))
     if not world_sizes:
         return plan

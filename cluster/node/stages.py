@@ -14,6 +14,7 @@ from checkpoints.errors import NoGoodCommit
 from checkpoints.keys import CommitRef
 from checkpoints.lineage import counting_commits
 from checkpoints.reader import list_commits
+from cluster.node.after_done import delete_trained
 from cluster.node.attempt_context import AttemptContext
 from cluster.node.command_stage import CommandStage
 from cluster.node.generate_stage import GeneratedRows, GenerateStage, read_generated
@@ -36,6 +37,7 @@ def run_stages(ctx: AttemptContext) -> None:
     logger.info("attempt %d starts from %s", ctx.attempt, newest or "nothing")
     if newest is not None and newest.stage == "export":
         ctx.log.put_base(ctx.attempt, newest)
+        delete_trained(ctx)  # which the attempt that exported may not have finished
         return
     if ctx.job.train.method == "command" and ctx.job.data.from_ is not None:
         trained = ctx.commits("train")
@@ -97,6 +99,7 @@ def _train(
         ctx.interruption.done_with = end.words
         _export(ctx, stage)
         ctx.interruption.is_done = True
+        delete_trained(ctx)
     finally:
         stage.end()
 

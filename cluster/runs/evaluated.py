@@ -13,6 +13,7 @@ from checkpoints.errors import Damaged, NotCommitted
 from checkpoints.keys import CommitRef
 from checkpoints.reader import CommitReader
 from checkpoints.store import Store
+from cluster.events import Event
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,16 @@ def read_evaluated(store: Store, commits: Sequence[CommitRef]) -> Evaluated | No
             done = read_evaluations(CommitReader.open(store, LAYOUT, ref).manifest.meta)
         except (Damaged, NotCommitted):
             continue
-        best_step, best_loss = best_evaluation(done) or (None, None)
-        return Evaluated(tuple(done), best_step, best_loss) if done else None
+        return _evaluated(done)
     return None
+
+
+def told_evaluated(events: Sequence[Event]) -> Evaluated | None:
+    """The evaluations as they were told when the training checkpoints were deleted; None if none were."""
+    told = next((event.fields["evaluations"] for event in reversed(events) if event.kind == "tidied"), ())
+    return _evaluated(read_evaluations({"evaluations": told}))
+
+
+def _evaluated(done: Sequence[tuple[int, float]]) -> Evaluated | None:
+    best_step, best_loss = best_evaluation(done) or (None, None)
+    return Evaluated(tuple(done), best_step, best_loss) if done else None

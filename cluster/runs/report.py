@@ -6,13 +6,13 @@ reports/attempt-000003.json      put once, numbered by the newest attempt it cov
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.attempts import AttemptLog
-from checkpoints.errors import AlreadyExists
+from checkpoints.errors import AlreadyExists, Damaged
 from checkpoints.keys import CommitRef
 from checkpoints.lineage import counting_commits
 from checkpoints.reader import CommitReader, list_commits
@@ -23,7 +23,7 @@ from cluster.node.pace import Pace, pace_of
 from cluster.plan import LaunchPlan
 from cluster.recovery import Decision
 from cluster.runs.attempt_summary import AttemptSummary, summarize_attempts
-from cluster.runs.evaluated import Evaluated, read_evaluated
+from cluster.runs.evaluated import Evaluated, read_evaluated, told_evaluated
 from cluster.runs.goodput import Goodput, lost_steps, split_time
 from cluster.runs.recoveries import Recovery, recoveries_of
 from cluster.runs.spending import teacher_usd
@@ -122,7 +122,8 @@ def make_report(store: Store, run_id: str, outcome: Decision) -> RunReport:
         events=events,
         asked=count_asked(store),
         rows=rows_kept(store, commits),
-        evaluated=read_evaluated(store, commits),
+        evaluated=read_evaluated(store, commits) or told_evaluated(events),
+        exported_step=_exported_step(store, commits),
     )
 
 
@@ -137,8 +138,12 @@ def render_report(
     asked: Asked,
     rows: int | None,
     evaluated: Evaluated | None = None,
+    exported_step: int | None = None,
 ) -> RunReport:
-    """Put a report together from what was read; `commits` are those that count, newest first."""
+    """Put a report together from what was read; `commits` are those that count, newest first.
+
+    `exported_step` stands for the newest training step where the training checkpoints were deleted.
+    """
     costs = [one.cost_usd for one in attempts]
     known = [cost for cost in costs if cost is not None]
     return RunReport(
@@ -151,7 +156,7 @@ def render_report(
         lost_steps=lost_steps(attempts),
         goodput=split_time(attempts, events),
         rows=rows,
-        step=next((ref.position for ref in commits if ref.stage == "train"), None),
+        step=next((ref.position for ref in commits if ref.stage == "train"), exported_step),
         requests=asked.sent,
         requests_repeated=asked.repeated,
         compute_usd=sum(known) if len(known) == len(costs) else None,
@@ -160,6 +165,17 @@ def render_report(
         pace=pace_of(events),
         evaluated=evaluated,
     )
+
+
+def _exported_step(store: Store, commits: Sequence[CommitRef]) -> int | None:
+    newest = next((ref for ref in commits if ref.stage == "export"), None)
+    if newest is None or any(ref.stage == "train" for ref in commits):
+        return None
+    try:
+        step = CommitReader.open(store, LAYOUT, newest).manifest.meta.get("step")
+    except Damaged:
+        return None
+    return None if step is None else int(step)
 
 
 def newest_part(store: Store, commits: list[CommitRef]) -> Mapping[str, Any]:

@@ -178,6 +178,7 @@ def view_run(
     generation, step = _newest(events, "generation"), _newest(events, "step")
     part = {} if generation else newest_part(store, commits)
     newest_step = max((ref.position for ref in commits if ref.stage == "train"), default=0)
+    is_exported = bool(commits) and commits[0].stage == "export"  # its training checkpoints may be deleted
     return RunView(
         run_id=run_id,
         job_name=plan.job.name,
@@ -199,7 +200,7 @@ def view_run(
         total_steps=step.get("total_steps"),
         loss=step.get("loss"),
         tokens_per_second=step.get("tokens_per_second"),
-        lag_steps=max(int(step["step"]) - newest_step, 0) if "step" in step else None,
+        lag_steps=max(0 if is_exported else int(step["step"]) - newest_step, 0) if "step" in step else None,
         exit_code=_newest(events, "end").get("exit_code") if state.is_over else None,
         data_card=f"{store.uri}/{CARD}" if "generate" in plan.job.stages and store.exists(CARD) else None,
         recoveries=() if state.is_over else _recoveries(store, records),
