@@ -7,6 +7,7 @@ copying again finishes it.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -232,7 +233,8 @@ def content_of(body: Mapping[str, Any]) -> dict[str, Any]:
 def _same_commit(there: Manifest, here: Manifest, layout: Layout) -> Manifest:
     def shape(manifest: Manifest) -> Any:
         blocks = [(entry.name, [(block.size, block.digest) for block in entry.blocks]) for entry in manifest.objects]
-        return sorted(blocks), dict(manifest.meta), manifest.fingerprint, manifest.world_size
+        meta = json.dumps(manifest.meta, sort_keys=True)  # as text: a loss that is NaN is not equal to itself
+        return sorted(blocks), meta, manifest.fingerprint, manifest.world_size
 
     if shape(there) != shape(here):
         raise AlreadyExists(layout.manifest_key(here.ref), there.to_json())

@@ -65,9 +65,9 @@ def test_training_may_change_the_state_as_soon_as_save_returns(memory_store: Sto
     driver = memory_store._driver
     write = driver.write
 
-    def slow(key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
+    def slow(key: str, data: bytes | memoryview, **more: Any) -> None:
         release.wait(10)
-        write(key, data, sha256=sha256)
+        write(key, data, **more)
 
     driver.write = slow  # type: ignore[method-assign]
     made = _checkpointer(memory_store)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from hand_driven import Steps
 
+from checkpoints.attempts import AttemptLog
 from checkpoints.best import Metric, best_commit
 from checkpoints.errors import StateMismatch
 from checkpoints.keys import TRAIN_ONLY, CommitRef
@@ -21,7 +24,7 @@ from checkpoints.manifest import Manifest
 from checkpoints.reader import CommitReader, list_commits
 from checkpoints.store import Store
 from checkpoints.torch_random import random_state, set_random_state
-from checkpoints.torch_trainer import StoreCallback
+from checkpoints.torch_trainer import LEFT_ON_NOTICE, StoreCallback
 from checkpoints.torch_trainer_parts import leave_loading_to_callback, sharding_of
 
 RunRanks = Callable[..., list[tuple[str, str]]]
@@ -43,8 +46,11 @@ def _start(run_ranks: RunRanks, jobs: list[dict[str, Any]]) -> list[dict[str, An
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("how", "wrapped"), [("fsdp", "FSDPLlamaForCausalLM"), ("zero", "DeepSpeedEngine")])
-def test_a_sharded_trainer_that_was_killed_ends_with_the_same_bits(
+@pytest.mark.parametrize(
+    ("how", "wrapped"),
+    [("ddp", "DistributedDataParallel"), ("fsdp", "FSDPLlamaForCausalLM"), ("zero", "DeepSpeedEngine")],
+)
+def test_a_trainer_on_two_ranks_that_was_killed_ends_with_the_same_bits(
     tmp_path: Path, run_ranks: RunRanks, how: str, wrapped: str
 ) -> None:
     def job(name: str, die_at: int | None = None) -> dict[str, Any]:
@@ -64,7 +70,7 @@ def test_a_sharded_trainer_that_was_killed_ends_with_the_same_bits(
     manifest = CommitReader.open(killed, TRAIN_ONLY, newest).manifest
     assert (newest.position, newest.attempt, manifest.world_size) == (STEPS, 2, 2)
     stored = [sum(entry.size for entry in manifest.objects if entry.name.startswith(f"rank-0000{r}")) for r in (0, 1)]
-    assert min(stored) > 0.3 * sum(stored), "each rank stores its own part"
+    assert min(stored) > 0.3 * sum(stored), "each rank stores its own part, of what is on both one half"
     assert set(manifest.meta["metrics"]) >= {"loss", "eval_loss"}
     undisturbed = CommitReader.open(
         Store.open(str(tmp_path / "whole")), TRAIN_ONLY, CommitRef("train", STEPS, 1)
@@ -207,3 +213,78 @@ def test_what_cannot_be_saved_is_refused_with_what_to_do(memory_store: Store, mo
     monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun's, before anything met
     with pytest.raises(StateMismatch, match="each rank would take itself for the only one: make the Trainer first"):
         callback.resume_folder(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("by", ["leaving", "the end"])
+def test_the_last_save_is_not_passed_over_because_one_is_under_way(memory_store: Store, by: str) -> None:
+    callback = StoreCallback(memory_store, every_steps=1, when_busy="skip", lease_s=5.0)
+    steps = Steps(callback)
+    steps.begin()
+    release, driver = threading.Event(), memory_store._driver
+    write = driver.write
+
+    def slow(key: str, data: bytes | memoryview, **more: Any) -> None:
+        assert "lease" in key or release.wait(20)
+        write(key, data, **more)
+
+    driver.write = slow  # type: ignore[method-assign]
+    for _ in range(3):
+        steps.step()  # saved when the next begins: the first is under way, the second passed over
+    threading.Timer(0.2, release.set).start()
+    if by == "leaving":
+        callback.leave()
+        with pytest.raises(SystemExit) as left:
+            steps.step()
+        assert left.value.code == LEFT_ON_NOTICE
+    else:
+        steps.end()
+    assert [ref.position for ref in list_commits(memory_store, TRAIN_ONLY)] == [3, 1]
+    (record,) = AttemptLog(memory_store, TRAIN_ONLY).records()
+    assert record.end is not None
+    assert record.end["stop_reason"] == ("preempted" if by == "leaving" else "done")
+
+
+def test_a_trainer_that_raised_in_a_with_block_leaves_nothing_open(memory_store: Store) -> None:
+    callback = StoreCallback(memory_store, every_steps=1)
+    steps = Steps(callback)
+
+    def train() -> None:
+        with callback:
+            steps.begin()
+            steps.step()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train()
+    (record,) = AttemptLog(memory_store, TRAIN_ONLY).records()
+    assert record.end is not None
+    assert record.end["stop_reason"] == "crashed"
+
+
+def test_the_loss_scale_of_fp16_goes_on_where_it_stood(memory_store: Store) -> None:
+    def with_scaler(**scaler: Any) -> tuple[StoreCallback, Steps, Any]:
+        callback = StoreCallback(memory_store, every_steps=1)
+        steps = Steps(callback)
+        steps.optimizer.scaler = made = torch.amp.GradScaler("cpu", **scaler)  # type: ignore[attr-defined]
+        return callback, steps, made
+
+    first, steps, scaler = with_scaler(init_scale=512.0, growth_interval=7)
+    steps.begin()
+    steps.step()
+    scaler.scale(torch.ones(()))
+    scaler.update(128.0)
+    steps.step()
+    first.close()
+    second, again, fresh = with_scaler()
+    second._loaded = second._run.resume({}, partial=True)
+    again.state.global_step = 1
+    again.begin()
+    assert fresh.state_dict() == {**scaler.state_dict(), "scale": 128.0}
+    assert fresh.get_scale() == 128.0
+    second.close()
+    third, without, _ = with_scaler(enabled=False)
+    third._loaded = third._run.resume({}, partial=True)
+    without.state.global_step = 1
+    with pytest.raises(StateMismatch, match=r"5 of the .* being \['scaler\.scale'"):
+        without.begin()
+    third.close()

@@ -97,6 +97,13 @@ def test_a_damaged_commit_is_not_copied(memory_store: Store, file_store: Store) 
         copy_commit(memory_store, file_store, TRAIN_ONLY, step(21))
 
 
+def test_a_commit_whose_loss_was_nan_is_copied_again_and_is_the_same(make_store: Callable[[str], Store]) -> None:
+    source, destination = make_store("memory"), make_store("memory")
+    CommitWriter(source, TRAIN_ONLY, step(1)).publish(meta={"log_history": [{"loss": float("nan")}]})
+    for _ in range(2):
+        assert copy_commit(source, destination, TRAIN_ONLY, step(1)).ref == step(1)
+
+
 def test_another_run_at_the_destination_is_not_overwritten(memory_store: Store, file_store: Store) -> None:
     _run(memory_store)
     writer = CommitWriter(file_store, TRAIN_ONLY, step(10))

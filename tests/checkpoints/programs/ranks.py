@@ -210,9 +210,9 @@ def skip_when_busy(store: Store, groups: dict[int, Any], meshes: Meshes) -> dict
     write = store._driver.write
     if RANK == 3:
 
-        def slow(key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
+        def slow(key: str, data: bytes | memoryview, **more: Any) -> None:
             release.wait(20)
-            write(key, data, sha256=sha256)
+            write(key, data, **more)
 
         store._driver.write = slow  # type: ignore[method-assign]
     state = {"w": distribute_tensor(torch.arange(40.0), meshes[4], [Shard(0)])}
