@@ -142,8 +142,8 @@ class CommitReader:
         """The bytes of each block of a span that `group_blocks` made, verified; one request.
 
         Args:
-            scratch: at least 16 MiB (MAX_BLOCK_BYTES) that the bytes are read into and returned in: one for each
-                thread, used again and again, saves half of what reading costs.
+            scratch: room for the span's bytes (16 MiB, MAX_BLOCK_BYTES, are always enough), which are read into it and
+                returned in it: one for each thread, used again and again, saves half of what reading costs.
 
         Raises:
             Damaged, NotCommitted: as for `read`.

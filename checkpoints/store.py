@@ -93,14 +93,18 @@ class Store:
         retries = replace(self._retries, tries=_PATIENT_TRIES, max_wait_s=_PATIENT_WAIT_S, within_s=within_s)
         return Store(self._driver, prefix=self._prefix, retries=retries)
 
-    def put(self, key: str, data: bytes | memoryview) -> None:
+    def put(self, key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
         """Put `data`, replacing what was there; readers see all of it or nothing of it.
+
+        Args:
+            sha256: of `data`, in hex, if it is known already: S3 compares it with what arrives, and the client need not
+                compute a checksum of its own.
 
         Raises:
             StoreFull, StorePermission, StoreUnreachable, StoreError
         """
         full = self._full(key)
-        self._retrying("putting", key, lambda: self._driver.write(full, data))
+        self._retrying("putting", key, lambda: self._driver.write(full, data, sha256=sha256))
 
     def get(self, key: str) -> bytes:
         """The whole object.
@@ -163,11 +167,11 @@ class Store:
         stored[BODY_DIGEST] = _body_digest(stored)
         data = json.dumps(stored, separators=(",", ":")).encode()
         full = self._full(key)
+        first_at: float | None = None
         for failures in range(1, self._retries.tries + 1):
             problem: CheckpointError | None = None
             try:
                 if self._driver.create(full, data):
-        first_at: float | None = None
                     return stored
             except Exception as exc:  # noqa: BLE001 - whatever it was, the put may have arrived: look, then decide
                 problem = translate(exc, uri=self.uri, key=key, doing="putting once")
@@ -181,12 +185,12 @@ class Store:
             is_last = self._retries.are_over(failures, first_at)
             if problem is not None and (not problem.retryable or is_last):
                 raise problem
+            if is_last:
+                break
             self._retries.wait(failures)
         raise StoreError(
             f"{self._place(key)}: the store refuses to create it and yet has nothing there. Something deletes objects "
             "of this run, or the store does not show what it holds: find out which, then resume."
-            if is_last:
-                break
         )
 
     def size(self, key: str) -> int | None:
@@ -270,11 +274,11 @@ class Store:
             return None
 
     def _retrying(self, doing: str, key: str, act: Callable[[], T]) -> T:
+        first_at: float | None = None
         for failures in range(1, self._retries.tries + 1):
             try:
                 return act()
             except _OUR_MISTAKES:
-        first_at: float | None = None
                 raise
             except Exception as exc:  # noqa: BLE001 - the seam: every foreign error becomes ours here
                 problem = translate(exc, uri=self.uri, key=key, doing=doing)

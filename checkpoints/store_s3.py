@@ -10,26 +10,24 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from checkpoints.store_body import ViewFile
 from checkpoints.store_errors import error_code, http_status, is_missing
 
 PART_BYTES = 8 * 2**20
 """Size of one part of a multipart upload; objects up to twice this go in one request. S3 wants at least 5 MiB and at
 most 10,000 parts. Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html (2026-11-20)."""
-BODIES_IN_FLIGHT = 4
-"""Of all objects together: each is a copy of its bytes, and the event loop makes another of what the socket does not
-take at once, so this bounds the memory that sending takes (128 MiB)."""
 PARTS_AT_A_TIME = 4
 MAX_PARTS = 10_000
-_READ_BYTES = 2**20
-"""Taken from the socket's buffers at a time: an answer that is put together whole first costs a third more."""
 _DELETE_BATCH = 1000  # the most that DeleteObjects takes
-_OF_PARENTS: list[Any] = []
-"""A forked child keeps what it does not use: s3fs, closing it, would take the parent's sockets out of the epoll set
-that both share, and the parent's next request would hear no answer until its time-out."""
+_CLIENTS: list[Any] = []
+"""Every client stays, as in fsspec's own cache, which a forked child empties: s3fs, closing what nobody holds any more,
+would take the parent's sockets out of the epoll set that both share, and the parent's next request would hear no answer
+until its time-out."""
 
 
 class S3Driver:
@@ -44,15 +42,14 @@ class S3Driver:
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._lock = threading.Lock()
-        self._bodies = threading.BoundedSemaphore(BODIES_IN_FLIGHT)
         self._filesystem: Any = None
         self._pid = 0
         self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
 
-    def write(self, key: str, data: bytes | memoryview) -> None:
+    def write(self, key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
         view = memoryview(data).cast("B")
         if len(view) <= 2 * PART_BYTES:
-            self._send("put_object", view, Key=self._key(key))
+            self._put(self._key(key), view, sha256)
         else:
             self._write_parts(self._key(key), view)
 
@@ -79,7 +76,8 @@ class S3Driver:
     def read_into(self, key: str, start: int, view: memoryview) -> int:
         async def take(body: Any) -> int:
             done = 0
-            while chunk := await body.read(_READ_BYTES):
+            # Chunk by chunk as they come from the socket; aiohttp itself raises when the answer ends too early.
+            async for chunk in body.raw_stream.content.iter_any():
                 view[done : done + len(chunk)] = chunk
                 done += len(chunk)
             return done
@@ -143,6 +141,20 @@ class S3Driver:
                 return count
             more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
+    def _put(self, key: str, view: memoryview, sha256: str | None) -> None:
+        """One request. With the digest the store refuses what does not arrive as it was; otherwise with a CRC."""
+
+        async def call() -> None:
+            client = await self._fs().set_session()
+            checks = client.meta.config.request_checksum_calculation != "when_required"  # not all stores know these
+            checksum = {}
+            if sha256 and checks:
+                encoded = b64encode(bytes.fromhex(sha256)).decode()
+                checksum = {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": encoded}
+            await self._fs()._call_s3("put_object", Bucket=self._bucket, Key=key, Body=ViewFile(view), **checksum)
+
+        self._run(call)
+
     def _write_parts(self, key: str, view: memoryview) -> None:
         part_bytes = max(PART_BYTES, -(-len(view) // MAX_PARTS))
         starts = range(0, len(view), part_bytes)
@@ -150,7 +162,7 @@ class S3Driver:
 
         def send(number: int) -> dict[str, Any]:
             part = view[starts[number] : starts[number] + part_bytes]
-            answer = self._send("upload_part", part, Key=key, UploadId=upload, PartNumber=number + 1)
+            answer = self._call("upload_part", Body=ViewFile(part), Key=key, UploadId=upload, PartNumber=number + 1)
             return {"PartNumber": number + 1, "ETag": answer["ETag"]}
 
         try:
@@ -167,11 +179,6 @@ class S3Driver:
         except OSError:
             return  # the failure that brought us here is the one to tell; a sweep aborts what dangles
 
-    def _send(self, verb: str, view: memoryview, **arguments: Any) -> Any:
-        self._fs()  # in a forked child this makes the semaphore anew
-        with self._bodies:  # the client takes no memoryview, so what is on its way is a copy
-            return self._call(verb, Body=bytes(view), **arguments)
-
     def _call(self, verb: str, **arguments: Any) -> Any:
         async def call() -> Any:
             return await self._fs()._call_s3(verb, Bucket=self._bucket, **arguments)
@@ -185,9 +192,9 @@ class S3Driver:
         if self._pid != os.getpid():
             with self._lock:
                 if self._pid != os.getpid():
-                    _OF_PARENTS.append(self._filesystem)
                     self._filesystem = self._connect()
-                    self._bodies = threading.BoundedSemaphore(BODIES_IN_FLIGHT)  # one copied by fork may be taken
+                    if not any(client is self._filesystem for client in _CLIENTS):
+                        _CLIENTS.append(self._filesystem)
                     self._pid = os.getpid()
         return self._filesystem
 

@@ -36,10 +36,16 @@ class _Piece:
     missing: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def fill(self, data: memoryview, offset: int) -> None:
-        """Copy what `data` (lying at `offset` of the object) has of this piece."""
-        first, last = max(self.start, offset), min(self.end, offset + len(data))
-        self.buffer[first - self.start : last - self.start] = data[first - offset : last - offset]
+    def place_of(self, placed: PlacedBlock) -> memoryview | None:
+        """Where in `buffer` a block belongs that lies in this piece as a whole, to be read right there."""
+        first, last = placed.offset - self.start, placed.offset + placed.block.size - self.start
+        return self.buffer[first:last] if first >= 0 and last <= len(self.buffer) else None
+
+    def fill(self, data: memoryview, offset: int, *, in_place: bool = False) -> None:
+        """Copy what `data` (lying at `offset` of the object) has of this piece, unless it was read right there."""
+        if not in_place:
+            first, last = max(self.start, offset), min(self.end, offset + len(data))
+            self.buffer[first - self.start : last - self.start] = data[first - offset : last - offset]
         with self.lock:
             self.missing -= 1
             done = self.missing == 0
@@ -66,9 +72,10 @@ def load_tensors(reader: CommitReader, stored: StoredState, flat: FlatState) -> 
 
         def fetch(span: tuple[PlacedBlock, ...]) -> None:
             with torch.no_grad():  # it is a thread's own setting
-                for placed, data in zip(span, reader.read_span(span, thread_scratch()), strict=True):
+                place = takers[span[0]][0].place_of(span[0]) if len(span) == 1 == len(takers[span[0]]) else None
+                for placed, data in zip(span, reader.read_span(span, place or thread_scratch()), strict=True):
                     for piece in takers[placed]:
-                        piece.fill(data, placed.offset)
+                        piece.fill(data, placed.offset, in_place=place is not None)
 
         with ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="load") as pool:
             for _ in pool.map(fetch, group_blocks(sorted(takers, key=lambda placed: (placed.name, placed.offset)))):

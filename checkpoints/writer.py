@@ -102,15 +102,18 @@ class CommitWriter:
 
     def store(self, prepared: PreparedObject) -> ObjectEntry:
         """Store what was prepared, but for the blocks that are known to lie elsewhere; errors as for `put`."""
-        if self._known:
-            entry = self._put_new_blocks(prepared)
-        else:
-            self._store.put(self.prefix + prepared.name, prepared.view)  # while the digests are being computed
-            blocks = (
-                Block(end - start, digest.result())
-                for (start, end), digest in zip(prepared.spans, prepared.digests, strict=True)
-            )
-            entry = ObjectEntry(prepared.name, tuple(blocks))
+        blocks, new = [], []
+        for (start, end), digest in zip(prepared.spans, prepared.digests, strict=True):
+            source = self._known.get((end - start, digest.result()))
+            blocks.append(Block(end - start, digest.result(), source))
+            if source is None:
+                new.append(prepared.view[start:end])
+        entry = ObjectEntry(prepared.name, tuple(blocks))
+        if len(new) == len(blocks):
+            whole = blocks[0].digest if len(blocks) == 1 and self._digest_name == "sha256" else None
+            self._store.put(self.prefix + prepared.name, prepared.view, sha256=whole)
+        elif new:
+            self._store.put(self.prefix + prepared.name, b"".join(new))
         with self._lock:
             self._entries[prepared.name] = entry
         logger.debug("stored %s%s: %d of %d bytes", self.prefix, entry.name, entry.stored_bytes, entry.size)
@@ -158,19 +161,6 @@ class CommitWriter:
             self._fence.check()
         logger.info("committed %s: %d bytes in %d objects", self.ref, manifest.size_bytes, len(objects))
         return manifest
-
-    def _put_new_blocks(self, prepared: PreparedObject) -> ObjectEntry:
-        blocks, new = [], []
-        for (start, end), digest in zip(prepared.spans, prepared.digests, strict=True):
-            source = self._known.get((end - start, digest.result()))
-            blocks.append(Block(end - start, digest.result(), source))
-            if source is None:
-                new.append(prepared.view[start:end])
-        if len(new) == len(blocks):
-            self._store.put(self.prefix + prepared.name, prepared.view)
-        elif new:
-            self._store.put(self.prefix + prepared.name, b"".join(new))
-        return ObjectEntry(prepared.name, tuple(blocks))
 
     def _check_references(self, objects: Iterable[ObjectEntry]) -> None:
         needed: dict[str, int] = {}
@@ -221,9 +211,6 @@ def commit_together(
             rank: f"it stored {ref}, while rank 0 stored {gathered[0][0]}: all ranks save the same position at a time"
             for rank, (ref, _, _) in enumerate(gathered)
             if ref != gathered[0][0]
-        except Exception as exc:  # the others wait for an answer, whatever it is
-            logger.exception("%s could not be published", writer.ref)
-            outcome = SaveFailed({0: f"{type(exc).__name__}: {exc}"}, str(writer.ref))
         }
     if failures:
         raise SaveFailed.of(failures, str(writer.ref))
@@ -234,6 +221,9 @@ def commit_together(
             outcome = writer.publish(objects, world_size=exchange.world_size, fingerprint=fingerprint, meta=meta)
         except CheckpointError as exc:
             outcome = exc
+        except Exception as exc:  # the others wait for an answer, whatever it is
+            logger.exception("%s could not be published", writer.ref)
+            outcome = SaveFailed({0: f"{type(exc).__name__}: {exc}"}, str(writer.ref))
     outcome = exchange.gather(outcome)[0]
     if isinstance(outcome, Manifest):
         return outcome
