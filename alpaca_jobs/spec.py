@@ -148,6 +148,12 @@ class JobSpec(SpecPart):
                 f"Add secrets: [{teacher.api_key_env}] (the name, not the key), or set api_key_env: null for a "
                 "server that asks for none",
             )
+        if isinstance(teacher, TeacherSpec) and self.limits.teacher_max_usd is not None and not teacher.is_priced:
+            refuse(
+                "limits.teacher_max_usd",
+                f"is {self.limits.teacher_max_usd:g}, but what {teacher.model} costs is not known, so it cannot be "
+                "kept. Set data.teacher.price_per_million_input_usd and _output_usd, or remove the limit",
+            )
         if isinstance(teacher, TeacherSpec) and teacher.serve is not None:
             _check_server(teacher, self.compute)
         if self.train.method == "command" and self.compute.num_nodes > 1:

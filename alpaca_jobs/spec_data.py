@@ -143,6 +143,11 @@ class TeacherSpec(SpecPart):
         return self.api_key_env is not None and not self.is_local
 
     @property
+    def is_priced(self) -> bool:
+        """Whether both prices are known; 0 is a price."""
+        return self.price_per_million_input_usd is not None and self.price_per_million_output_usd is not None
+
+    @property
     def is_local(self) -> bool:
         """Whether the address is this machine."""
         return self.base_url is not None and (urlsplit(self.base_url).hostname or "") in _LOCAL_HOSTS
@@ -206,6 +211,9 @@ class DataSpec(SpecPart):
     """Requests per committed part of rows."""
     max_requests: PositiveWhole | None = None
     """Stop asking after this many requests even if num_rows is not reached; null means no such limit."""
+    neighbours: Count = 0
+    """Nearest instructions, with their ROUGE-L F, that each row names as Alpaca's do (Alpaca: 10; recipe alpaca only).
+    Compares every row with all before it, which takes longer."""
     review: bool = False
     """true: the run stops when the rows are there, with a data card to look at and nothing left that costs money;
     `alpaca-jobs resume` accepts the rows and goes on to training."""
@@ -238,6 +246,12 @@ class DataSpec(SpecPart):
                     f"is {self.max_tasks_per_request}, but num_prompt_seeds already "
                     f"shows {shown} tasks, which leaves the teacher none to write. Set it to "
                     f"{shown + 1} or more (Alpaca: 20)",
+                )
+            if self.neighbours and self.recipe != "alpaca":
+                refuse(
+                    "neighbours",
+                    f"is {self.neighbours}, which recipe {self.recipe} does not note. Remove it, and have them noted "
+                    "afterwards: alpaca-jobs data dedupe --neighbours",
                 )
             return self
         for key, field in type(self).model_fields.items():

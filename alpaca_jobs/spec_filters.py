@@ -24,7 +24,7 @@ Verdict = Literal["drop", "keep"]
 
 
 class FiltersSpec(SpecPart):
-    """What is dropped, counted by reason; similarity is data.similarity_threshold. All of it looks at instructions."""
+    """What is dropped, counted by reason; similarity is data.similarity_threshold."""
 
     min_words: PositiveWhole = 4
     """Fewest words of an instruction; fewer is too_short (both recipes: 4)."""
@@ -40,6 +40,14 @@ class FiltersSpec(SpecPart):
     """One that begins with another character than ASCII's: starts_with_non_ascii. keep for other languages."""
     empty_output: Verdict = "drop"
     """A task without an output: no_output (ours; 28 of Alpaca's 52,002 rows have none)."""
+    output_is_input: Verdict = "drop"
+    """Self-instruct: an instance whose output is its input: output_is_input."""
+    ends_with_colon: Verdict = "drop"
+    """Self-instruct: an instance whose input or output ends in a colon, and so was cut off: ends_with_colon."""
+    repeated_instance: Verdict = "drop"
+    """Self-instruct: an instance that is there already: repeated_instance."""
+    contradictory: Verdict = "drop"
+    """Self-instruct: all instances of an instruction if one input has two outputs: contradictory."""
 
     @model_validator(mode="after")
     def _leaves_something(self) -> FiltersSpec:

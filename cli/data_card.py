@@ -30,6 +30,7 @@ def card(
     from alpaca_jobs.data.files import load_table
     from alpaca_jobs.data.formats import read_examples, render_examples
     from alpaca_jobs.data.lineage import lineage_of
+    from alpaca_jobs.data.lineage_file import read_lineage
     from alpaca_jobs.data.rows import Row
     from alpaca_jobs.generation.seeds import load_seed_tasks
     from alpaca_jobs.spec_io import load_job
@@ -37,10 +38,12 @@ def card(
     if out.suffix != ".html" or out.exists() or not out.absolute().parent.is_dir():
         problem = "exists already" if out.exists() else "is not the name of a new .html file in a folder that exists"
         raise Refused(f"{out} {problem}. Name another.")
-    lineage = {"rows": Path(source).name, "terms": "not stated; name the job with --job"}
+    beside = read_lineage(source)
+    lineage = {"rows": Path(source).name, **(beside or {"terms": "not stated; name the job with --job"})}
     if job_file is not None:
         data = load_job(job_file).data
-        lineage = lineage_of(data, None if data.from_ is not None else load_seed_tasks(data.seed_tasks))
+        seeds = None if data.from_ is not None else load_seed_tasks(data.seed_tasks)
+        lineage = lineage_of(data, seeds, beside=beside)
     bodies = render_examples(read_examples(load_table(source)), "alpaca")
     rows = [Row(body["instruction"], body["input"], body["output"]) for body in bodies]
     out.write_text(make_card(f"Data card: {Path(source).name}", rows, lineage), encoding="utf-8")

@@ -45,12 +45,14 @@ def clean(
     from alpaca_jobs.data.cleaning import clean_chats
     from alpaca_jobs.data.files import check_target, load_table, write_table
     from alpaca_jobs.data.formats import read_examples, render_examples
+    from alpaca_jobs.data.lineage_file import hand_on
 
     check_target(out)
     chats = read_examples(load_table(source))
     limit, length = _limit(chats, max_words, max_tokens, model, job_file)
     found = clean_chats(chats, language=language, max_length=limit, length=length)
     write_table(out, render_examples(found.chats, "sharegpt"))
+    hand_on(source, out, "chats cleaned")
     drops = dict(sorted(found.drops.items()))
     if as_json:
         counts = {"in": source, "out": out, "chats": len(chats), "kept": len(found.chats)}

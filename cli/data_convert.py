@@ -40,11 +40,13 @@ def convert(
     require_modules(*(["pyarrow"] if ".parquet" in source + out else []))
     from alpaca_jobs.data.files import check_target, load_table, write_table
     from alpaca_jobs.data.formats import num_joined, read_examples, render_examples
+    from alpaca_jobs.data.lineage_file import hand_on
 
     check_target(out)
     examples = read_examples(load_table(source))
     records = render_examples(examples, to.value, reversible=reversible)
     write_table(out, records)
+    hand_on(source, out, f"converted to {to.value}")
     joined = num_joined(examples) if to in (Shape.SHAREGPT, Shape.OPENAI) and not reversible else 0
     if as_json:
         counts = {"examples": len(examples), "records": len(records), "inputs_joined": joined}

@@ -46,6 +46,7 @@ def dedupe(
     needed = [*(["pyarrow"] if ".parquet" in source + out else []), *(["ray"] if workers > 1 else [])]
     require_modules("numpy", "rapidfuzz", *needed)
     from alpaca_jobs.data.files import check_target, load_table, write_table
+    from alpaca_jobs.data.lineage_file import hand_on
     from alpaca_jobs.generation.dedupe import dedupe_records
 
     if any(name == source for name in against or ()):
@@ -59,6 +60,7 @@ def dedupe(
             records, field=field, threshold=threshold, against=earlier, with_neighbours=neighbours, shards=shards
         )  # fmt: skip
     write_table(out, result.kept)
+    hand_on(source, out, f"those with a ROUGE-L F above {threshold:g} to an earlier one dropped")
     seconds = time.monotonic() - began
     if as_json:
         found = {"in": source, "out": out, "rows": len(records), "kept": len(result.kept)}

@@ -123,7 +123,8 @@ def _spec(values: dict[str, Any]) -> TrainSpec:
 
 
 def warnings_of(job: JobSpec) -> list[str]:
-    """What a look at a job's rows would warn of, where rows and tokenizer are on this machine."""
+    """What a look at a job's rows and seed tasks would warn of, where they (and the tokenizer) are on this machine."""
+    from alpaca_jobs.generation.seeds import seed_warnings
     from alpaca_jobs.training.local_check import local_warnings
 
-    return local_warnings(job)
+    return [*local_warnings(job), *seed_warnings(job.data)]

@@ -57,6 +57,7 @@ def translate(
     require_modules("openai", "py3langid", *(["pyarrow"] if ".parquet" in source + out else []))
     from alpaca_jobs.data.files import check_target, load_table, write_table
     from alpaca_jobs.data.language import language_name
+    from alpaca_jobs.data.lineage_file import hand_on
     from alpaca_jobs.data.translate import make_units
     from cluster.launch.translating import expected_usd, translate_records
 
@@ -86,6 +87,7 @@ def translate(
         )  # fmt: skip
     if found.rows:
         write_table(out, found.rows)
+        hand_on(source, out, f"translated from {names[0]} into {names[1]}", _translator(teacher))
     _list_dropped(Path(f"{out}.dropped.jsonl"), found)
     _report(found, source, out, to, as_json=as_json, is_demo=isinstance(teacher, str), state=state)
 
@@ -115,6 +117,16 @@ def _teacher(
                 f"--prices is {prices!r}, but two numbers with a comma are wanted, such as 0.15,0.60"
             ) from None
     return TeacherSpec.model_validate(given)
+
+
+def _translator(teacher: TeacherSpec | str) -> dict[str, str]:
+    """Who translated, and under which terms, for the lineage of the rows."""
+    from alpaca_jobs.data.lineage import teacher_lineage
+
+    if isinstance(teacher, str):
+        return {"translator": "the offline demo teacher", "terms of the translation": "demo data composed by rule"}
+    found = teacher_lineage(teacher)
+    return {"translator": found["teacher"], "terms of the translation": found["terms"]}
 
 
 def _price_grid(usd: float | None, teacher: TeacherSpec, max_usd: float | None) -> render.Grid:

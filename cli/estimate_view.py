@@ -32,11 +32,22 @@ def estimate_line(found: JobEstimate) -> str:
     """The first place's estimate in one line: `p50 $7.90 in 1.2 h, p90 $11.20 in 1.8 h`."""
     first = found.candidates[0]
     usd = first.cost_usd or first.machines_usd
-    if first.hours is None:
-        return f"{_money(usd, 'p50')}; {UNKNOWN_TIME}" if usd is not None else f"none: {UNKNOWN_TIME}"
-    parts = [f"{name} {_money(usd, name)} in {_hours(first.hours, name)}" for name in ("p50", "p90")]
     without = "" if first.cost_usd is not None else ", without the teacher, whose price is not known"
+    if first.hours is None:
+        return f"{_money(usd, 'p50')}{without}; {UNKNOWN_TIME}" if usd is not None else f"none: {UNKNOWN_TIME}"
+    parts = [f"{name} {_money(usd, name)} in {_hours(first.hours, name)}" for name in ("p50", "p90")]
     return ", ".join(parts) + without
+
+
+def teacher_limit_words(found: JobEstimate) -> list[str]:
+    """That the teacher's own limit is below what it is expected to cost, where it is."""
+    limit, usd = found.plan.job.limits.teacher_max_usd, found.candidates[0].parts_usd.get("teacher")
+    if limit is None or usd is None or usd <= limit:
+        return []
+    return [
+        f"limits.teacher_max_usd, {words.money(limit)}, is below the {words.money(usd)} that the teacher is "
+        "expected to cost: the rows would stop short of it (resume --teacher-budget goes on)."
+    ]
 
 
 def limit_words(first: CandidateEstimate) -> list[str]:
@@ -56,7 +67,7 @@ def _places(found: JobEstimate) -> render.Grid:
     notes = [f"... and {hidden} more places; all of them: --json"] if hidden > 0 else []
     if found.candidates[0].hours is None:
         notes.append(f"No time: {UNKNOWN_TIME}.")
-    notes += limit_words(found.candidates[0])
+    notes += [*limit_words(found.candidates[0]), *teacher_limit_words(found)]
     notes += found.unpriced
     notes += found.plan.notes
     notes.append(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import options, render, words
+from cli import options, render, rows_file, words
 from cli.exits import Refused
 
 if TYPE_CHECKING:
@@ -22,16 +22,32 @@ def export(
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="The folder to write; new or empty.")] = Path(
         "model"
     ),
+    rows: Annotated[
+        Path | None,
+        typer.Option("--rows", metavar="FILE", help="Its rows so far instead: a new .jsonl, .parquet or .json file."),
+    ] = None,
     store: options.Store = None,
     as_json: options.Json = False,
 ) -> None:
-    """Copy a run's model out of its store, every byte verified.
+    """Copy a run's model out of its store, every byte verified; or the rows that its teacher wrote, and nothing else.
 
     Example: alpaca-jobs export demo-x3fkd --to ./my-model
+
+    Rows can be had at any time, also of a run that was stopped: alpaca-jobs export demo-x3fkd --rows rows.jsonl
     """
     from cli.finding import find_run
 
+    if rows is not None:
+        rows_file.check_writable(rows)
     found = find_run(run, store)
+    if rows is not None:
+        num_rows = rows_file.write_run_rows(rows, found.root.child(found.run_id))
+        if as_json:
+            render.out_json({"run_id": found.run_id, "out": str(rows), "rows": num_rows})
+        else:
+            render.out(str(rows))
+            render.say(f"{words.plural(num_rows, 'row')}; where they come from: {rows}.lineage.json")
+        return
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise Refused(f"{to} exists and is not empty; nothing was written. Name another folder: --to FOLDER")
     files = copy_model(found.root.child(found.run_id), found.run_id, to)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import options, plan_view, preview_view, render, starting, words
+from cli import job_view, options, plan_view, preview_view, render, rows_file, starting, words
 from cli.exits import ExitCode, Refused, require_modules
 from cli.follow import follow_to_the_end
 
 if TYPE_CHECKING:
-    from alpaca_jobs.data.rows import Row
+    from cluster.plan import LaunchPlan
 
 
 def generate(
     job_file: options.JobFile,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to: .jsonl, or .json for one list.")
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to: .jsonl, .parquet or .json.")
     ] = None,
     preview: Annotated[
         int | None, typer.Option("--preview", metavar="N", min=1, help="Only show N rows; no run, no file.")
@@ -42,29 +40,41 @@ def generate(
     if preview is not None:
         show_preview(job_file, preview, out=out, yes=yes, as_json=as_json)
         return
-    from cluster.runs.run_facts import read_run_facts
-
     if out is None:
         raise Refused("Where should the rows go? Name a file: --out FILE; or look at some first: --preview 5")
-    _check_writable(out)
+    rows_file.check_writable(out)
     # On this machine, and with none of the regions and GPUs that were meant for the training.
     changes = {"compute": {"infra": ["local"], "workers": 1}, **starting.changes_from(budget=budget, store=store)}
     plan = replace(starting.make_plan(job_file, changes), until="generate")
+    priced = starting.price(plan.job, contact=True) if job_view.costs_money(plan.job) else None
     if plan.until not in plan.job.stages:
         raise Refused(f"{job_file} has its rows already (data.from is {plan.job.data.from_}); nothing is generated.")
-    starting.check_installed(plan.job)
-    starting.agree(plan_view.question(plan), yes=yes, grids=plan_view.plan_grids(plan))
-    found = starting.start(plan)
-    exit_code, report = follow_to_the_end(found)
-    if exit_code != ExitCode.DONE:
-        raise typer.Exit(exit_code)
-    rows = read_run_facts(found.root.child(found.run_id)).rows
-    write_rows(out, rows)
+    starting.check_installed(plan.job, until=plan.until)
+    starting.agree(_question(plan, priced), yes=yes, grids=plan_view.plan_grids(plan, priced))
+    found = starting.start(plan, None if priced is None else priced.estimate)
+    try:
+        exit_code, report = follow_to_the_end(found)
+        if exit_code != ExitCode.DONE:
+            raise typer.Exit(exit_code)
+    except typer.Exit:
+        render.say(starting.how_to_get_the_rows(found.run_id))
+        raise
+    num_rows = rows_file.write_run_rows(out, found.root.child(found.run_id))
     if as_json:
-        render.out_json({"run_id": found.run_id, "out": str(out), "rows": len(rows), "report": report})
+        render.out_json({"run_id": found.run_id, "out": str(out), "rows": num_rows, "report": report})
     else:
         render.out(str(out))
-        render.say(f"{words.plural(len(rows), 'row')}. Train on them: alpaca-jobs train {job_file} --rows {out}")
+        render.say(f"{words.plural(num_rows, 'row')}. Train on them: alpaca-jobs train {job_file} --rows {out}")
+
+
+def _question(plan: LaunchPlan, priced: starting.Priced | None) -> str:
+    """What is asked before a teacher is paid: the machine is this one, and costs nothing."""
+    teacher = plan.job.data.teacher
+    if priced is None or priced.estimate is None or teacher is None or isinstance(teacher, str):
+        return plan_view.question(plan)
+    usd = priced.estimate.candidates[0].parts_usd.get("teacher")
+    price = "a price that is not known" if usd is None else f"about {words.money(usd)}"
+    return f"Have {teacher.model} write {words.plural(plan.job.data.num_rows, 'row')} for {price}?"
 
 
 def show_preview(job_file: Path, count: int, *, out: Path | None, yes: bool, as_json: bool) -> None:
@@ -88,25 +98,3 @@ def show_preview(job_file: Path, count: int, *, out: Path | None, yes: bool, as_
     else:
         render.out(preview_view.preview_text(found))
         render.say(preview_view.preview_notes(found))
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as JSON lines, or as Alpaca's one list for a name that ends in .json; never half a file."""
-    from alpaca_jobs.data.rows import render_rows
-
-    if path.suffix == ".json":
-        kept = [{"instruction": row.instruction, "input": row.input, "output": row.output} for row in rows]
-        data = (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()
-    else:
-        data = render_rows(rows)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
-
-
-def _check_writable(path: Path) -> None:
-    """Find out before the teacher is paid, not after."""
-    if path.exists():
-        raise Refused(f"{path} exists already and was left as it is. Name another: --out FILE")
-    if not path.absolute().parent.is_dir():
-        raise Refused(f"{path} cannot be written: there is no folder {path.absolute().parent}.")

@@ -42,7 +42,7 @@ def resume(
     found = find_run(run, store)
     plan, _ = read_plan(found.root, found.run_id)
     view = view_run(found.root, found.run_id, is_alive=found.is_alive_here)
-    starting.check_installed(plan.job)
+    starting.check_installed(plan.job, until=plan.until)
     rows = [
         ("stopped", view.words or view.state.value),
         ("goes on from", str(view.newest_commit or "the start: nothing is committed yet")),
@@ -52,6 +52,8 @@ def resume(
         rows[1:1] = [("data card", view.data_card or words.MISSING), ("accepts", f"its {words.number(view.rows)} rows")]
     if view.state is not RunState.DONE:  # a run that is done is refused below, without a question
         starting.agree(f"Resume {found.run_id}?", yes=yes, grids=[render.pairs(f"Resume {found.run_id}", rows)])
+    elif plan.until == "generate":
+        render.say(starting.how_to_get_the_rows(found.run_id))
     since = utc_now()
     resume_run(
         found.root,

@@ -183,15 +183,16 @@ def agree(question: str, *, yes: bool, grids: Sequence[render.Grid]) -> None:
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 
-def check_installed(job: JobSpec) -> None:
-    """Stop before anything starts when this machine lacks what its own nodes would need.
+def check_installed(job: JobSpec, *, until: str | None = None) -> None:
+    """Stop before anything starts when this machine lacks what its own nodes would need, as far as the run goes.
 
     Raises:
         MissingExtra: with the pip line.
     """
     if job.compute.is_local:
         generates = ("openai", "rapidfuzz", "rouge_score") if "generate" in job.stages else ()
-        require_modules("ray", "torch", "transformers", *generates, *job.train.track)
+        trains = () if until == "generate" else ("torch", "transformers", *job.train.track)
+        require_modules("ray", *trains, *generates)
 
 
 def start(plan: LaunchPlan, estimate: JobEstimate | None = None) -> FoundRun:
@@ -227,6 +228,18 @@ def _after_review_stop(found: FoundRun, *, as_json: bool) -> None:
     )
 
 
+def how_to_get_the_rows(run_id: str) -> str:
+    """How what a teacher was paid for is had, whatever became of the run."""
+    return f"The rows so far: alpaca-jobs export {run_id} --rows FILE (.jsonl, .parquet or .json)"
+
+
+def _ends_with_rows(found: FoundRun) -> bool:
+    """Whether the run was to write rows and nothing else."""
+    from cluster.runs.run_view import read_plan
+
+    return read_plan(found.root, found.run_id)[0].until == "generate"
+
+
 def leave_or_follow(found: FoundRun, *, detach: bool, as_json: bool, since: str = "") -> None:
     """Hand the run over, or follow it to its end and print its report; exits with the run's own code."""
     if detach:
@@ -236,7 +249,12 @@ def leave_or_follow(found: FoundRun, *, detach: bool, as_json: bool, since: str 
             render.out(found.run_id)
             render.say(follow.how_to_come_back(found))
         return
-    exit_code, report = follow.follow_to_the_end(found, since=since)
+    try:
+        exit_code, report = follow.follow_to_the_end(found, since=since)
+    except typer.Exit:
+        if _ends_with_rows(found):
+            render.say(how_to_get_the_rows(found.run_id))
+        raise
     if report is not None and as_json:
         render.out_json(report)
     elif report is not None:
@@ -246,6 +264,10 @@ def leave_or_follow(found: FoundRun, *, detach: bool, as_json: bool, since: str 
         render.say(f"What it cost, machine by machine: alpaca-jobs receipt {found.run_id}")
     if report is not None and report["outcome"] == "review":
         _after_review_stop(found, as_json=as_json)
+    elif exit_code == ExitCode.DONE and not as_json and _ends_with_rows(found):
+        render.say(how_to_get_the_rows(found.run_id))
     elif exit_code == ExitCode.DONE and not as_json:
         render.say(f"The model: alpaca-jobs export {found.run_id} --to FOLDER")
+    elif exit_code == ExitCode.STOPPED_BY_LIMIT and report is not None and report["rows"] and not as_json:
+        render.say(how_to_get_the_rows(found.run_id))
     raise typer.Exit(exit_code)

@@ -29,7 +29,8 @@ def train(
     """
     changes: dict[str, Any] = starting.changes_from(store=store)
     if rows is not None:
-        changes["data"] = {"from": str(rows.absolute())}
+        licence = starting.load(job_file, {}).data.licence
+        changes["data"] = {"from": str(rows.absolute()), **({} if licence is None else {"licence": licence})}
     plan = starting.make_plan(job_file, changes)
     if "generate" in plan.job.stages:
         raise Refused(f"{job_file} names no rows that exist. Add --rows FILE, or set data.from in the job.")

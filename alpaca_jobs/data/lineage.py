@@ -20,12 +20,19 @@ from alpaca_jobs.spec import DataSpec, TeacherSpec
 _OPENAI_HOST = "api.openai.com"
 
 
-def lineage_of(data: DataSpec, seeds: Sequence[SeedTask] | None = None) -> dict[str, str]:
+def lineage_of(
+    data: DataSpec, seeds: Sequence[SeedTask] | None = None, *, beside: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Return where a job's rows come from, and under which terms, as names and sentences in a fixed order.
 
     Args:
         seeds: the job's seed tasks, for their number and digest; None leaves those out.
+        beside: what lies beside the rows of `data.from` (lineage_file.py), if anything does; the job's own licence
+            stands before what is said there.
     """
+    if data.from_ is not None and beside:
+        own = {} if data.licence is None else {"licence of the rows": data.licence}
+        return {**beside, "rows": _file_name(data.from_), **own}
     if data.from_ is not None:
         licence = data.licence or "not stated; name it in data.licence"
         return {"rows": _file_name(data.from_), "licence of the rows": licence}

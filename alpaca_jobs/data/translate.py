@@ -109,8 +109,10 @@ def make_request(
         "- Write nothing else.\n\n"
         f"{parts}\n"
     )
-    # No token is shorter than a byte, and few translations need more bytes than twice their source's and a little.
-    room = min(teacher.max_tokens, 64 + 2 * len("".join(unit.texts).encode()))
+    # No token is shorter than a byte, and few translations need more bytes than twice their source's and a little; a
+    # chat model may think first, at the expense of the same limit.
+    needed = 64 + 2 * len("".join(unit.texts).encode())
+    room = teacher.max_tokens if teacher.api == "chat" else min(teacher.max_tokens, needed)
     decisive = [teacher.model, teacher.api, prompt, room, teacher.temperature, teacher.top_p]
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
     return TeacherRequest(

@@ -126,7 +126,7 @@ def read_round(round_: Round, lines: Iterable[Mapping[str, Any]], tries: Tries) 
     must_wait = False
     for item in round_.items:
         try:
-            reply = _read_line(found.get(_name(item.request.number)), tries, left_out=round_.unsupported)
+            reply = _read_line(found.get(_name(item.request.number)), item.request, tries, round_.unsupported)
             answers.append(tries.answer(item.request, reply, [*item.billed, reply.usage], item.retries))
         except ContextExceeded as exc:
             try:
@@ -165,7 +165,7 @@ def _name(number: int) -> str:
     return f"request-{number}"
 
 
-def _read_line(line: Mapping[str, Any] | None, tries: Tries, *, left_out: Sequence[str]) -> Reply:
+def _read_line(line: Mapping[str, Any] | None, request: TeacherRequest, tries: Tries, left_out: Sequence[str]) -> Reply:
     """Return the answer in a line; raises Fault or ContextExceeded."""
     if line is None:
         raise Fault(TeacherUnreachable, "the batch ended without it", is_temporary=True)
@@ -173,7 +173,7 @@ def _read_line(line: Mapping[str, Any] | None, tries: Tries, *, left_out: Sequen
     if isinstance(response, Mapping) and isinstance(status := response.get("status_code"), int):
         body = response.get("body")
         if status != 200:
-            return tries.read_refusal(status, read_complaint(body), {}, left_out=left_out)
+            return tries.read_refusal(status, read_complaint(body), {}, left_out=left_out, request=request)
         try:
             return read_reply(json.dumps(body).encode(), is_chat=tries.teacher.api == "chat")
         except Unusable as exc:

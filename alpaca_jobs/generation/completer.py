@@ -172,7 +172,9 @@ class Completer:
                 )
             )
             complaint = read_complaint(exc.body)
-            return self._tries.read_refusal(exc.status_code, complaint, exc.response.headers, left_out=left_out)
+            return self._tries.read_refusal(
+                exc.status_code, complaint, exc.response.headers, left_out=left_out, request=request
+            )
         except openai.APIConnectionError as exc:
             never_sent = type(exc.__cause__).__name__ == "ConnectError"  # httpx or httpx2, whichever openai brought
             words = f"{'no connection' if never_sent else 'connection lost'} ({exc.__cause__ or exc})"

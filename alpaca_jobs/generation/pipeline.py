@@ -39,7 +39,7 @@ class Consumed:
     """What one answer gave: new rows in order, and its drops by reason.
 
     Reasons: malformed, cut_off (parse.py); FILTERS (filters.py); similar; surplus (good, but num_rows was reached);
-    unusable (none of the tries was an answer at all; counted once per request);
+    unusable (none of the tries was an answer at all, or came in time; counted once per request);
     refused (the teacher's content filter spoke instead of the teacher; counted once per answer). `is_useful`: it gave
     no row, but something that rows will be made of.
     """

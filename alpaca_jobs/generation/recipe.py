@@ -40,4 +40,4 @@ def make_recipe(
     """
     if data.recipe == "self-instruct":
         return SelfInstruct(data, seeds, answers)
-    return Pipeline(data, seeds, kept)
+    return Pipeline(data, seeds, kept, num_neighbours=data.neighbours)

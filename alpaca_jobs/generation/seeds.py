@@ -69,6 +69,19 @@ def check_enough(seeds: Sequence[SeedTask], data: DataSpec) -> None:
         )
 
 
+def seed_warnings(data: DataSpec) -> list[str]:
+    """Return what a job's seed tasks lack for its recipe, in sentences; only files of this machine are looked at."""
+    if data.recipe != "self-instruct" or data.from_ is not None or "://" in data.seed_tasks:
+        return []
+    seeds = load_seed_tasks(data.seed_tasks)
+    if any(seed.is_classification is not None for seed in seeds):
+        return []
+    return [
+        f"None of the {len(seeds):,} tasks in {data.seed_tasks} says is_classification: the classification test is "
+        "asked without a worked example, and so are tasks with labels. Add it to each task (true or false)."
+    ]
+
+
 def _parse_task(record: Record) -> SeedTask:
     instance = _first_instance(record) if "instances" in record.fields else record
     label = record.fields.get("is_classification")

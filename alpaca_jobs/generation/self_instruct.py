@@ -19,7 +19,7 @@ from alpaca_jobs.data.rows import Row
 from alpaca_jobs.generation import self_instruct_forms as forms
 from alpaca_jobs.generation.completer import TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.filters import drop_reason
-from alpaca_jobs.generation.parse import MALFORMED, ParsedTask
+from alpaca_jobs.generation.parse import CUT_OFF, MALFORMED, ParsedTask
 from alpaca_jobs.generation.pipeline import SIMILAR, SURPLUS, Consumed, why_empty
 from alpaca_jobs.generation.request_maker import RequestMaker, check_answer, sample
 from alpaca_jobs.generation.seeds import SeedTask, check_enough
@@ -106,8 +106,10 @@ class SelfInstruct:
         if (reason := why_empty(answer)) is not None:
             return Consumed((), {reason: 1})
         found = forms.parse_instructions(answer.text, answer.finish_reason, as_json=self._maker.wants_json)
+        # The piece that the length limit cut is left out by the parser (JSON that was cut is no JSON).
+        is_cut = answer.finish_reason == "length" and not self._maker.wants_json
         if not found:
-            return Consumed((), {MALFORMED: 1})
+            return Consumed((), {CUT_OFF if is_cut else MALFORMED: 1})
         drops: dict[str, int] = {}
         for text in found:
             reason = drop_reason(ParsedTask(0, text, "", "-"), self._data.filters)  # its output comes later
@@ -120,10 +122,15 @@ class SelfInstruct:
             self._open_instructions += 1
             prompt = forms.classification_prompt(text, self._seeds, as_json=self._maker.wants_json)
             self._add("classification", prompt, forms.VERDICT_TOKENS, instruction=text, stop=())
-        return Consumed((), drops, is_useful=len(found) > sum(drops.values()))
+        is_useful = len(found) > sum(drops.values())
+        return Consumed((), {**drops, CUT_OFF: 1} if is_cut else drops, is_useful=is_useful)
 
     def _consume_verdict(self, answer: TeacherAnswer, instruction: str) -> Consumed:
-        is_classification = forms.parse_classification(answer.text, as_json=self._maker.wants_json)
+        as_json = self._maker.wants_json
+        reason = why_empty(answer)
+        if reason is None and not forms.has_verdict(answer.text, as_json=as_json):
+            reason = forms.NO_VERDICT
+        is_classification = reason is None and forms.parse_classification(answer.text, as_json=as_json)
         prompt = forms.instances_prompt(
             instruction, self._seeds, is_classification=is_classification,
             max_instances=self._data.max_instances, as_json=self._maker.wants_json,
@@ -133,14 +140,14 @@ class SelfInstruct:
             "instances", prompt, forms.INSTANCE_TOKENS, instruction=instruction, stop=stop,
             is_classification=is_classification,
         )  # fmt: skip
-        return Consumed((), is_useful=True)
+        return Consumed((), {} if reason is None else {reason: 1}, is_useful=True)
 
     def _consume_instances(self, answer: TeacherAnswer, step: _Step) -> Consumed:
         if (reason := why_empty(answer)) is not None:
             return Consumed((), {reason: 1})
         instances, drops = forms.parse_instances(
             answer.text, answer.finish_reason, is_classification=step.is_classification,
-            max_instances=self._data.max_instances, as_json=self._maker.wants_json,
+            max_instances=self._data.max_instances, as_json=self._maker.wants_json, filters=self._data.filters,
         )  # fmt: skip
         rows = [
             Row(step.instruction, one.input, one.output, answer.number, index) for index, one in enumerate(instances)

@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from alpaca_jobs.generation.parse import CUT_OFF
 from alpaca_jobs.generation.seeds import SeedTask
+from alpaca_jobs.spec_filters import FiltersSpec
 
 NUM_YES_EXAMPLES, NUM_NO_EXAMPLES = 12, 19
 """Worked examples of the classification test. Source: Self-Instruct, appendix A.2."""
@@ -25,6 +27,10 @@ CONTRADICTORY, SAME_AS_INPUT, ENDS_WITH_COLON, REPEATED = (
     "contradictory", "output_is_input", "ends_with_colon", "repeated_instance",
 )  # fmt: skip
 NO_OUTPUT, NO_INSTANCE = "no_output", "no_instance"
+OVER_MAX_INSTANCES = "over_max_instances"
+NO_VERDICT = "no_verdict"
+"""A classification test that was answered with neither yes nor no; it counts as no, as in the original."""
+ORIGINAL = FiltersSpec()
 
 _SPACE = re.compile(r"\s+")
 _NUMBER = re.compile(r"(?:^|\n)\s*\d+\s?\.\s+")
@@ -58,7 +64,7 @@ def instructions_prompt(shown: Sequence[str], *, num_tasks: int, as_json: bool) 
 def parse_instructions(text: str, finish_reason: str, *, as_json: bool) -> list[str] | None:
     """Return the new instructions of an answer, white space collapsed; None if it cannot be read.
 
-    The last one is left out when the answer hit its length limit.
+    The last one is left out when the answer hit its length limit; whoever calls counts that.
     """
     if as_json:
         found = _json_list(text, "instructions")
@@ -96,6 +102,13 @@ def parse_classification(text: str, *, as_json: bool) -> bool:
     return text.strip().lower().startswith("yes")
 
 
+def has_verdict(text: str, *, as_json: bool) -> bool:
+    """Whether a classification test was answered at all: yes or no, whatever follows."""
+    if as_json:
+        return isinstance(_json_object(text).get("is_classification"), bool)
+    return text.strip().lower().startswith(("yes", "no"))
+
+
 def instances_prompt(
     instruction: str, seeds: Sequence[SeedTask], *, is_classification: bool, max_instances: int, as_json: bool
 ) -> str:
@@ -115,31 +128,37 @@ def instances_prompt(
 
 
 def parse_instances(
-    text: str, finish_reason: str, *, is_classification: bool, max_instances: int, as_json: bool
-) -> tuple[list[Instance], Mapping[str, int]]:
+    text: str, finish_reason: str, *, is_classification: bool, max_instances: int, as_json: bool,
+    filters: FiltersSpec = ORIGINAL,
+) -> tuple[list[Instance], Mapping[str, int]]:  # fmt: skip
     """Return the instances of an answer that pass the original's filters, and what was dropped by reason.
 
-    Dropped: no output; output equal to the input; input or output ending in a colon (cut off); instances said twice;
-    all of them when one input has two outputs; those after `max_instances` without a count.
+    Dropped, as far as `filters` says so: no output; output equal to the input; input or output ending in a colon (cut
+    off); instances said twice; all of them when one input has two outputs. Dropped in any case: the last one of an
+    answer that hit its length limit, and those after `max_instances`.
     """
+    drops: dict[str, int] = {}
     if as_json:
         found = _json_instances(text)
     else:
         found = _parse_labels(text) if is_classification else _parse_examples(text)
-        if finish_reason == "length":
-            found = found[:-1]
-    drops: dict[str, int] = {}
+        if finish_reason == "length" and found:
+            found.pop()
+            drops[CUT_OFF] = 1
     kept: list[Instance] = []
     for one in found:
-        reason = _problem(one, kept)
+        reason = _problem(one, kept, filters)
         if reason is None:
             kept.append(one)
         else:
             drops[reason] = drops.get(reason, 0) + 1
     outputs = {one.input: one.output for one in kept if one.input}
-    if any(one.input and outputs[one.input] != one.output for one in kept):
+    is_contradictory = any(one.input and outputs[one.input] != one.output for one in kept)
+    if is_contradictory and filters.contradictory == "drop":
         return [], {**drops, CONTRADICTORY: len(kept)}
-    return kept[:max_instances], drops if found else {NO_INSTANCE: 1}
+    if len(kept) > max_instances:
+        drops[OVER_MAX_INSTANCES] = len(kept) - max_instances
+    return kept[:max_instances], drops if found or drops else {NO_INSTANCE: 1}
 
 
 def schema_of(kind: str) -> dict[str, Any]:
@@ -159,14 +178,14 @@ def closed_object(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": dict(fields), "required": list(fields), "additionalProperties": False}
 
 
-def _problem(one: Instance, kept: Sequence[Instance]) -> str | None:
-    if not one.output:
-        return NO_OUTPUT
-    if one.input == one.output:
-        return SAME_AS_INPUT
-    if one.input.endswith(":") or one.output.endswith(":"):
-        return ENDS_WITH_COLON
-    return REPEATED if one in kept else None
+def _problem(one: Instance, kept: Sequence[Instance], filters: FiltersSpec) -> str | None:
+    found = (
+        (NO_OUTPUT, filters.empty_output, not one.output),
+        (SAME_AS_INPUT, filters.output_is_input, bool(one.output) and one.input == one.output),
+        (ENDS_WITH_COLON, filters.ends_with_colon, one.input.endswith(":") or one.output.endswith(":")),
+        (REPEATED, filters.repeated_instance, one in kept),
+    )
+    return next((reason for reason, verdict, holds in found if holds and verdict == "drop"), None)
 
 
 def _parse_examples(text: str) -> list[Instance]:

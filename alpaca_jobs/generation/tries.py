@@ -97,15 +97,28 @@ class Tries:
             arguments["logit_bias"] = END_OF_TEXT_BIAS  # a chat model numbers its tokens otherwise
         # OpenAI's reasoning models take the limit under another name only, and say so with a 400.
         arguments["max_completion_tokens" if "max_tokens" in self.unsupported else "max_tokens"] = max_tokens
-        return {name: value for name, value in arguments.items() if name not in self.unsupported}
+        kept = {"temperature"} - self._dispensable(request)
+        return {name: value for name, value in arguments.items() if name not in self.unsupported or name in kept}
+
+    def _dispensable(self, request: TeacherRequest | None) -> set[str]:
+        """The parameters that a request can go without; of the temperature, only a recipe's own, never the user's."""
+        is_recipes = request is not None and request.temperature != self.teacher.temperature
+        return {"max_tokens", *_DISPENSABLE, *(["temperature"] if is_recipes else [])}
 
     def read_refusal(
-        self, status: int, complaint: Complaint, headers: Mapping[str, str], *, left_out: Collection[str]
+        self,
+        status: int,
+        complaint: Complaint,
+        headers: Mapping[str, str],
+        *,
+        left_out: Collection[str],
+        request: TeacherRequest | None = None,
     ) -> Reply:
         """Return the answer that an error response is, if it is one (a content filter's refusal).
 
         Args:
             left_out: the parameters that this try was sent without; what others found out since then does not count.
+            request: what was asked, where it was a request.
 
         Raises:
             ContextExceeded: a shorter completion may fit.
@@ -118,7 +131,11 @@ class Tries:
         said = f"HTTP {status}" + (f": {self.scrub(complaint.message)}" if complaint.message else "")
         if status in (400, 422) and self.teacher.answer_format == "json" and complaint.is_about_schemas:
             raise Fault(TeacherWithoutSchemas, said, is_temporary=False)
-        if status in (400, 422) and _can_do_without(complaint.unsupported, left_out):
+        if (
+            status in (400, 422)
+            and complaint.unsupported not in left_out
+            and complaint.unsupported in self._dispensable(request)
+        ):
             self.unsupported.add(complaint.unsupported)
             raise Fault(TeacherError, said, is_temporary=True, retry_after_s=0.0)
         if status in (401, 403):
@@ -217,10 +234,6 @@ class Tries:
         if error is TeacherGarbage:
             return f"An OpenAI-compatible {self.teacher.api} answer is wanted: check teacher.base_url and teacher.api."
         return "Check teacher.model, teacher.api and teacher.base_url."
-
-
-def _can_do_without(name: str, left_out: Collection[str]) -> bool:
-    return name not in left_out and (name == "max_tokens" or name in _DISPENSABLE)
 
 
 def _add(left: Usage, right: Usage) -> Usage:

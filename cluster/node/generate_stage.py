@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from alpaca_jobs.data.rows import Row, parse_rows, render_rows
+from alpaca_jobs.data.rows import Row, render_rows
 from alpaca_jobs.errors import BudgetExceeded, TeacherError
 from alpaca_jobs.generation.offline_batches import forget
 from alpaca_jobs.generation.recipe import make_recipe
@@ -31,12 +31,12 @@ from cluster.node.inputs import frozen_seed_tasks
 from cluster.node.ledger import Ledger
 from cluster.node.limits import read_limits, teacher_limits
 from cluster.node.offline_server import offline_state, teacher_endpoint
+from cluster.node.stored_rows import ROWS_OBJECT, read_rows
 from cluster.phase import Phase
 from cluster.recovery import StopReason
 
 logger = logging.getLogger(__name__)
 
-ROWS_OBJECT = "rows.jsonl"
 ANSWERS_OBJECT = "answers.jsonl"
 _REPORT_EVERY_S = 0.5
 _ROUNDS_AHEAD = 4
@@ -67,9 +67,7 @@ def read_generated(ctx: AttemptContext, parts: Sequence[CommitRef]) -> Generated
     state = GeneratedRows()
     for ref in reversed(parts):
         reader = CommitReader.open(ctx.store, ctx.layout, ref)
-        state.rows += parse_rows(
-            reader.read(ROWS_OBJECT), f"{ctx.store.uri}/{ctx.layout.commit_prefix(ref)}{ROWS_OBJECT}"
-        )
+        state.rows += read_rows(ctx.store, [ref])
         state.part, state.request = ref.position, int(reader.manifest.meta["last_request"])
         state.complete = bool(reader.manifest.meta["complete"])
         if any(entry.name == ANSWERS_OBJECT for entry in reader.manifest.objects):
@@ -143,7 +141,7 @@ class GenerateStage:
     def _open_ledger(self, teacher: TeacherSpec, awaited: Sequence[str]) -> Ledger:
         ctx = self._ctx
         limits = read_limits(ctx.store, ctx.job.limits)
-        if teacher.price_per_million_input_usd is None or teacher.price_per_million_output_usd is None:
+        if not teacher.is_priced:
             limits = limits.model_copy(update={"max_usd": None})  # the machines alone are watched for it
         ledger = Ledger(
             ctx.store, attempt=ctx.attempt, fence=ctx.fence, teacher=teacher,

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from alpaca_jobs.data.lineage_file import parse_lineage, read_lineage
 from alpaca_jobs.data.record_files import read_bytes
 from alpaca_jobs.data.streams import local_file
 from alpaca_jobs.errors import DataError
@@ -23,6 +24,7 @@ from checkpoints.store import Store
 
 SEED_TASKS = "inputs/seed_tasks.jsonl"
 ROWS_FOLDER = "inputs/rows"
+LINEAGE = "inputs/lineage.json"
 FILES_FOLDER = "inputs/files"
 TOKENIZER = "inputs/tokenizer.json"
 EVALUATION_FOLDER = "inputs/evaluation"
@@ -43,6 +45,8 @@ def freeze_inputs(job: JobSpec, store: Store) -> None:
         _put_file(store, f"{EVALUATION_FOLDER}/{Path(file).name}", file)
     if job.data.from_ is not None:
         _put_file(store, f"{ROWS_FOLDER}/{Path(job.data.from_).name}", job.data.from_)
+        if (lineage := read_lineage(job.data.from_)) is not None:
+            store.put(LINEAGE, json.dumps({"lineage": lineage}, ensure_ascii=False).encode())
         return
     tasks = load_seed_tasks(job.data.seed_tasks)
     records = [
@@ -88,6 +92,13 @@ def with_frozen_inputs(job: JobSpec, store: Store) -> JobSpec:
         key = store.list(EVALUATION_FOLDER + "/")[0]
         changes["eval"] = job.train.eval.model_copy(update={"file": f"{store.uri}/{key}"})
     return job.model_copy(update={"train": job.train.model_copy(update=changes)}) if changes else job
+
+
+def frozen_lineage(store: Store) -> dict[str, str] | None:
+    """What lay beside the rows that a run was given about where they come from; None if nothing did."""
+    if not store.exists(LINEAGE):
+        return None
+    return parse_lineage(store.get(LINEAGE), f"{store.uri}/{LINEAGE}")
 
 
 def frozen_files(store: Store) -> dict[str, str]:

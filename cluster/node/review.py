@@ -17,7 +17,7 @@ from checkpoints.errors import AlreadyExists
 from checkpoints.store import Store
 from cluster.errors import AwaitingReview
 from cluster.node.attempt_context import AttemptContext
-from cluster.node.inputs import frozen_seed_tasks
+from cluster.node.inputs import frozen_lineage, frozen_seed_tasks
 
 CARD = "reports/data-card.html"
 ACCEPTED = "control/review.json"
@@ -39,7 +39,9 @@ def run_lineage(store: Store, job: JobSpec) -> dict[str, str]:
     from alpaca_jobs.data.lineage import lineage_of
     from alpaca_jobs.generation.seeds import load_seed_tasks
 
-    return lineage_of(job.data, None if job.data.from_ is not None else load_seed_tasks(frozen_seed_tasks(store)))
+    if job.data.from_ is not None:
+        return lineage_of(job.data, beside=frozen_lineage(store))
+    return lineage_of(job.data, load_seed_tasks(frozen_seed_tasks(store)))
 
 
 def stop_for_review(ctx: AttemptContext, rows: Sequence[Row]) -> None:

@@ -19,7 +19,7 @@ from checkpoints.lineage import counting_commits
 from checkpoints.manifest import Manifest
 from checkpoints.reader import list_commits
 from checkpoints.store import Store
-from cluster.node.generate_stage import ROWS_OBJECT
+from cluster.node.stored_rows import ROWS_OBJECT
 
 WEIGHT_SUFFIX = ".safetensors"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from alpaca_jobs.errors import SpecError
 from alpaca_jobs.examples import example_text
 from alpaca_jobs.spec_io import change_job, parse_job, render_job
 from cli import plan_view, starting
@@ -155,6 +156,7 @@ def test_plan_before_a_launch_shows_the_price_of_the_whole_job(tmp_path: Path, m
     assert told.startswith("p50 $")
     assert ", p90 $" in told
     assert ("", "limits.max_usd would stop it in 100% of the plays.") in summary.rows
+    assert any("limits.teacher_max_usd, $1.00, is below the $" in told for _, told in summary.rows)
 
 
 def test_launch_shows_an_estimate_where_there_is_a_bill(cli: Cli, job_file: Callable[..., str]) -> None:
@@ -162,6 +164,25 @@ def test_launch_shows_an_estimate_where_there_is_a_bill(cli: Cli, job_file: Call
     prices = {"price_per_million_input_usd": 1, "price_per_million_output_usd": 1}
     paid = job_file("demo", data__teacher={"model": "m", "base_url": "http://127.0.0.1:1/v1", **prices})
     assert "after a first run" in cli("launch", paid, "--dry-run").stdout
+
+
+def test_an_unknown_teacher_price_is_said_and_no_limit_that_cannot_be_kept_is_taken(
+    cli: Cli, job_file: Callable[..., str]
+) -> None:
+    unknown = {"model": "m", "base_url": "http://127.0.0.1:1/v1"}
+    for command in (["validate"], ["launch", "--dry-run"]):
+        shown = cli(*command, job_file("demo", data__teacher=unknown)).stdout
+        assert "without the teacher, whose price is not known" in " ".join(shown.split())
+    with pytest.raises(SpecError, match=r"limits\.teacher_max_usd is 5, but what m costs is not known"):
+        job_file("demo", data__teacher=unknown, limits__teacher_max_usd=5)
+
+
+def test_generate_asks_for_the_price_of_the_rows(cli: Cli, job_file: Callable[..., str]) -> None:
+    prices = {"price_per_million_input_usd": 1, "price_per_million_output_usd": 1}
+    paid = job_file("demo", data__teacher={"model": "m", "base_url": "http://127.0.0.1:1/v1", **prices})
+    refused = cli("generate", paid, "--out", "new.jsonl")
+    assert refused.returncode == 2  # nobody is there to agree
+    assert "after a first run" in " ".join(refused.stderr.split())
 
 
 def test_estimate_loads_nothing_heavy(job_file: Callable[..., str]) -> None:

@@ -6,13 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from alpaca_jobs.data.files import load_table
+from alpaca_jobs.data.lineage_file import read_lineage
+from alpaca_jobs.data.rows import Row, render_rows, rows_from
+from alpaca_jobs.errors import DataError
 from alpaca_jobs.run_layout import LAYOUT
+from alpaca_jobs.spec import JobSpec
 from checkpoints.attempts import AttemptLog
 from checkpoints.errors import Damaged
 from checkpoints.keys import CommitRef
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
 from cli import export
+from cli.exits import Refused
+from cli.rows_file import write_run_rows
+from cluster.node.inputs import freeze_inputs
 
 WEIGHTS = bytes(range(256)) * 400
 EXPORTED = CommitRef("export", 0, 1)
@@ -46,6 +54,31 @@ def test_an_empty_folder_may_be_there_and_old_remains_are_cleared(store: Store, 
     (tmp_path / "model.partial" / "stale.bin").write_bytes(b"old")
     export.copy_model(store, "demo-x3fkd", tmp_path / "model")
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_rows_are_had_from_a_run_at_any_time_with_their_lineage(tmp_path: Path) -> None:
+    job = JobSpec.model_validate(
+        {"name": "rows", "train": {"model": "tiny-llama"}, "compute": {"workers": 1}, "data": {"teacher": "offline"}}
+    )
+    store = Store.open(f"file://{tmp_path}/store").child("rows-x3fkd")
+    store.put_once("job.json", {"job": job.model_dump(mode="json", by_alias=True)})
+    freeze_inputs(job, store)
+    log = AttemptLog(store, LAYOUT)
+    log.claim(1, {"placement": {}})
+    log.put_base(1, None)
+    with pytest.raises(Refused, match="no rows yet"):
+        write_run_rows(tmp_path / "early.jsonl", store)
+    for part in (1, 2):
+        writer = CommitWriter(store, LAYOUT, CommitRef("generate", part, 1))
+        writer.put("rows.jsonl", render_rows([Row(f"Say {part}.", "", str(part), part, 0)]))
+        writer.publish(meta={})
+    for name in ("rows.jsonl", "rows.json", "rows.parquet"):
+        assert write_run_rows(tmp_path / name, store) == 2
+        found = rows_from(load_table(str(tmp_path / name)))
+        assert [(row.instruction, row.output) for row in found] == [("Say 1.", "1"), ("Say 2.", "2")]
+    assert (read_lineage(tmp_path / "rows.parquet") or {})["teacher"] == "the offline demo teacher"
+    with pytest.raises(DataError, match="exists already"):
+        write_run_rows(tmp_path / "rows.json", store)
 
 
 def test_a_flipped_bit_stops_the_copy_and_leaves_no_model(store: Store, tmp_path: Path) -> None:

@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
-from alpaca_jobs.data.rows import Row, load_rows
-from cli.generate import write_rows
+from alpaca_jobs.data.files import load_table
+from alpaca_jobs.data.lineage_file import put_lineage
+from alpaca_jobs.data.rows import Row, rows_from
+from alpaca_jobs.spec_io import job_from_dict
+from checkpoints.store import Store
+from cli.rows_file import write_rows
+from cluster.node.review import run_lineage
 
 pytestmark = pytest.mark.process
 
@@ -94,10 +99,10 @@ def test_validate_without_a_job_asks_which(quick: Any) -> None:
     assert quick("validate").returncode == 2
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
 def test_generated_rows_are_read_back_as_they_were(tmp_path: Path, name: str) -> None:
     write_rows(tmp_path / name, ROWS)
-    read = load_rows(str(tmp_path / name))
+    read = rows_from(load_table(str(tmp_path / name)))
     assert [(row.instruction, row.input, row.output) for row in read] == [
         (row.instruction, row.input, row.output) for row in ROWS
     ]
@@ -111,6 +116,9 @@ def test_generate_refuses_before_the_teacher_is_paid(quick: Any) -> None:
         refused = quick("generate", job, "--out", out, "--yes")
         assert refused.returncode == 2
         assert said in refused.stderr
+    refused = quick("generate", job, "--out", "rows.txt", "--yes")
+    assert refused.returncode == 2
+    assert "its name says no format" in refused.stderr
     refused = quick("generate", job, "--out", "new.jsonl", "--yes")
     assert refused.returncode == 2
     assert "has its rows already" in refused.stderr
@@ -162,10 +170,17 @@ def test_train_wants_rows_and_this_machine(quick: Any) -> None:
 
 
 def test_train_runs_to_the_end_on_rows_that_exist(quick: Any) -> None:
-    job = quick.job(data={"teacher": "offline", "num_rows": 5})
+    job = quick.job(data={"teacher": "offline", "num_rows": 5, "licence": "CC-BY-4.0"})
+    put_lineage(quick.folder / "rows.json", {"teacher": "m at h", "terms": "read them"})
     done = quick("train", job, "--rows", str(quick.folder / "rows.json"), "--yes", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["outcome"] == "done"
+    report = json.loads(done.stdout)
+    assert report["outcome"] == "done"
+    store = Store.open(f"file://{quick.folder}/runs").child(report["run_id"])
+    lineage = run_lineage(store, job_from_dict(json.loads(store.get("job.json"))["job"], source="job.json"))
+    assert lineage == {
+        "teacher": "m at h", "terms": "read them", "rows": "rows.json", "licence of the rows": "CC-BY-4.0"
+    }  # fmt: skip
 
 
 def test_export_refuses_a_folder_that_holds_something(quick: Any) -> None:

@@ -3,165 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import socket
+import runpy
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alpaca_jobs.errors import TeacherAuth, TeacherError, TeacherGarbage, TeacherRateLimited, TeacherUnreachable
-from alpaca_jobs.generation.completer import Completer, TeacherAnswer, TeacherRequest
+from alpaca_jobs.errors import TeacherAuth, TeacherError, TeacherGarbage, TeacherUnreachable
+from alpaca_jobs.generation.completer import Completer, TeacherAnswer
 from alpaca_jobs.generation.pricing import cost_usd, num_billable_tries, worst_try_usd
-from alpaca_jobs.generation.rate_limit import RateNews
 from alpaca_jobs.generation.teacher_reply import read_retry_after
 from alpaca_jobs.spec import TeacherSpec
 
-KEY = "sk-very-secret-0123456789"
-REQUEST = TeacherRequest(7, "Continue:", 1000, 0.9, 0.8, ("\n21.",), "d1gest")
-
 Reply = tuple[int, dict[str, str], bytes]
-Script = Callable[[int, dict[str, Any]], Reply]
-"""(number of the ask, from 0; the request's body) -> status, headers, body."""
-
-
-class ScriptedTeacher(ThreadingHTTPServer):
-    """A server that says whatever a test wants it to say, and remembers what it was asked."""
-
-    daemon_threads = True
-
-    def __init__(self, script: Script) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.script = script
-        self.asked: list[dict[str, Any]] = []
-        self.headers_seen: list[dict[str, str]] = []
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else every answer waits 40 ms for the acknowledgement of its headers
-    server: ScriptedTeacher
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.asked.append({"path": self.path, **body})
-        self.server.headers_seen.append({name.lower(): value for name, value in self.headers.items()})
-        status, headers, data = self.server.script(len(self.server.asked) - 1, body)
-        self.send_response(status)
-        for name, value in {"content-type": "application/json", "content-length": str(len(data)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        with contextlib.suppress(ConnectionError):
-            self.wfile.write(data)
-
-    def handle(self) -> None:
-        with contextlib.suppress(ConnectionError):
-            super().handle()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        return
-
-
-@contextlib.contextmanager
-def _serving(script: Script) -> Iterator[ScriptedTeacher]:
-    with ScriptedTeacher(script) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def _json(body: Any, status: int = 200, **headers: str) -> Reply:
-    return status, {name.replace("_", "-"): value for name, value in headers.items()}, json.dumps(body).encode()
-
-
-def _error(status: int, message: str = "no", code: str = "", param: str = "", **headers: str) -> Reply:
-    return _json({"error": {"message": message, "code": code, "param": param}}, status, **headers)
-
-
-def _text(text: Any = " Do it", finish_reason: str | None = "stop", **more: Any) -> Reply:
-    return _json({"choices": [{"text": text, "finish_reason": finish_reason}], **more})
-
-
-def _chat(finish_reason: str = "stop", **message: Any) -> Reply:
-    return _json({"choices": [{"message": message, "finish_reason": finish_reason}]})
-
-
-USAGE = {"usage": {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30}}
-
-
-class OpenGate:
-    """Lets everybody through; test_rate_limit.py is about the one that does not."""
-
-    def __init__(self, news: list[RateNews]) -> None:
-        self.news = news
-
-    async def enter(self) -> None:
-        return
-
-    async def tell(self, news: RateNews) -> None:
-        self.news.append(news)
-
-
-class Asked:
-    """What one `complete` led to: the answer or error, the waits between tries, the requests the server saw."""
-
-    def __init__(self) -> None:
-        self.waits: list[float] = []
-        self.news: list[RateNews] = []
-        self.answer: TeacherAnswer | None = None
-        self.error: TeacherError | None = None
-        self.asked: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-
-
-def _ask(script: Script, *, request: TeacherRequest = REQUEST, api_key: str | None = KEY, **spec: Any) -> Asked:
-    with _serving(script) as server:
-        teacher = TeacherSpec(
-            **{"model": "m1", "base_url": server.base_url, "api": "completions", "max_retries": 3, **spec}
-        )
-        result = asyncio.run(_ask_once(teacher, request, api_key))
-        result.asked, result.headers = server.asked, server.headers_seen
-    return result
-
-
-async def _ask_once(teacher: TeacherSpec, request: TeacherRequest, api_key: str | None) -> Asked:
-    result = Asked()
-
-    async def sleep(seconds: float) -> None:
-        result.waits.append(seconds)  # the clock is turned, not waited for
-
-    completer = Completer(
-        teacher, api_key=api_key, gate=OpenGate(result.news), sleep=sleep, jitter=lambda: 0.5,
-        clock=lambda: sum(result.waits),
-    )  # fmt: skip
-    try:
-        result.answer = await completer.complete(request)
-    except TeacherError as exc:
-        result.error = exc
-    finally:
-        await completer.close()
-    if result.error is not None:
-        assert KEY not in _everything(result.error), "a key in a message ends up in logs"
-    return result
-
-
-def _everything(exc: BaseException) -> str:
-    import traceback
-
-    return "".join(traceback.format_exception(exc))
+_helper = runpy.run_path(str(Path(__file__).with_name("scripted_teacher.py")))
+KEY, REQUEST, USAGE, _serving, _json, _error, _text, _chat, _ask = (
+    _helper[name] for name in ("KEY", "REQUEST", "USAGE", "_serving", "_json", "_error", "_text", "_chat", "_ask")
+)
 
 
 def test_a_completions_answer_arrives_with_its_usage_and_cost() -> None:
@@ -220,78 +82,6 @@ def test_a_short_rate_limit_is_waited_for_as_long_as_asked() -> None:
     assert asked.waits == [2 * 1.125, 0.5 * 1.125], "never earlier than the server said, and not all at once"
 
 
-def test_a_teacher_that_is_away_for_a_while_is_waited_for_and_loses_no_request() -> None:
-    """Twenty refusals of three kinds are more than max_retries; none of them is billed."""
-    asked = _ask(lambda n, body: _text(**USAGE) if n == 20 else _error([429, 500, 503][n % 3]), **PRICED)
-    assert asked.answer is not None
-    assert asked.answer.retries == 20
-    assert asked.answer.at_most_usd == pytest.approx(180e-6)
-    assert max(asked.waits) <= 30, "asked at least twice a minute"
-    assert sum(news.pause_s is not None for news in asked.news) == 19, "everybody else is told to wait, too"
-    late = _ask(lambda n, body: _text() if n else _error(429, retry_after="3000"), patience_s=3600)
-    assert late.answer is not None, "a long Retry-After is a pause, not an end"
-
-
-@pytest.mark.parametrize("status", [429, 500])
-def test_patience_with_a_teacher_that_stays_away_has_an_end(status: int) -> None:
-    asked = _ask(lambda n, body: _error(status, "later"), patience_s=100)
-    assert isinstance(asked.error, TeacherRateLimited if status == 429 else TeacherUnreachable)
-    assert 60 < sum(asked.waits) <= 100
-    assert f"HTTP {status}" in str(asked.error)
-    refused = _ask(lambda n, body: _error(429, retry_after="7200"))
-    assert isinstance(refused.error, TeacherRateLimited)
-    assert refused.waits == [], "longer than our patience is said at once"
-
-
-def test_a_request_that_alone_is_never_answered_is_given_up_and_the_others_go_on() -> None:
-    async def both() -> tuple[Any, Any]:
-        waits: list[float] = []
-
-        async def sleep(seconds: float) -> None:
-            waits.append(seconds)
-            await asyncio.sleep(0.01)
-
-        def script(n: int, body: dict[str, Any]) -> Reply:
-            return _error(500, "cannot") if body["prompt"] == "poison" else _text(**USAGE)
-
-        with _serving(script) as server:
-            teacher = TeacherSpec(model="m", base_url=server.base_url, api="completions", patience_s=100)
-            completer = Completer(
-                teacher, api_key=KEY, gate=OpenGate([]), sleep=sleep, jitter=lambda: 0.5, clock=lambda: sum(waits)
-            )
-            poisoned = asyncio.create_task(completer.complete(replace(REQUEST, prompt="poison")))
-            while not waits:
-                await asyncio.sleep(0.001)
-            assert completer.absence is not None
-            good = await completer.complete(REQUEST)
-            assert completer.absence is None
-            (found,) = await asyncio.gather(poisoned, return_exceptions=True)
-            await completer.close()
-            return good, found
-
-    good, poisoned = asyncio.run(both())
-    assert good.text == " Do it"
-    assert isinstance(poisoned, TeacherGarbage), "a drop, not the end of the run"
-    assert isinstance(poisoned.answer, TeacherAnswer)
-    assert (poisoned.answer.finish_reason, poisoned.answer.prompt_tokens) == ("unusable", 0)
-
-
-def test_a_rate_limit_for_ever_ends_after_the_retries_where_there_is_no_patience() -> None:
-    asked = _ask(lambda n, body: _error(429, "slow down", retry_after="1"), patience_s=0)
-    assert isinstance(asked.error, TeacherRateLimited)
-    assert asked.error.retry_after_s == 1.0
-    assert len(asked.asked) == 4, "once and three retries"
-    assert "request 7 after 4 tries: HTTP 429, too many requests" in str(asked.error)
-    assert "data.concurrency" in str(asked.error)
-
-
-def test_a_very_long_retry_after_is_handed_to_the_caller_where_there_is_no_patience() -> None:
-    asked = _ask(lambda n, body: _error(429, retry_after="3600"), patience_s=0)
-    assert isinstance(asked.error, TeacherRateLimited)
-    assert asked.error.retry_after_s == 3600
-    assert asked.waits == []
-
-
 def test_an_account_without_credit_is_not_a_rate_limit() -> None:
     asked = _ask(lambda n, body: _error(429, f"quota of {KEY}", code="insufficient_quota"))
     assert isinstance(asked.error, TeacherAuth)
@@ -340,34 +130,6 @@ def test_a_proxy_in_the_environment_does_not_stand_between_us_and_this_machine(m
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert _ask(lambda n, body: _text()).answer is not None
-
-
-@pytest.mark.parametrize(("patience_s", "tries"), [(0, 3), (10, 5)])
-def test_a_refused_connection_is_unreachable_in_the_end(patience_s: float, tries: int) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
-    teacher = TeacherSpec(model="m", base_url=url, max_retries=2, patience_s=patience_s)
-    result = asyncio.run(_ask_once(teacher, REQUEST, KEY))
-    assert isinstance(result.error, TeacherUnreachable)
-    assert len(result.waits) == tries - 1
-    assert f"teacher m at {url}, request 7" in str(result.error)
-    assert ": no connection" in str(result.error)
-    assert "Check teacher.base_url" in str(result.error)
-
-
-def test_a_request_without_an_answer_in_time_is_given_up_at_its_worst_case() -> None:
-    def hangs_up(n: int, body: dict[str, Any]) -> Reply:
-        return 200, {"content-length": "500"}, b"{"
-
-    asked = _ask(hangs_up, timeout_s=0.3, max_retries=1, **PRICED)
-    assert isinstance(asked.error, TeacherGarbage), "a counted drop; others may be answered"
-    assert "no answer within 0.3 s" in str(asked.error)
-    worst = worst_try_usd(TeacherSpec(model="m", **PRICED), REQUEST.prompt, REQUEST.max_tokens)
-    assert isinstance(asked.error.answer, TeacherAnswer)
-    assert asked.error.answer.at_most_usd == pytest.approx(2 * (worst or 0))
-    own = _ask(hangs_up, timeout_s=0.3, max_retries=1, patience_s=0, **PRICED)
-    assert isinstance(own.error, TeacherUnreachable), "a machine that serves its own teacher is not paid to wait for it"
 
 
 def test_structured_output_is_asked_for_by_its_schema() -> None:
@@ -536,9 +298,20 @@ def test_a_model_that_calls_the_limit_otherwise_is_asked_its_way() -> None:
 
 
 def test_a_temperature_that_is_not_supported_is_never_dropped_silently() -> None:
-    asked = _ask(lambda n, body: _error(400, "only 1", code="unsupported_value", param="temperature"))
+    asked = _ask(lambda n, body: _error(400, "only 1", code="unsupported_value", param="temperature"), temperature=0.9)
     assert type(asked.error) is TeacherError
     assert "HTTP 400: only 1" in str(asked.error)
+
+
+def test_a_recipes_own_temperature_is_left_out_for_a_model_that_takes_none() -> None:
+    def script(n: int, body: dict[str, Any]) -> Reply:
+        if "temperature" in body and body["temperature"] != 1:
+            return _error(400, "only the default (1)", code="unsupported_value", param="temperature")
+        return _chat(content="Yes")
+
+    asked = _ask(script, api="chat", request=replace(REQUEST, temperature=0.0))
+    assert asked.answer is not None
+    assert "temperature" not in asked.asked[-1]
 
 
 def test_a_lone_surrogate_in_an_answer_can_be_stored() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from alpaca_jobs.data.rows import Row, parse_rows, render_rows
 from alpaca_jobs.errors import DataError, TeacherGarbage
@@ -19,6 +20,7 @@ from alpaca_jobs.generation.offline_composer import compose_answer
 from alpaca_jobs.generation.offline_spec import offline_teacher_spec
 from alpaca_jobs.generation.offline_teacher import serve
 from alpaca_jobs.generation.pipeline import Consumed, Pipeline
+from alpaca_jobs.generation.recipe import Recipe, make_recipe
 from alpaca_jobs.generation.seeds import SeedTask, load_seed_tasks
 from alpaca_jobs.generation.statistics import GenerationStatistics
 from alpaca_jobs.spec import DataSpec, TeacherSpec
@@ -33,11 +35,13 @@ def _answer(request: TeacherRequest) -> TeacherAnswer:
     return TeacherAnswer(request.number, request.digest, text, finish_reason, None, None, None, 0)
 
 
-def _consume_all(pipeline: Pipeline, numbers: Sequence[int]) -> tuple[list[Row], list[dict[str, int]]]:
+def _consume_all(pipeline: Recipe, numbers: Sequence[int]) -> tuple[list[Row], list[dict[str, int]]]:
     rows: list[Row] = []
     drops = []
     for number in numbers:
-        consumed = pipeline.consume(_answer(pipeline.request(number)))
+        request = pipeline.request(number)
+        assert request is not None
+        consumed = pipeline.consume(_answer(request))
         rows += consumed.rows
         drops.append(dict(consumed.drops))
     return rows, drops
@@ -126,6 +130,18 @@ def test_neighbours_are_the_most_similar_seeds_and_earlier_rows() -> None:
         assert row.average_similarity is not None
         assert 0 < row.average_similarity < scores[0]
         earlier.add(row.instruction)
+
+
+def test_neighbours_that_the_job_asks_for_are_the_same_after_a_resume() -> None:
+    data = DATA.model_copy(update={"neighbours": 3})
+    whole, _ = _consume_all(make_recipe(data, SEEDS, (), ()), range(1, 9))
+    first, _ = _consume_all(make_recipe(data, SEEDS, (), ()), range(1, 5))
+    kept = parse_rows(render_rows(first), "rows.jsonl")
+    rest, _ = _consume_all(make_recipe(data, SEEDS, kept, ()), range(5, 9))
+    assert [*first, *rest] == list(whole)
+    assert all(len(row.most_similar or ()) == 3 for row in whole)
+    with pytest.raises(ValidationError, match="data dedupe --neighbours"):
+        DataSpec.model_validate({"teacher": "offline", "recipe": "self-instruct", "neighbours": 10})
 
 
 def test_the_same_rows_whatever_order_the_answers_arrive_in() -> None:

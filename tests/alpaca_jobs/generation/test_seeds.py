@@ -12,8 +12,9 @@ import pytest
 from alpaca_jobs.errors import DataError
 from alpaca_jobs.generation.filters import drop_reason
 from alpaca_jobs.generation.parse import ParsedTask
-from alpaca_jobs.generation.seeds import load_seed_tasks
+from alpaca_jobs.generation.seeds import load_seed_tasks, seed_warnings
 from alpaca_jobs.generation.similarity import SimilarityIndex
+from alpaca_jobs.spec import DataSpec
 from alpaca_jobs.spec_filters import FiltersSpec
 
 
@@ -101,3 +102,13 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(b"{}"))
     with pytest.raises(DataError, match="is not UTF-8 text: byte 1 is 0x8b"):
         load_seed_tasks(str(packed))
+
+
+def test_seeds_without_a_kind_are_warned_of_where_the_recipe_shows_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([{"instruction": f"Say {n}.", "input": "", "output": str(n)} for n in range(8)]))
+    recipe = {"recipe": "self-instruct", "teacher": "offline"}
+    (words,) = seed_warnings(DataSpec.model_validate({**recipe, "seed_tasks": str(path)}))
+    assert "None of the 8 tasks" in words
+    assert seed_warnings(DataSpec.model_validate(recipe)) == []
+    assert seed_warnings(DataSpec.model_validate({"teacher": "offline", "seed_tasks": str(path)})) == []

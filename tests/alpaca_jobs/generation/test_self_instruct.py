@@ -124,7 +124,7 @@ def test_instructions_pass_the_filters_and_the_comparison_with_seeds_and_each_ot
         f"12. {SEEDS[0].instruction}\n13. explain why the leaves fall in autumn.\n14. Cut off in the mid"
     )
     consumed = recipe.consume(answer(first, text, "length"))
-    assert consumed.drops == {"banned_word": 1, "too_short": 1, "similar": 2}
+    assert consumed.drops == {"banned_word": 1, "too_short": 1, "similar": 2, "cut_off": 1}
     assert consumed.is_useful
     assert float(f_measure(6, 6, 7)) > 0.7
 
@@ -137,7 +137,12 @@ INSTANCES = {
     ),
     "output alone": ("Output: yes it is\nInput: no", False, "stop", [("", "yes it is\nInput: no")], {}),
     "no format at all": ("Yes it is.", False, "stop", [], {"no_instance": 1}),
-    "cut off": (TWO.format("b", "tw"), False, "length", [("a", "1")], {}),
+    "cut off": (TWO.format("b", "tw"), False, "length", [("a", "1")], {"cut_off": 1}),
+    "nothing but a cut": ("Example 1\nInput: a\nOut", False, "length", [], {"cut_off": 1}),
+    "more than wanted": (
+        "".join(f"Example {n}\nInput: {n}\nOutput: x{n}\n" for n in range(7)), False, "stop",
+        [(str(n), f"x{n}") for n in range(5)], {"over_max_instances": 2},
+    ),
     "empty output": (TWO.format("b", ""), False, "stop", [("a", "1")], {"no_output": 1}),
     "its own answer": (TWO.format("b", "b"), False, "stop", [("a", "1")], {"output_is_input": 1}),
     "a colon at the end": (TWO.format("b:", "2"), False, "stop", [("a", "1")], {"ends_with_colon": 1}),
@@ -148,7 +153,7 @@ INSTANCES = {
         [("It was fine.\nSecond line", "Good"), ("It was not.", "Bad")], {},
     ),
     "labels alone": ("Class label: A\nClass label: B", True, "stop", [("", "A"), ("", "B")], {}),
-    "a label cut off": ("Class label: A\nx\nClass label: B\nha", True, "length", [("x", "A")], {}),
+    "a label cut off": ("Class label: A\nx\nClass label: B\nha", True, "length", [("x", "A")], {"cut_off": 1}),
 }  # fmt: skip
 
 
@@ -161,6 +166,43 @@ def test_instances_are_read_and_filtered_as_in_the_original(
     )
     assert [(one.input, one.output) for one in found] == pairs
     assert dropped == drops
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "pairs"),
+    [
+        ("empty_output", TWO.format("b", ""), [("a", "1"), ("b", "")]),
+        ("output_is_input", TWO.format("b", "b"), [("a", "1"), ("b", "b")]),
+        ("ends_with_colon", TWO.format("b:", "2"), [("a", "1"), ("b:", "2")]),
+        ("repeated_instance", TWO.format("a", "1"), [("a", "1"), ("a", "1")]),
+        ("contradictory", TWO.format("a", "2"), [("a", "1"), ("a", "2")]),
+    ],
+)
+def test_every_filter_on_instances_can_be_switched_off(key: str, text: str, pairs: list[tuple[str, str]]) -> None:
+    filters = data(filters={key: "keep"}).filters
+    found, dropped = forms.parse_instances(
+        text, "stop", is_classification=False, max_instances=5, as_json=False, filters=filters
+    )
+    assert [(one.input, one.output) for one in found] == pairs
+    assert dropped == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "drops"),
+    [(" Yes", "stop", {}), ("No.", "stop", {}), ("It depends", "stop", {"no_verdict": 1}),
+     ("", UNUSABLE, {"unusable": 1}), ("", "content_filter", {"refused": 1})],
+)  # fmt: skip
+def test_a_verdict_that_is_none_is_counted_and_taken_for_a_no(text: str, finish: str, drops: dict[str, int]) -> None:
+    recipe = SelfInstruct(data(num_rows=4), SEEDS)
+    first = recipe.request(1)
+    assert first is not None
+    recipe.consume(answer(first, " Name three uses of vinegar."))
+    verdict = recipe.request(2)
+    assert verdict is not None
+    consumed = recipe.consume(answer(verdict, text, finish))
+    assert (consumed.drops, consumed.is_useful) == (drops, True)
+    asked = [request.prompt for number in range(3, 9) if (request := recipe.request(number)) is not None]
+    assert any("every label" in prompt for prompt in asked) is (text == " Yes")
 
 
 def test_the_classification_test_shows_twelve_yes_and_nineteen_no() -> None:
