@@ -13,8 +13,13 @@ from alpaca_jobs.spec_base import NotNegative, PositiveWhole, SpecPart, one_or_m
 LOCAL_REGIONS = ("a", "b", "c")
 OWN_INFRA = ("k8s", "slurm", "ssh")
 """Machines of the user's own that SkyPilot reaches; nobody sells them, so they have no price and no spot."""
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{2,400}")
 _REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 GPUS_PATTERN = re.compile(r"([A-Za-z][A-Za-z0-9-]{0,30})(?::([1-9][0-9]{0,3}))?")
+
+
+def _said_regions(regions: tuple[str, ...] | None) -> str:
+    return "regions does not say which" if regions is None else f"regions is [{', '.join(regions)}]"
 
 
 class SpotSpec(SpecPart):
@@ -51,6 +56,12 @@ def _check_region(value: str) -> str:
     return value
 
 
+def _check_image(value: str) -> str:
+    if not _IMAGE.fullmatch(value):
+        want("an image is wanted as SkyPilot names it, such as docker:ghcr.io/me/train:1 or ami-0abc1234def567890")
+    return value
+
+
 Region = Annotated[str, AfterValidator(_check_region)]
 
 
@@ -77,6 +88,9 @@ class ComputeSpec(SpecPart):
         Discriminator(lambda value: "as-keys" if isinstance(value, dict | SpotSpec) else "as-word"),
     ] = True
     """true: spot machines only; false: on demand only; or {on_demand: last-resort}, below. Without meaning on local."""
+    image: Annotated[str, AfterValidator(_check_image)] | None = None
+    """What machines start from, as SkyPilot names it: docker:NAME:TAG, or one cloud's own image (ami-...); null:
+    SkyPilot's. Where its ~/alpaca-jobs-env holds the libraries already, the set-up takes seconds."""
     rows_apart: bool | None = None
     """Whether rows are written on small machines of their own first; null: where the training machines have GPUs."""
     recover: Literal["next-region", "cheapest"] = "next-region"
@@ -119,6 +133,7 @@ class ComputeSpec(SpecPart):
                 f"is [{', '.join(self.infra)}], but {own[0]} is machines of your own, which have no price to compare "
                 f"with others'. Name only {own[0]}, or only clouds",
             )
+        self._check_image_fits()
         if self.gpus == "auto" and self.is_own:
             refuse(
                 "gpus",
@@ -147,3 +162,24 @@ class ComputeSpec(SpecPart):
                 "set workers: 2, or ask for GPUs with gpus: A100-80GB:8",
             )
         return self
+
+    def _check_image_fits(self) -> None:
+        if self.image is None:
+            return
+        if self.is_local:
+            refuse("image", f"is {self.image}, but infra is local, where nodes are processes. Remove image")
+        if self.image.startswith("docker:"):
+            return
+        where = ", ".join(self.infra)
+        if len(self.infra) > 1 or self.is_own:
+            refuse(
+                "image",
+                f"is {self.image}, an image of one cloud, but infra is [{where}]. Name that cloud alone, or an image "
+                "that all can run: docker:NAME:TAG",
+            )
+        if self.image.startswith("ami-") and (self.regions is None or len(self.regions) > 1):
+            refuse(
+                "image",
+                f"is {self.image}, which is in one region of AWS, but {_said_regions(self.regions)}. Name that region "
+                "alone, or an image that can be had in all: docker:NAME:TAG",
+            )

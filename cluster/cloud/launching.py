@@ -106,7 +106,7 @@ def submit_session(store: Store, session: Session, home: Home, jobs: Jobs, envir
         session=put_session(store, session),
         code_folder=str(code),
         has_plugin=has_plugin,
-        time_limit_s=None if deadline is None else max(deadline - time.time(), 0.0) + _AFTER_DEADLINE_S,
+        end_at_s=None if deadline is None else deadline + _AFTER_DEADLINE_S,
     )
     tokens = {RAY_TOKEN: token_hex(24)}  # one for each launch; machines that work alone mint their own
     secrets = {name: tokens.get(name) or environ[name] for name in secret_names(plan)}

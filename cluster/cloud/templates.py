@@ -22,6 +22,7 @@ from alpaca_jobs.spec_compute import OWN_INFRA
 from cluster.cloud.places import render_place, task_places
 from cluster.errors import BackendMissing
 from cluster.exits import NODE_EXITS, SET_UP_FAILED
+from cluster.node.power import SETUP_MIN
 from cluster.plan import LaunchPlan, Placement, PlanPart
 from cluster.recovery import TABLE, Action, StopReason
 
@@ -35,6 +36,14 @@ _SERVER_GIB: Final = 20  # vLLM with its own torch and CUDA
 _DISK_BYTES_PER_SERVED_PARAMETER: Final = 2
 WITHOUT_PLUGIN: Final = (StopReason.PREEMPTED, StopReason.NODE_FAILURE, StopReason.SUPERSEDED)
 """Stops after which SkyPilot's own strategy starts another machine. Others end its job."""
+LONGEST_S: Final = 7 * 86_400
+"""Most seconds of one attempt where the job has no deadline: longer than any training that this is made for, so that
+what hangs does not bill for ever; a run that needs longer loses at most one checkpoint interval and a set-up a week."""
+_LEAST_S: Final = 120
+_POWER: Final = f"""\
+  # Rented by the hour: unless a node puts that off (cluster/node/power.py), it turns itself off in {SETUP_MIN} minutes.
+  $([ "$(id -u)" = 0 ] || echo sudo -n) shutdown -h +{SETUP_MIN} >/dev/null 2>&1 || true
+"""
 _PACKAGED = Path(__file__).parents[1] / "_templates"
 _CHECKOUT = Path(__file__).resolve().parents[2] / "sky"
 _STORE_EXTRAS: Final = {"gs": "gcs", "az": "azure", "abfs": "azure"}
@@ -48,13 +57,14 @@ class TaskSettings:
         session: number of the session in the store (cluster/cloud/run.py).
         code_folder: folder of this machine with the wheel and constraints.txt.
         has_plugin: whether SkyPilot's server has our strategy; without it the task says nothing of it.
-        time_limit_s: hard limit for one attempt, in seconds; None for none.
+        end_at_s: when an attempt is ended from outside, whichever it is and however late it began; seconds since 1970.
+            None: LONGEST_S after its start.
     """
 
     session: str
     code_folder: str
     has_plugin: bool
-    time_limit_s: float | None = None
+    end_at_s: float | None = None
 
 
 def render_tasks(plan: LaunchPlan, settings: TaskSettings, parts: Sequence[PlanPart] | None = None) -> str:
@@ -94,7 +104,6 @@ def check_renderable(plan: LaunchPlan) -> None:
 
 def _render_part(plan: LaunchPlan, settings: TaskSettings, part: PlanPart, *, name: str) -> str:
     scheme = plan.store_uri.partition("://")[0]
-    limit = "infinity" if settings.time_limit_s is None else str(math.ceil(settings.time_limit_s))
     places = task_places(part.candidates)
     num_nodes = places[0].num_nodes
     text = (_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT).joinpath("run.yaml").read_text(encoding="utf-8")
@@ -113,8 +122,20 @@ def _render_part(plan: LaunchPlan, settings: TaskSettings, part: PlanPart, *, na
         secrets="{" + ", ".join(f"{secret}: null" for secret in secret_names(plan)) + "}",
         extras=",".join(["node", *plan.job.train.track, *([_STORE_EXTRAS[scheme]] if scheme in _STORE_EXTRAS else [])]),
         server=_server(plan, part),
-        time_limit=limit,
+        image="" if plan.job.compute.image is None else f"  image_id: {json.dumps(plan.job.compute.image)}\n",
+        rented='""' if places[0].infra in OWN_INFRA else '"yes"',
+        power="" if places[0].infra in OWN_INFRA else _POWER,
+        time_left=_time_left(settings.end_at_s),
     )
+
+
+def _time_left(end_at_s: float | None) -> str:
+    """Seconds for `timeout`, as the machine's shell works them out when an attempt begins there."""
+    if end_at_s is None:
+        return f"{LONGEST_S}  # no deadline: a healthy run goes on elsewhere from its newest commit, a hanging one ends"
+    at = math.ceil(end_at_s)
+    words = "# a minute or two in which it can say its end"
+    return f'$(( {at} - $(date +%s) )); [ "$left" -gt {_LEAST_S} ] || left={_LEAST_S}  {words}'
 
 
 def _what(plan: LaunchPlan, part: PlanPart) -> str:

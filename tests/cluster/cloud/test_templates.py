@@ -85,8 +85,9 @@ CASES = {
     "spot": (a_plan(), SETTINGS),
     "spot_then_on_demand_with_secrets_and_deadline": (
         on_demand_last(a_plan(secrets=["OPENAI_API_KEY", "HF_TOKEN"], limits={"deadline_h": 2})),
-        replace(SETTINGS, time_limit_s=7319.2),
+        replace(SETTINGS, end_at_s=1_800_000_119.2),
     ),
+    "own_image": (a_plan(compute={"infra": ["aws"], "workers": 2, "image": "docker:ghcr.io/me/train:1"}), SETTINGS),
     "server_without_our_plugin": (a_plan(), replace(SETTINGS, has_plugin=False)),
     "google_bucket": (replace(a_plan(), store_uri="gs://bucket/runs"), SETTINGS),
     "two_gpu_machines": (
@@ -144,6 +145,7 @@ for path in sys.argv[1:]:
     assert done.stdout.splitlines() == [
         f"spot.yaml demo-x3fkd 1 {spot}",
         f"spot_then_on_demand_with_secrets_and_deadline.yaml demo-x3fkd 1 {spot} {spot.replace('True', 'False')}",
+        f"own_image.yaml demo-x3fkd 1 {spot}",
         f"server_without_our_plugin.yaml demo-x3fkd 1 {spot}",
         f"google_bucket.yaml demo-x3fkd 1 {spot}",
         f"two_gpu_machines.yaml demo-x3fkd 2 {gpus}",
@@ -155,6 +157,52 @@ for path in sys.argv[1:]:
         "slurm.yaml demo-x3fkd 1 Slurm/None/4+/None/False",
         "ssh.yaml demo-x3fkd 2 SSH/ssh-my-pool/2+/None/False",
     ]
+
+
+def run_lines(name: str) -> list[str]:
+    """The first lines of a task's `run:`, that work out how long an attempt has."""
+    text: str = yaml.safe_load(render_tasks(*CASES[name]).split("\n---\n")[-1])["run"]
+    return text.splitlines()[:1]
+
+
+@pytest.mark.parametrize(("now", "left"), [(1_800_000_000, 120), (1_799_999_000, 1120), (1_900_000_000, 120)])
+def test_an_attempt_has_what_is_left_until_the_deadline_however_late_it_begins(
+    now: int, left: int, tmp_path: Path
+) -> None:
+    date = tmp_path / "date"
+    date.write_text(f"#!/bin/sh\necho {now}\n")
+    date.chmod(0o755)
+    lines = run_lines("spot_then_on_demand_with_secrets_and_deadline")
+    done = subprocess.run(
+        ["bash", "-c", "\n".join([*lines, 'echo "$left"'])], capture_output=True, text=True, timeout=20,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.stdout == f"{left}\n"
+
+
+def test_without_a_deadline_an_attempt_has_an_end_all_the_same() -> None:
+    assert run_lines("spot")[0].startswith(f"left={7 * 24 * 3600} ")
+
+
+@pytest.mark.parametrize(
+    ("name", "uid", "asked"), [("spot", "0", "-h +60"), ("spot", "1000", "-n shutdown -h +60"), ("slurm", "1000", "")]
+)
+def test_the_set_up_asks_a_rented_machine_to_turn_itself_off_and_no_other(
+    name: str, uid: str, asked: str, tmp_path: Path
+) -> None:
+    for program, script in {"shutdown": "exit 1", "sudo": "exit 1", "id": f"echo {uid}"}.items():
+        tells = "" if program == "id" else f"printf '%s\\n' \"$*\" >> {tmp_path}/said\n"
+        (tmp_path / program).write_text(f"#!/bin/sh\n{tells}{script}\n")
+        (tmp_path / program).chmod(0o755)
+    task = yaml.safe_load(render_tasks(*CASES[name]))
+    before, _, _ = task["setup"].partition("set -e")
+    done = subprocess.run(["bash", "-c", f"set -e\n{before}\necho went on"], capture_output=True, text=True, timeout=20,
+                          env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})  # fmt: skip
+    assert done.stdout == "went on\n"  # refused or not
+    said = tmp_path / "said"
+    assert (said.read_text().strip() if said.exists() else "") == asked
+    assert bool(task["envs"]["ALPACA_JOBS_RENTED"]) is bool(asked)
+    assert isinstance(task["envs"]["ALPACA_JOBS_RENTED"], str)
 
 
 def test_a_part_that_is_done_is_not_in_the_task_of_a_resume() -> None:
