@@ -20,7 +20,8 @@ def install(yes: options.Yes = False) -> None:
 
     Example: alpaca-jobs plugin install
 
-    Changes four files, which are shown first; other plugins stay. Undone by: alpaca-jobs plugin remove.
+    Its files are shown first; other plugins stay. Every environment that SkyPilot is in (each `sky` on PATH, the server
+    that runs) gets the loader: SkyPilot does not start where it is missing. Undone by: alpaca-jobs plugin remove.
     """
     from cluster.cloud.plugin_install import install_plugin, plugin_status
     from cluster.cloud.plugin_loader import ENTRY
@@ -34,13 +35,20 @@ def install(yes: options.Yes = False) -> None:
     there = status.controllers
     rows = [
         ("add to it", f"{status.settings}: class: {ENTRY}, controller_wheel_path: {there.folder}"),
-        ("write", str(status.loader)),
+        *(("write", str(path)) for path in status.loaders),
         ("add to it", f"{there.remote}: class: {ENTRY}"),
         ("write", f"{there.folder}: a wheel of this code, for controllers on machines of their own"),
     ]
     rows += [("stays in it", ", ".join(status.others))] if status.others else []
     _agree("Install the plugin?", rows, yes=yes)
     install_plugin(status)
+    for place in status.environments:
+        if not place.has_package:
+            render.say(
+                f"alpaca-jobs is not installed where {place.found} is: SkyPilot starts from there, and recovers by its "
+                "own strategy. Install it there, too (such as uv tool install skypilot --with alpaca-jobs), or start "
+                "SkyPilot from here."
+            )
     render.say(f"Installed. {_RESTART}")
 
 
@@ -67,7 +75,12 @@ def remove(yes: options.Yes = False) -> None:
 
     found = plugin_status()
     there = found.controllers
-    if not found.is_listed and not found.loader.exists() and not there.is_listed and there.wheel is None:
+    if (
+        not found.is_listed
+        and not any(path.exists() for path in found.loaders)
+        and not there.is_listed
+        and there.wheel is None
+    ):
         render.say("It is not installed; nothing was changed.")
         return
     _agree("Remove the plugin?", _removed(found), yes=yes)
@@ -76,7 +89,8 @@ def remove(yes: options.Yes = False) -> None:
 
 
 def _removed(found: PluginStatus) -> list[tuple[str, str]]:
-    rows = [("change", str(found.settings)), ("delete", str(found.loader)), ("change", str(found.controllers.remote))]
+    rows = [("change", str(found.settings)), *(("delete", str(path)) for path in found.loaders)]
+    rows += [("change", str(found.controllers.remote))]
     return rows + ([("delete", str(found.controllers.wheel))] if found.controllers.wheel else [])
 
 
@@ -87,7 +101,10 @@ def _status_rows(found: PluginStatus) -> list[tuple[str, str]]:
         words = "only in part, or of another version: alpaca-jobs plugin install repairs it"
     else:
         words = "not installed: alpaca-jobs plugin install"
-    rows = [("state", words), ("list of plugins", str(found.settings)), ("loader", str(found.loader))]
+    rows = [("state", words), ("list of plugins", str(found.settings))]
+    for place, path in zip(found.environments, found.loaders, strict=True):
+        lack = " (missing)" if path in found.missing else "" if place.has_package else " (without alpaca-jobs there)"
+        rows.append(("loader", f"{path}{lack}, for {place.found}"))
     rows += [("list for controllers", str(found.controllers.remote))]
     rows += [("wheel for controllers", str(found.controllers.wheel or f"none in {found.controllers.folder}"))]
     return rows + ([("other plugins", ", ".join(found.others))] if found.others else [])

@@ -68,7 +68,9 @@ class SkyJobs:
                 answer.raise_for_status()
                 loaded = answer.json()["plugins"]
             except Exception as exc:  # requests' and SkyPilot's own trees; whatever it is, the server is no help
-                raise ClusterError(f"SkyPilot's API server does not answer: {exc}. Look with: sky api info") from exc
+                raise ClusterError(
+                    f"SkyPilot's API server does not answer: {exc}. Look with: alpaca-jobs doctor"
+                ) from exc
             is_loaded = any(one.get("name") == _PLUGIN_NAME for one in loaded)
             return is_loaded and (_recovers_in_its_server() or _reaches_controllers())
 
@@ -175,10 +177,10 @@ def _recovers_in_its_server() -> bool:
 
 
 def _reaches_controllers() -> bool:
-    from cluster.cloud.plugin_controller import refresh_wheel
-    from cluster.cloud.plugin_install import plugin_status
+    from cluster.cloud.plugin_controller import controller_plugin, refresh_wheel
+    from cluster.cloud.plugin_install import settings_path
 
-    found = plugin_status().controllers
+    found = controller_plugin(settings_path())
     if found.is_installed:
         refresh_wheel(found)
     else:

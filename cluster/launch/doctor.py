@@ -91,6 +91,8 @@ def _plugin() -> Iterator[Finding]:
         yield Finding(Level.OK, "plugin", "installed: SkyPilot recovers our runs by our rules")
     elif status.is_listed:
         words = f"listed in {status.settings}, but the rest of it is missing or of another version"
+        if gone := [str(path) for path in status.missing if not path.exists()]:
+            words = f"listed in {status.settings}, but {', '.join(gone)} is missing: SkyPilot does not start from there"
         yield Finding(Level.BROKEN, "plugin", words, install, "plugin")
     else:
         yield Finding(Level.MISSING, "plugin", "not installed: SkyPilot recovers by its own strategy", install)

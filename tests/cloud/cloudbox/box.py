@@ -28,6 +28,7 @@ from network import GATEWAY, METADATA
 from processes import free_port, free_sky_port, kill_all, replace_json, wait_for
 
 from cluster.cloud.plugin_install import install_plugin, plugin_status, remove_plugin
+from cluster.cloud.sky_environments import SkyEnvironment
 
 COSTLY = ("pending", "running", "stopping")
 _HERE = Path(__file__).parent
@@ -152,7 +153,8 @@ class CloudBox:
             "SKYPILOT_SERVER_REMOTE_PLUGINS_CONFIG": str(sky / "remote_plugins.yaml"),
             "ALPACA_JOBS_HOME": str(self.home / ".alpaca-jobs"),
         }
-        status = plugin_status(where, site_packages=self.folder / "site")
+        here = SkyEnvironment(self.folder / "site", "the box", has_package=True)
+        status = plugin_status(where, environments=[here])
         install_plugin(status) if installed else remove_plugin(status)
 
     def start_teacher(self, *, latency_s: float) -> str:

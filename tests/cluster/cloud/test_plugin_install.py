@@ -15,6 +15,7 @@ from cluster.cloud.plugin_controller import refresh_wheel
 from cluster.cloud.plugin_install import PluginStatus, install_plugin, plugin_status, remove_plugin
 from cluster.cloud.plugin_loader import ENTRY, LOADER, MODULE
 from cluster.cloud.shipped_code import wheel_name
+from cluster.cloud.sky_environments import SkyEnvironment
 from cluster.errors import WrongInput
 
 OTHER = {"class": "their.plugin.Class", "parameters": {"key": "value"}}
@@ -27,7 +28,7 @@ def look(folder: Path) -> PluginStatus:
         "SKYPILOT_SERVER_REMOTE_PLUGINS_CONFIG": str(folder / ".sky" / "remote_plugins.yaml"),
         "ALPACA_JOBS_HOME": str(folder / "home"),
     }
-    return plugin_status(environ, site_packages=folder / "site")
+    return plugin_status(environ, environments=[SkyEnvironment(folder / "site", "here", has_package=True)])
 
 
 def test_installing_makes_its_files_and_removing_leaves_none(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_what_a_controller_installs_is_this_very_code_with_the_loader(tmp_path: 
 
 def test_a_loader_that_is_gone_or_old_shows_and_is_repaired(tmp_path: Path) -> None:
     install_plugin(look(tmp_path))
-    look(tmp_path).loader.write_text("# an older one\n")
+    look(tmp_path).loaders[0].write_text("# an older one\n")
     assert look(tmp_path).is_listed
     assert not look(tmp_path).is_installed
     install_plugin(look(tmp_path))

@@ -16,6 +16,7 @@ from cluster.cloud.aws_account import AwsAccount
 from cluster.cloud.aws_bucket import find_bucket, make_bucket
 from cluster.cloud.plugin_install import install_plugin, plugin_status
 from cluster.cloud.sky_account import SkyJob
+from cluster.cloud.sky_environments import SkyEnvironment
 from cluster.events import EventWriter, utc_now
 from cluster.launch import doctor
 from cluster.launch.doctor import examine
@@ -178,12 +179,17 @@ def test_without_credentials_a_cloud_store_is_broken_and_nothing_is_claimed_abou
 
 def test_a_broken_plugin_is_written_anew(account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"SKYPILOT_SERVER_PLUGINS_CONFIG": str(tmp_path / "plugins.yaml")}
-    monkeypatch.setattr(doctor, "plugin_status", lambda: plugin_status(settings, site_packages=tmp_path))
+    here = [SkyEnvironment(tmp_path, "here", has_package=True)]
+    monkeypatch.setattr(doctor, "plugin_status", lambda: plugin_status(settings, environments=here))
     monkeypatch.setattr(doctor, "is_server_running", lambda: False)
-    install_plugin(plugin_status(settings, site_packages=tmp_path))
-    plugin_status(settings, site_packages=tmp_path).loader.write_text("# of an older version\n")
+    install_plugin(plugin_status(settings, environments=here))
+    (loader,) = plugin_status(settings, environments=here).loaders
+    loader.write_text("# of an older version\n")
+    assert _by_what(examine(account.home, account=account.aws))["plugin"].level is Level.BROKEN
+    loader.unlink()  # say: the environment was made anew
     broken = _by_what(examine(account.home, account=account.aws))["plugin"]
     assert (broken.level, broken.repair) == (Level.BROKEN, "plugin")
+    assert f"{loader} is missing: SkyPilot does not start from there" in broken.words
     assert "Written anew" in doctor.repair(broken)
     assert _by_what(examine(account.home, account=account.aws))["plugin"].level is Level.OK
 
