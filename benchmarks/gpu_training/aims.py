@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from gpu_training.models import SHAPES
 from training_data import alpaca_lengths
 
@@ -15,6 +17,10 @@ PUBLISHED_GPU_HOURS = 24.0
 HOURS_AIM = PUBLISHED_GPU_HOURS / 10
 PUBLISHED_GPU = "NVIDIA A100"
 ALPACA_ROWS, ALPACA_EPOCHS = 52_002, 3
+NUM_GPUS, GLOBAL_BATCH = 8, 128
+LINK_BYTES_PER_S = 300e9
+"""Into one A100-SXM at a time: NVLink's 600 GB/s are of both directions. Source: NVIDIA's data sheet of the A100
+(2021-06, read 2026-11). Collectives reach less of it, and overlap with computing; neither is counted."""
 
 
 class Verdicts:
@@ -36,7 +42,8 @@ class Verdicts:
     def not_measured(self, what: str, why: str) -> None:
         """An aim that nothing can be said about here."""
         self._counts["not measured"] += 1
-        print(f"{what}: not measured: {why}", flush=True)
+        said = "" if self._is_tiny else "aim met: no "
+        print(f"{what}. {said}(not measured: {why})", flush=True)
 
     def broke(self, what: str, why: str) -> None:
         """A measurement that ended in an error; with tiny shapes too that is no good end."""
@@ -69,3 +76,15 @@ def alpaca_7b_flops() -> float:
 def gpu_hours(mfu: float, peak_flops: float) -> float:
     """GPU hours of that training, at an MFU on GPUs of this peak."""
     return alpaca_7b_flops() / (mfu * peak_flops) / 3600
+
+
+def exchange_gpu_hours(*, micro_batches: int) -> float:
+    """GPU hours of that training's exchange on the published 8 GPUs, with nothing of it hidden behind computing.
+
+    FSDP2 shards in full: for every micro batch each GPU gathers the bfloat16 parameters before the forward pass and
+    again before the backward pass, and reduces float32 gradients (engines/fsdp.py, a model of this size); of each it
+    receives the seven eighths that others have. Source: arXiv:1910.02054 (ZeRO), section 7.2.
+    """
+    received = micro_batches * (2 + 2 + 4) * SHAPES["LLaMA-7B"].num_parameters * (NUM_GPUS - 1) / NUM_GPUS
+    steps = ALPACA_EPOCHS * math.ceil(ALPACA_ROWS / GLOBAL_BATCH)
+    return NUM_GPUS * steps * received / LINK_BYTES_PER_S / 3600

@@ -22,6 +22,7 @@ from alpaca_jobs.spec import CheckpointSpec, TrainSpec
 from alpaca_jobs.training import making
 from alpaca_jobs.training.collate import Layout
 from alpaca_jobs.training.control import TrainContext, TrainResult
+from alpaca_jobs.training.engines import fsdp
 from alpaca_jobs.training.evaluation import EvaluationReport
 from alpaca_jobs.training.loop import run_training
 from alpaca_jobs.training.metrics import StepMetrics
@@ -125,6 +126,7 @@ def train_once(run: dict[str, Any], *, rank: int, world_size: int) -> dict[str, 
         ranks_per_node=run.get("ranks_per_node"),
         evaluation=tokenize_rows(made[-run["held_out"] :], tokenizer, train) if "held_out" in run else None,
     )
+    fsdp.HELD_BYTES_ON_CPU = run.get("held_bytes", 2**30)
     if "layout" in run:
         use_layout(run["layout"])
     dist.barrier()  # nobody lists while another rank's attempt already commits

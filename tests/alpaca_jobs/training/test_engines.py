@@ -43,7 +43,17 @@ ENGINES: dict[str, dict[str, Any]] = {
     "lora zero3": {"engine": "deepspeed-zero3", **LORA},
     "lora fsdp bf16": {"engine": "fsdp", "dtype": "bfloat16", **LORA},
 }
-FLOAT32 = ["hybrid", "offload", "all recomputed", "some recomputed", "ddp", "zero2", "zero3", "zero2 offload", "zero3 offload"]
+FLOAT32 = [
+    "hybrid",
+    "offload",
+    "all recomputed",
+    "some recomputed",
+    "ddp",
+    "zero2",
+    "zero3",
+    "zero2 offload",
+    "zero3 offload",
+]
 
 Answers = dict[str, list[dict[str, Any]]]
 
@@ -67,6 +77,8 @@ def _runs(stores: Path, tiny_opt: Path) -> list[dict[str, Any]]:
         runs.append(run(name, name, 1, keys))
         runs.append(run(f"{name}, stopped", f"{name}-2", 1, keys, stop_at=3))
         runs.append(run(f"{name}, resumed", f"{name}-2", 2, keys))
+    for name in ("fsdp", "hybrid"):
+        runs.append(run(f"{name}, each reduced", f"{name}-each", 1, ENGINES[name], held_bytes=0))
     opt = {"model": str(tiny_opt)}
     runs += [
         run(f"opt {name}", f"opt-{name}", 1, {**opt, **ENGINES[name]})
@@ -104,6 +116,14 @@ def test_every_engine_has_the_loss_curve_of_fsdp(name: str, answers: Answers) ->
     assert _losses(answers, name) == pytest.approx(_losses(answers, "fsdp"), abs=1e-5)
     norms = answers[name][0]["grad_norms"]
     assert norms == pytest.approx(answers["fsdp"][0]["grad_norms"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fsdp", "hybrid"])
+def test_gradients_reduced_once_a_step_or_for_each_micro_batch_train_alike(name: str, answers: Answers) -> None:
+    """Two micro batches a rank: the sums are the same, in another order."""
+    each = answers[f"{name}, each reduced"][0]
+    assert _losses(answers, f"{name}, each reduced") == pytest.approx(_losses(answers, name), abs=1e-5)
+    assert each["grad_norms"] == pytest.approx(answers[name][0]["grad_norms"], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["ddp bf16", "zero2 bf16"])

@@ -203,7 +203,9 @@ def test_hazard_grows_with_the_number_of_machines() -> None:
 
 
 def test_gpu_without_a_known_peak_is_refused() -> None:
-    spec = job(compute__gpus="V100:8", train__model="facebook/opt-1.3b", train__dtype="float32")
+    spec = job(
+        compute__gpus="V100:8", train__model="facebook/opt-1.3b", train__dtype="float32", train__micro_batch_size=4
+    )
     with pytest.raises(PlanError, match=r"The bfloat16 peak of V100 .* is not known.*Take another GPU, or measure"):
         estimate_candidates(plan_for(spec), workload_of(spec))
 
