@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import options, render, words
 from cli.exits import Refused, require_modules
+
+if TYPE_CHECKING:
+    from alpaca_jobs.data.formats import Example
+    from alpaca_jobs.data.rows import Row
 
 
 def card(
@@ -23,15 +28,15 @@ def card(
 
     Example: alpaca-jobs data card rows.jsonl card.html --job job.yaml
 
-    The page is one file that fetches nothing. Rows may have any shape that `data convert` reads.
+    The page is one file that fetches nothing. Rows may have any shape that `data convert` reads; of a chat, every
+    exchange counts.
     """
     require_modules("numpy", "rapidfuzz", *(["pyarrow"] if source.endswith(".parquet") else []))
     from alpaca_jobs.data.card import make_card
     from alpaca_jobs.data.files import load_table
-    from alpaca_jobs.data.formats import read_examples, render_examples
+    from alpaca_jobs.data.formats import read_examples
     from alpaca_jobs.data.lineage import lineage_of
     from alpaca_jobs.data.lineage_file import read_lineage
-    from alpaca_jobs.data.rows import Row
     from alpaca_jobs.generation.seeds import load_seed_tasks
     from alpaca_jobs.spec_io import load_job
 
@@ -44,8 +49,12 @@ def card(
         data = load_job(job_file).data
         seeds = None if data.from_ is not None else load_seed_tasks(data.seed_tasks)
         lineage = lineage_of(data, seeds, beside=beside)
-    bodies = render_examples(read_examples(load_table(source)), "alpaca")
-    rows = [Row(body["instruction"], body["input"], body["output"]) for body in bodies]
+    examples = read_examples(load_table(source))
+    rows = [row for one in examples for row in _rows_of(one)]
+    if not rows:
+        raise Refused(f"{source} holds no question with an answer, so there is nothing to show.")
+    if len(rows) != len(examples):
+        lineage["chats"] = f"{words.plural(len(examples), 'chat')}; each of their {len(rows):,} exchanges is a row here"
     out.write_text(make_card(f"Data card: {Path(source).name}", rows, lineage), encoding="utf-8")
     if as_json:
         with_input = sum(bool(row.input) for row in rows)
@@ -53,3 +62,15 @@ def card(
     else:
         render.out(str(out))
         render.say(f"{words.plural(len(rows), 'row')}; open it in a browser")
+
+
+def _rows_of(example: Example) -> list[Row]:
+    """An example as rows: itself where it is one, else every question of a chat with its answer."""
+    from alpaca_jobs.data.rows import Row
+
+    spoken = [turn for turn in example.turns if turn.role != "system"]
+    if len(spoken) <= 2 and example.instruction:
+        return [Row(example.instruction, example.input or "", spoken[-1].text)]
+    return [
+        Row(one.text, "", two.text) for one, two in pairwise(spoken) if (one.role, two.role) == ("user", "assistant")
+    ]

@@ -21,6 +21,12 @@ def clean(
     language: Annotated[
         str | None, typer.Option("--language", metavar="CODE", help="Drop chats in others than this, such as en.")
     ] = None,
+    blocked: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--blocked", metavar="TEXT", help="Drop chats with this answer, instead of known errors. Repeatable."
+        ),
+    ] = None,
     max_words: Annotated[
         int | None, typer.Option("--max-words", metavar="N", min=1, help="Split longer chats between two exchanges.")
     ] = None,
@@ -34,7 +40,7 @@ def clean(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Clean shared chats: HTML becomes Markdown, broken and repeated ones are dropped, long ones split.
+    """Clean shared chats: HTML in answers becomes Markdown, broken and repeated ones are dropped, long ones split.
 
     Example: alpaca-jobs data clean sharegpt.json clean.json --language en --job vicuna.yaml
 
@@ -42,15 +48,22 @@ def clean(
     shape, as `train.recipe: vicuna` reads it. A chat that is fine stays as it is, to the letter.
     """
     require_modules("markdownify", "py3langid", *(["pyarrow"] if ".parquet" in source + out else []))
-    from alpaca_jobs.data.cleaning import clean_chats
+    from alpaca_jobs.data.cleaning import BLOCKED_ANSWERS, clean_chats
     from alpaca_jobs.data.files import check_target, load_table, write_table
     from alpaca_jobs.data.formats import read_examples, render_examples
+    from alpaca_jobs.data.language import language_name
     from alpaca_jobs.data.lineage_file import hand_on
 
+    if language is not None:
+        language = language.lower()
+        language_name(language)
     check_target(out)
     chats = read_examples(load_table(source))
     limit, length = _limit(chats, max_words, max_tokens, model, job_file)
-    found = clean_chats(chats, language=language, max_length=limit, length=length)
+    found = clean_chats(
+        chats, language=language, max_length=limit, length=length,
+        blocked=BLOCKED_ANSWERS if blocked is None else blocked,
+    )  # fmt: skip
     write_table(out, render_examples(found.chats, "sharegpt"))
     hand_on(source, out, "chats cleaned")
     drops = dict(sorted(found.drops.items()))

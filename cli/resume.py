@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import options, render, starting, words
+from cli import options, render, review_view, starting, words
 
 
 def resume(
@@ -49,7 +49,8 @@ def resume(
         ("price", words.rate(plan.candidates[0].job_price_per_hour_usd)),
     ]
     if view.state is RunState.REVIEW:
-        rows[1:1] = [("data card", view.data_card or words.MISSING), ("accepts", f"its {words.number(view.rows)} rows")]
+        card = str(review_view.card_file(found))
+        rows[1:1] = [("data card", card), ("accepts", f"its {words.number(view.rows)} rows")]
     if view.state is not RunState.DONE:  # a run that is done is refused below, without a question
         starting.agree(f"Resume {found.run_id}?", yes=yes, grids=[render.pairs(f"Resume {found.run_id}", rows)])
     elif plan.until == "generate":

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli import follow, render, report_view
+from cli import follow, render, report_view, review_view
 from cli.exits import ExitCode, Refused, require_modules
 from cli.finding import FoundRun
 
 if TYPE_CHECKING:
     from alpaca_jobs.spec import JobSpec, TeacherSpec
     from cluster.cloud.aws_bucket import Bucket
-    from cluster.launch.estimating import JobEstimate
+    from cluster.launch.estimating import Facts, JobEstimate
     from cluster.plan import LaunchPlan
+    from cluster.price.account_limits import AccountLimits
     from cluster.price.experience import PastRun
+    from cluster.price.offers import PriceList
 
 
 def changes_from(
@@ -95,21 +97,33 @@ def price(job: JobSpec, *, contact: bool) -> Priced:
     """Plan a job by all that is known about it, and estimate it.
 
     Args:
-        contact: whether stores that are not on this machine may be asked about earlier runs.
+        contact: whether stores that are not on this machine may be asked about earlier runs, and AWS, where somebody is
+            signed in, about regions and quotas.
 
     Raises:
         PlanError: a job that no offer fits.
     """
     from cluster.errors import PlanError
-    from cluster.launch.estimating import estimate_plan, gather_facts, plan_with
+    from cluster.launch.estimating import estimate_plan, gather_facts
     from cluster.launch.planner import offers_for
 
     facts, offers = gather_facts(job, past=past_runs(contact=contact)), offers_for(job)
-    plan = plan_with(job, facts, offers)
+    plan, limits = _plan(job, facts, offers, contact=contact)
     try:
-        return Priced(plan, estimate_plan(plan, facts, offers), "")
+        return Priced(plan, estimate_plan(plan, facts, offers, limits=limits), "")
     except PlanError as exc:
         return Priced(plan, None, str(exc))
+
+
+def _plan(job: JobSpec, facts: Facts, offers: PriceList, *, contact: bool) -> tuple[LaunchPlan, AccountLimits]:
+    """The plan, on what this account may have where AWS can be asked about it; and what it answered."""
+    from cluster.launch.asking_account import has_credentials, plan_within_account
+    from cluster.launch.estimating import plan_with
+    from cluster.price.account_limits import NOT_ASKED
+
+    if not contact or "aws" not in job.compute.infra or not has_credentials():
+        return plan_with(job, facts, offers), NOT_ASKED
+    return plan_within_account(job, offers, lambda limits: plan_with(job, facts, offers, limits))
 
 
 def with_bucket(plan: LaunchPlan, *, contact: bool) -> tuple[LaunchPlan, Bucket | None]:
@@ -214,9 +228,8 @@ def _after_review_stop(found: FoundRun, *, as_json: bool) -> None:
     """Ask whoever is there whether the rows are good; without a terminal the run just waits."""
     from cluster.events import utc_now
     from cluster.launch.launching import resume_run
-    from cluster.node.review import CARD
 
-    render.say(f"The data card: {found.root.uri}/{found.run_id}/{CARD}")
+    render.say_grid(review_view.review_grid(found))
     if not as_json and render.can_ask() and render.ask("Train on these rows?"):
         since = utc_now()
         resume_run(found.root, found.run_id, found.home)

@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from alpaca_jobs.data.formats import Example, Turn
+from alpaca_jobs.data.language import is_long_enough, language_name
 
-EMPTY, NOT_IN_TURN, REPEATED, FOREIGN = "empty", "not_in_turn", "repeated", "foreign"
+EMPTY, NOT_IN_TURN, REPEATED, FOREIGN, BLOCKED = "empty", "not_in_turn", "repeated", "foreign", "blocked"
+BLOCKED_ANSWERS = ("Too many requests in 1 hour. Try again later.",)
+"""Answers that are the service's, not the model's. Source: FastChat, clean_sharegpt.py."""
 _TAG = re.compile(
     r"</?(?:div|p|span|pre|code|ol|ul|li|h[1-6]|table|thead|tbody|tr|td|th|br|a|strong|em)\b[^<>]*>", re.I
 )
@@ -53,24 +56,37 @@ def clean_chats(
     language: str | None = None,
     max_length: int | None = None,
     length: Callable[[Sequence[Turn]], int] = num_words,
+    blocked: Collection[str] = BLOCKED_ANSWERS,
 ) -> Cleaned:
-    """Clean chats, in order.
+    """Clean chats, in order. HTML is converted in answers alone: in a question it is what the question is about.
 
     Args:
-        language: ISO 639-1 code, such as en; chats told to be in another are dropped. None keeps all.
+        language: ISO 639-1 code, such as en; chats told to be in another are dropped, those too short to tell are not.
+            None keeps all.
         max_length: a longer chat is split between two exchanges; one exchange is never cut. None splits none.
         length: of a chat, in the unit of `max_length`: words, or a model's tokens (training/chat_length.py).
+        blocked: a chat with an answer that says this and nothing else is dropped.
+
+    Raises:
+        DataError: a language that is no code known here.
     """
+    if language is not None:
+        language_name(language)
     found, seen = Cleaned(), set()
+    is_blocked = frozenset(text.strip() for text in blocked)
     for chat in chats:
-        turns = tuple(replace(turn, text=to_markdown(turn.text)) for turn in chat.turns)
+        turns = tuple(
+            replace(turn, text=to_markdown(turn.text)) if turn.role == "assistant" else turn for turn in chat.turns
+        )
         found.num_html += turns != chat.turns
         turns = _from_question_to_answer(turns)
         reason = _problem(turns)
         key = hashlib.sha256(repr(turns).encode()).digest()
         if reason is None and key in seen:
             reason = REPEATED
-        if reason is None and language is not None and _language_of(turns) != language:
+        if reason is None and any(_is_answer_of(is_blocked, turn) for turn in turns):
+            reason = BLOCKED
+        if reason is None and language is not None and _language_of(turns) not in (None, language):
             reason = FOREIGN
         if reason is not None:
             found.drops[reason] += 1
@@ -123,10 +139,19 @@ def _problem(turns: Sequence[Turn]) -> str | None:
     return None if roles == ["user", "assistant"] * (len(spoken) // 2) else NOT_IN_TURN
 
 
-def _language_of(turns: Sequence[Turn]) -> str:
+def _is_answer_of(texts: Collection[str], turn: Turn) -> bool:
+    """Whether a turn is one of these answers; FastChat knows them with an exclamation mark in front, too."""
+    said = turn.text.strip()
+    return turn.role == "assistant" and (said in texts or said.removeprefix("!") in texts)
+
+
+def _language_of(turns: Sequence[Turn]) -> str | None:
+    """The code of a chat's language; None where it is too short to tell."""
+    text = " ".join(turn.text for turn in turns if turn.role != "system")
+    if not is_long_enough(text):
+        return None
     from py3langid import classify
 
-    text = " ".join(turn.text for turn in turns if turn.role != "system")
     code: str = classify(text[:_LANGUAGE_CHARACTERS])[0]
     return code
 

@@ -36,6 +36,13 @@ def language_name(code: str) -> str:
     return NAMES[code]
 
 
+def is_long_enough(text: str) -> bool:
+    """Whether a text has letters enough for its language to be told."""
+    letters = [char for char in text if char.isalpha()]
+    dense = any(_is_of(char, scripts) for scripts in _SCRIPTS.values() for char in letters[:MIN_LETTERS])
+    return len(letters) >= (MIN_LETTERS // 3 if dense else MIN_LETTERS)
+
+
 def is_in(text: str, code: str, *, not_in: str) -> bool:
     """Whether a text can be in a language: one of the best guesses, and a better one than the language it came from.
 

@@ -13,6 +13,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from alpaca_jobs.data.files import load_table, write_table
+from alpaca_jobs.data.lineage_file import put_lineage
 
 pytestmark = pytest.mark.process
 
@@ -151,6 +152,14 @@ def test_a_card_says_what_rows_are_like_and_where_they_come_from(run_cli: Cli, t
     page = card.read_text(encoding="utf-8")
     assert "demo data composed by rule" in page
     assert "Data card: in.jsonl" in page
+    turns = [{"from": "gpt" if n % 2 else "human", "value": f"Say {n}."} for n in range(4)]
+    (tmp_path / "chats.json").write_text(json.dumps([{"id": "a", "conversations": turns}]))
+    put_lineage(tmp_path / "chats.json", {"teacher": "m at h"})
+    done = run_cli("data", "card", str(tmp_path / "chats.json"), str(tmp_path / "chats.html"), "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["rows"], found["lineage"]["teacher"]) == (2, "m at h")
+    assert "each of their 2 exchanges is a row here" in found["lineage"]["chats"]
     refused = run_cli("data", "card", str(tmp_path / "in.jsonl"), str(card))
     assert (refused.returncode, card.read_text(encoding="utf-8")) == (2, page)
 
@@ -164,6 +173,12 @@ def test_clean_writes_chats_that_vicunas_recipe_reads(run_cli: Cli, tmp_path: Pa
     assert (counts["chats"], counts["kept"], counts["drops"], counts["with_html"]) == (2, 1, {"empty": 1}, 1)
     cleaned = load_table(str(tmp_path / "out.json"))[0].fields
     assert cleaned["conversations"][1] == {"from": "gpt", "value": "Hello **you**"}
+    in_capitals = run_cli("data", "clean", str(tmp_path / "in.json"), str(tmp_path / "en.json"), "--language", "EN")
+    assert in_capitals.returncode == 0, in_capitals.stderr
+    assert len(load_table(str(tmp_path / "en.json"))) == 1
+    refused = run_cli("data", "clean", str(tmp_path / "in.json"), str(tmp_path / "x.json"), "--language", "english")
+    assert refused.returncode == 2
+    assert "no language code known here" in refused.stderr
 
 
 def test_preview_says_what_is_learned_and_warns(run_cli: Cli, tmp_path: Path) -> None:

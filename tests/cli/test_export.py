@@ -17,10 +17,12 @@ from checkpoints.errors import Damaged
 from checkpoints.keys import CommitRef
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
-from cli import export
+from cli import export, review_view
 from cli.exits import Refused
+from cli.finding import FoundRun
 from cli.rows_file import write_run_rows
 from cluster.node.inputs import freeze_inputs
+from cluster.runs.home import Home
 
 WEIGHTS = bytes(range(256)) * 400
 EXPORTED = CommitRef("export", 0, 1)
@@ -79,6 +81,27 @@ def test_rows_are_had_from_a_run_at_any_time_with_their_lineage(tmp_path: Path) 
     assert (read_lineage(tmp_path / "rows.parquet") or {})["teacher"] == "the offline demo teacher"
     with pytest.raises(DataError, match="exists already"):
         write_run_rows(tmp_path / "rows.json", store)
+
+
+def test_a_review_is_five_lines_and_a_card_that_a_browser_opens(tmp_path: Path) -> None:
+    """From a store that no browser reaches the card is copied; memory:// stands for any such store."""
+    memory = Store.open(f"memory://{tmp_path.name}")
+    home = Home(tmp_path / "home")
+    for root in (memory, Store.open(f"file://{tmp_path}/store")):
+        store = root.child("rows-x3fkd")
+        log = AttemptLog(store, LAYOUT)
+        log.claim(1, {"placement": {}})
+        log.put_base(1, None)
+        writer = CommitWriter(store, LAYOUT, CommitRef("generate", 1, 1))
+        writer.put("rows.jsonl", render_rows([Row("Write a poem.", "", "A poem.", 1, 0), Row("Name it.", "x", "y")]))
+        writer.publish(meta={"drops": {"similar": 3, "too_short": 1}})
+        store.put("reports/data-card.html", b"<html>card</html>")
+        shown = dict(review_view.review_grid(FoundRun(root, "rows-x3fkd", home)).rows)
+        assert shown["rows"] == "2, 50.0 % of them with an input"
+        assert shown["median words"] == "2.5 of an instruction, 1.5 of an output"
+        assert shown["dropped"] == "similar 3, too_short 1"
+        assert "write 1" in shown["verbs"]
+        assert Path(shown["data card"]).read_bytes() == b"<html>card</html>"
 
 
 def test_a_flipped_bit_stops_the_copy_and_leaves_no_model(store: Store, tmp_path: Path) -> None:

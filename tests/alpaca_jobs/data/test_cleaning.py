@@ -6,6 +6,7 @@ import pytest
 
 from alpaca_jobs.data.cleaning import clean_chats, to_markdown
 from alpaca_jobs.data.formats import Example, Turn
+from alpaca_jobs.errors import DataError
 
 
 def chat(*texts: str, name: str = "c") -> Example:
@@ -75,6 +76,30 @@ def test_chats_in_another_language_are_dropped_only_when_one_is_named() -> None:
     assert clean_chats([english, german], language="en").chats == [english]
     assert clean_chats([english, german], language="de").drops == {"foreign": 1}
     assert len(clean_chats([english, german]).chats) == 2
+
+
+def test_chats_too_short_to_tell_stay_and_a_language_that_is_none_is_refused() -> None:
+    short = [chat("2+2?", "4"), chat("Hi", "Hallo"), chat("Ciao?", "Ja.")]
+    assert clean_chats(short, language="en").chats == short
+    assert clean_chats([chat("请告诉我今天的天气怎么样", "今天天气很好")], language="en").drops == {"foreign": 1}
+    for word in ("EN", "english"):
+        with pytest.raises(DataError, match="is no language code known here"):
+            clean_chats(short, language=word)
+
+
+def test_html_in_a_question_is_what_it_is_about() -> None:
+    asked = "What is wrong here? <div><p>One</div></p>"
+    found = clean_chats([chat(asked, "<p>The <strong>order</strong></p>")])
+    assert [turn.text for turn in found.chats[0].turns] == [asked, "The **order**"]
+    assert found.num_html == 1
+
+
+def test_answers_of_the_service_drop_their_chat_and_the_list_of_them_is_the_callers() -> None:
+    limited = chat("Hi there", "!Too many requests in 1 hour. Try again later.")
+    quoted = chat("Hi", "It says: Too many requests in 1 hour. Try again later.")
+    assert clean_chats([limited, quoted]).drops == {"blocked": 1}
+    assert clean_chats([limited, quoted], blocked=()).chats == [limited, quoted]
+    assert clean_chats([chat("a", "Network error")], blocked=["Network error"]).drops == {"blocked": 1}
 
 
 def test_long_chats_are_split_between_exchanges_and_keep_their_system_text() -> None:
