@@ -22,6 +22,7 @@ from sky.utils import registry
 
 from alpaca_jobs.spec_compute import OWN_INFRA
 from checkpoints.errors import CheckpointError
+from cluster.cloud.machine_records import keep_in_background
 from cluster.cloud.places import is_there
 from cluster.cloud.run import ATTEMPT_VARIABLE, PLACEMENT_VARIABLE, CloudRun
 from cluster.errors import ClusterError
@@ -80,6 +81,7 @@ class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # ty
         await asyncio.to_thread(self._cleanup_cluster)
         await _ask(functools.partial(run.end_lost, set_up_failed=self._set_up_failed))
         self._set_up_failed, self._machine_s = False, None
+        keep_in_background(run.store, run.plan)  # AWS forgets the machine that was lost within the hour
         while True:
             decision = await _ask(run.decide)
             logger.info("%s: %s", decision.action, decision.words)

@@ -1,25 +1,23 @@
 """Reading what a receipt is made of: the run's store, and the cloud's own records of its machines.
 
-machines/<instance>.json      a machine of the run that is gone, by the cloud's record; put once, by whoever reads it
-
-Clouds forget machines that are gone (AWS after about an hour), so what was read is kept in the run's store.
+Clouds forget machines that are gone, so what was read is kept in the run's store (cluster/cloud/machine_records.py).
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.attempts import AttemptLog
-from checkpoints.errors import AlreadyExists, ObjectMissing
+from checkpoints.errors import ObjectMissing
 from checkpoints.manifest import Manifest
 from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from cluster.cloud.aws_account import AwsAccount
 from cluster.cloud.aws_machines import controllers, machines_of_run
+from cluster.cloud.machine_records import aws_regions, keep_gone, kept_machines
 from cluster.errors import CloudError
 from cluster.events import read_events
 from cluster.launch.receipt import Paid
@@ -32,10 +30,6 @@ from cluster.runs.machines import CloudMachine
 from cluster.runs.outlook import read_estimate
 from cluster.runs.run_view import read_plan
 from cluster.runs.spending import teacher_usd
-
-logger = logging.getLogger(__name__)
-
-_MACHINES = "machines/"
 
 
 def read_paid(root: Store, run_id: str, *, account: AwsAccount | None = None) -> tuple[LaunchPlan, Paid, str]:
@@ -90,9 +84,7 @@ def _of_cloud(
     """(the run's machines, controllers with their prices, why they are missing)."""
     if plan.is_local:
         return [], [], ""
-    places = [place for part in plan.parts for place in part.candidates]
-    regions = [place.region for place in places if place.infra == "aws"]
-    kept = {one.instance_id: one for one in _kept(store)}
+    regions, kept = aws_regions(plan), kept_machines(store)
     if not regions:
         return list(kept.values()), [], f"{plan.candidates[0].infra}'s records cannot be read here"
     try:
@@ -100,9 +92,7 @@ def _of_cloud(
         watching = controllers(account, regions)
     except CloudError as exc:
         return list(kept.values()), [], str(exc)
-    for one in found:
-        if one.ended_at_s is not None and one.instance_id not in kept:
-            _keep(store, one)
+    keep_gone(store, found)
     machines = {**kept, **{one.instance_id: one for one in found}}
     return sorted(machines.values(), key=lambda one: one.started_at_s), _priced(watching), ""
 
@@ -116,14 +106,3 @@ def _priced(machines: Sequence[CloudMachine]) -> list[tuple[CloudMachine, float 
         if one.pricing is Pricing.ON_DEMAND
     }
     return [(one, prices.get((one.region, one.instance_type))) for one in machines]
-
-
-def _kept(store: Store) -> list[CloudMachine]:
-    return [CloudMachine.from_json(json.loads(store.get(key))) for key in store.list(_MACHINES)]
-
-
-def _keep(store: Store, machine: CloudMachine) -> None:
-    try:
-        store.put_once(f"{_MACHINES}{machine.instance_id}.json", machine.to_json())
-    except AlreadyExists:
-        logger.debug("%s is kept already", machine.instance_id)

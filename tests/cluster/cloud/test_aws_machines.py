@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from alpaca_jobs.spec import JobSpec
+from checkpoints.store import Store
+from cluster.cloud import machine_records
 from cluster.cloud.aws_account import AwsAccount
 from cluster.cloud.aws_machines import controllers, machines_of_ours, machines_of_run, regions_of, terminate
+from cluster.cloud.machine_records import keep_gone, keep_in_background, kept_machines
 from cluster.errors import CloudError, NoCredentials
-from cluster.plan import Pricing
+from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.runs.machines import CloudMachine
 
 AMI = "ami-785db401"
@@ -97,3 +102,42 @@ def test_an_address_where_nobody_answers_is_said(account: AwsAccount, monkeypatc
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(CloudError, match="did not answer asking who is signed in"):
         AwsAccount(max_attempts=1).identity()
+
+
+def test_a_lost_machines_record_is_kept_at_the_loss_and_later_ones_do_not_change_it(account: AwsAccount) -> None:
+    lost, _ = (
+        start(account, "us-east-1", alpaca_jobs_run="demo-a"),
+        start(account, "us-east-1", alpaca_jobs_run="demo-a"),
+    )
+    account.client("ec2", "us-east-1").terminate_instances(InstanceIds=[lost])
+    store = Store.open("memory://machine-records").child("demo-a")
+    job = JobSpec.model_validate(
+        {"name": "demo", "data": {"num_rows": 8, "teacher": "offline"}, "train": {"model": "tiny-llama"},
+         "compute": {"infra": "aws", "workers": 1}, "store": "s3://b"}
+    )  # fmt: skip
+    place = Placement("aws", "us-east-1", None, "m6i.large", Pricing.SPOT, 0.03, 1)
+    plan = LaunchPlan("demo-a", job, "s3://b", (place, replace(place, infra="gcp", region="mars")), 1, "0+test")
+    keep_in_background(store, plan, account).join(30)
+    assert list(kept_machines(store)) == [lost]  # what still runs has no end to keep
+    kept = kept_machines(store)[lost]
+    assert kept.ended_at_s is not None
+    keep_gone(store, [replace(kept, ended_at_s=kept.ended_at_s + 60)])
+    assert kept_machines(store) == {lost: kept}
+
+
+def test_a_cloud_that_does_not_answer_costs_a_record_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> list[CloudMachine]:
+        raise CloudError("AWS refused listing machines")
+
+    monkeypatch.setattr(machine_records, "machines_of_run", refuse)
+    store = Store.open("memory://no-machine-records").child("demo-a")
+    place = Placement("aws", "us-east-1", None, "m6i.large", Pricing.SPOT, 0.03, 1)
+    job = JobSpec.model_validate(
+        {"name": "demo", "data": {"num_rows": 8, "teacher": "offline"}, "train": {"model": "tiny-llama"},
+         "compute": {"infra": "aws", "workers": 1}, "store": "s3://b"}
+    )  # fmt: skip
+    keep_in_background(store, LaunchPlan("demo-a", job, "s3://b", (place,), 1, "0+test"), AwsAccount()).join(30)
+    assert kept_machines(store) == {}
+    assert "were not kept now: AWS refused" in caplog.text
