@@ -35,6 +35,7 @@ _TRANSIENT_CLASSES = {
     "ResponseStreamingError", "IncompleteReadError", "IncompleteRead", "ResponseParserError", "FSTimeoutError",
     "ClientConnectionError", "ClientPayloadError", "ServerDisconnectedError", "ServerTimeoutError",
     "ServiceRequestError", "ServiceResponseError", "TransportError",
+    "ProxyError", "ConnectionError", "Timeout", "ChunkedEncodingError", "ChecksumError",  # of requests and gcsfs
 }  # fmt: skip
 _SECRETS = re.compile(
     r"(?i)\b(?:AKIA|ASIA)[0-9A-Z]{12,}\b"
@@ -147,6 +148,8 @@ def _is_permission(error: BaseException) -> bool:
         return True
     if http_status(error) in (401, 403) or error_code(error) in _PERMISSION_CODES:
         return True
+    if isinstance(error, OSError) and error.errno is None and str(error).startswith("Forbidden: "):
+        return True  # gcsfs 2026.10.1 (retry.py, validate_response): of a 403 it tells nothing but this
     return bool(_class_names(error) & _PERMISSION_CLASSES)
 
 
