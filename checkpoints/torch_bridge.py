@@ -157,15 +157,9 @@ class Checkpointer:
             return
         self._join()
         self._failure.raise_if_any()
-        self.in_flight = position
+        flat, layout, snapshot, written = self._prepare(position, state, meta)
+        self._last_position = self.in_flight = position
         self._tell(position)
-        try:
-            flat, layout, snapshot, written = self._prepare(position, state, meta)
-        except BaseException:
-            self.in_flight = None
-            self._tell(None)
-            raise
-        self._last_position = position
         record, problem = b"", None
         try:
             snapshot.take(flat)
