@@ -369,6 +369,26 @@ def test_a_cancel_from_elsewhere_does_not_call_a_run_stopped_that_works(tmp_path
     assert read_report(cloud.store) is None
 
 
+@pytest.mark.parametrize(("lives_s", "waited_s"), [(1000, 245), (100, 131), (0, 31)])
+def test_a_cancel_waits_as_long_as_the_node_lives_and_saves_take_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lives_s: int, waited_s: int
+) -> None:
+    cloud, said, now = ACloud(tmp_path), list[str](), [0.0]
+    cloud.run()
+    cloud.attempt(1, PLACES[0])
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] <= lives_s:
+            cloud.log.renew(1, int(now[0]))
+
+    monkeypatch.setattr("cluster.cloud.launching.time.monotonic", lambda: now[0])
+    cancel_cloud_run(cloud.store, "demo-x3fkd", FakeSky(WORKING), window_s=245.0, say=said.append, sleep=sleep)
+    assert now[0] == waited_s  # a lease that stands still is believed after half a minute
+    (words,) = said
+    assert "at most 245 s" in words
+
+
 def test_a_run_is_found_again_by_whoever_dies_while_skypilot_takes_it(tmp_path: Path) -> None:
     cloud, sky, home = ACloud(tmp_path / "old"), FakeSky(None, refuses=True), Home(tmp_path / "home")
     root = Store.open(f"file://{tmp_path}/new")
