@@ -58,7 +58,7 @@ def _check_region(value: str) -> str:
 
 def _check_image(value: str) -> str:
     if not _IMAGE.fullmatch(value):
-        want("an image is wanted as SkyPilot names it, such as docker:ghcr.io/me/train:1 or ami-0abc1234def567890")
+        want("an image is wanted as SkyPilot names it, such as docker:me/train:1 or ami-0abc1234def567890")
     return value
 
 

@@ -24,6 +24,7 @@ from alpaca_jobs.spec_base import (
     want,
 )
 from alpaca_jobs.spec_recipe import EvalSpec, RopeScalingSpec, Templates, TokenizerSpec
+from alpaca_jobs.spec_server import Argument
 
 _RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
     "alpaca": {},
@@ -93,6 +94,9 @@ class TrainSpec(SpecPart):
     """machine: the command is started once, and starts its ranks itself; rank: once for each, as torchrun would."""
     files: Annotated[tuple[str, ...], BeforeValidator(one_or_more)] = ()
     """Files that the command needs, such as its script; copied to the run at launch, and beside it on every machine."""
+    install: Annotated[tuple[Argument, ...], BeforeValidator(one_or_more)] = ()
+    """What the command needs, such as trl==1.16.0. A cloud's machine installs it, and our base package beside it, into
+    an environment apart from ours, whose programs the command finds first; on this machine install it yourself."""
     watch: str | None = None
     """Where in its working folder the command writes checkpoints, such as output; null: it uses the store itself."""
     hours: Positive | None = None
@@ -256,7 +260,7 @@ class TrainSpec(SpecPart):
             if self.watch is not None and (self.watch.startswith(("/", "~")) or ".." in self.watch.split("/")):
                 refuse("watch", f"is {self.watch}, but a folder in the command's own is wanted, such as output")
             return
-        for key in ("command", "command_per", "files", "watch", "hours"):
+        for key in ("command", "command_per", "files", "install", "watch", "hours"):
             if getattr(self, key) != type(self).model_fields[key].default:
                 refuse(key, f"is for a training program of your own, but method is {self.method}. Set method: command")
 
@@ -279,7 +283,7 @@ class CheckpointSpec(SpecPart):
     keep_every: PositiveWhole | None = None
     """Also keep every checkpoint whose step is a multiple of this; null means none."""
     when_busy: Literal["wait", "skip"] = "wait"
-    """What a save does while the one before it is still being stored: wait for that (training stands still), or skip."""
+    """What a save does while the one before is still being stored: wait for that (training stands still), or skip."""
     after_done: Literal["keep", "delete"] = "keep"
     """What happens to checkpoints once the model is exported: keep leaves them until the run is removed; delete removes
     them all after every byte of the model was read again, and nothing can be trained on from there."""

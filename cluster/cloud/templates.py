@@ -22,6 +22,7 @@ from alpaca_jobs.spec_compute import OWN_INFRA
 from cluster.cloud.places import render_place, task_places
 from cluster.errors import BackendMissing
 from cluster.exits import NODE_EXITS, SET_UP_FAILED
+from cluster.node.command_process import COMMAND_ENVIRONMENT
 from cluster.node.power import SETUP_MIN
 from cluster.plan import LaunchPlan, Placement, PlanPart
 from cluster.recovery import TABLE, Action, StopReason
@@ -121,7 +122,7 @@ def _render_part(plan: LaunchPlan, settings: TaskSettings, part: PlanPart, *, na
         until=json.dumps(part.until or ""),
         secrets="{" + ", ".join(f"{secret}: null" for secret in secret_names(plan)) + "}",
         extras=",".join(["node", *plan.job.train.track, *([_STORE_EXTRAS[scheme]] if scheme in _STORE_EXTRAS else [])]),
-        server=_server(plan, part),
+        server=_server(plan, part) + _command(plan, part),
         image="" if plan.job.compute.image is None else f"  image_id: {json.dumps(plan.job.compute.image)}\n",
         rented='""' if places[0].infra in OWN_INFRA else '"yes"',
         power="" if places[0].infra in OWN_INFRA else _POWER,
@@ -160,6 +161,24 @@ def _server(plan: LaunchPlan, part: PlanPart) -> str:
         '\n  [ -x ~/alpaca-jobs-vllm/bin/python ] || patiently "$uv" venv --quiet --python 3.11 ~/alpaca-jobs-vllm'
         '\n  VIRTUAL_ENV="$HOME/alpaca-jobs-vllm" patiently "$uv" pip install --quiet '
         f"{shlex.quote(teacher.server.install)}  # serves data.teacher.serve"
+    )
+
+
+def _command(plan: LaunchPlan, part: PlanPart) -> str:
+    """Lines of the set-up that install what the user's own training program needs, where it runs; none otherwise.
+
+    Without our constraints: its versions are its own, and resolved together with our base package.
+    """
+    packages = plan.job.train.install
+    if not packages or part.until == "generate":
+        return ""
+    scheme = plan.store_uri.partition("://")[0]
+    extra = f"[{_STORE_EXTRAS[scheme]}]" if scheme in _STORE_EXTRAS else ""
+    name = COMMAND_ENVIRONMENT
+    return (
+        f'\n  [ -x ~/{name}/bin/python ] || patiently "$uv" venv --quiet --python 3.11 ~/{name}'
+        f'\n  VIRTUAL_ENV="$HOME/{name}" patiently "$uv" pip install --quiet '
+        f'"$(ls ~/alpaca-jobs-code/*.whl){extra}" {shlex.join(packages)}  # for train.command'
     )
 
 

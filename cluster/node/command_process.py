@@ -22,6 +22,8 @@ from checkpoints.given import PROGRESS_VARIABLE
 
 logger = logging.getLogger(__name__)
 
+COMMAND_ENVIRONMENT: Final = "alpaca-jobs-command"
+"""Folder below HOME: the environment that a cloud's machine makes for `train.install` (cluster/cloud/templates.py)."""
 _LAST_LINES: Final = 15
 _LONGEST_LINE: Final = 4000
 _LISTEN_ON_S: Final = 3.0
@@ -39,12 +41,14 @@ class CommandSetup:
         folder: its working folder.
         environ: what it finds in its environment beside this process's own.
         ranks: how often it is started; with more than one, each gets torchrun's variables.
+        programs: where programs are looked for first; default: beside this process's own Python.
     """
 
     argv: tuple[str, ...]
     folder: Path
     environ: Mapping[str, str]
     ranks: int = 1
+    programs: Path | None = None
 
 
 class CommandProcess:
@@ -139,7 +143,9 @@ class CommandProcess:
 
     def _environ(self, rank: int, port: int) -> dict[str, str]:
         given = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        given["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{given.get('PATH', os.defpath)}"
+        given["PATH"] = (
+            f"{self._setup.programs or Path(sys.executable).parent}{os.pathsep}{given.get('PATH', os.defpath)}"
+        )
         given["PYTHONUNBUFFERED"] = "1"
         if self._setup.ranks > 1:
             ranks = str(self._setup.ranks)
@@ -165,6 +171,12 @@ class CommandProcess:
                 os.killpg(process.pid, number)
             except ProcessLookupError:
                 continue
+
+
+def command_programs(packages: Sequence[str]) -> Path | None:
+    """The programs of the environment that was made for these packages; None where none was made."""
+    programs = Path.home() / COMMAND_ENVIRONMENT / "bin"
+    return programs if packages and programs.is_dir() else None
 
 
 def command_argv(command: str | Sequence[str]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from checkpoints.given import GIVEN_VARIABLE, GivenAttempt
 from checkpoints.keys import CommitRef
 from cluster.node.attempt_context import AttemptContext
 from cluster.node.command_export import export_folder
-from cluster.node.command_process import CommandProcess, CommandSetup, command_argv
+from cluster.node.command_process import CommandProcess, CommandSetup, command_argv, command_programs
 from cluster.node.inputs import frozen_files
 from cluster.node.train_stage import TrainEnd
 from cluster.node.watched_folder import WatchedFolder
@@ -89,7 +89,7 @@ class CommandStage:
         setup = CommandSetup(
             argv=command_argv(self._train.command or ()), folder=self._folder,
             environ=self._environ(candidates, base_is_open=base_is_open, restored=restored),
-            ranks=self._world_size if is_each else 1,
+            ranks=self._world_size if is_each else 1, programs=command_programs(self._train.install),
         )  # fmt: skip
         self._process = CommandProcess(setup)
         self._ctx.marker.enter(Phase.STEP)

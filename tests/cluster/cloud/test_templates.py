@@ -81,13 +81,20 @@ def of_own_teacher() -> LaunchPlan:
 
 A100S = {"infra": ["aws", "gcp"], "gpus": "A100-80GB:8"}
 THIRTEEN_B = {"recipe": "alpaca", "model": "huggyllama/llama-13b"}
+OWN_PROGRAM = {
+    "method": "command",
+    "command": ["python", "trl_sft.py"],
+    "files": ["trl_sft.py"],
+    "install": ["trl==1.16.0", "datasets>=5,<6"],
+    "model": "Qwen/Qwen2.5-0.5B",
+}
 CASES = {
     "spot": (a_plan(), SETTINGS),
     "spot_then_on_demand_with_secrets_and_deadline": (
         on_demand_last(a_plan(secrets=["OPENAI_API_KEY", "HF_TOKEN"], limits={"deadline_h": 2})),
         replace(SETTINGS, end_at_s=1_800_000_119.2),
     ),
-    "own_image": (a_plan(compute={"infra": ["aws"], "workers": 2, "image": "docker:ghcr.io/me/train:1"}), SETTINGS),
+    "own_image": (a_plan(compute={"infra": ["aws"], "workers": 2, "image": "docker:me/train:1"}), SETTINGS),
     "server_without_our_plugin": (a_plan(), replace(SETTINGS, has_plugin=False)),
     "google_bucket": (replace(a_plan(), store_uri="gs://bucket/runs"), SETTINGS),
     "two_gpu_machines": (
@@ -96,6 +103,10 @@ CASES = {
     ),
     "rows_then_gpus": (replace(on_gpus(a_plan(compute=A100S)), generation=a_plan().candidates), SETTINGS),
     "own_teacher": (of_own_teacher(), SETTINGS),
+    "own_program": (
+        replace(a_plan(data={"from": "rows.json"}, train=OWN_PROGRAM), store_uri="gs://bucket/runs"),
+        SETTINGS,
+    ),
     "k8s": (of_own("k8s", gpus="A100-80GB:8", regions=["kind-lab"]), SETTINGS),
     "slurm": (of_own("slurm", workers=4), SETTINGS),
     "ssh": (of_own("ssh", workers=2, regions=["my-pool"], num_nodes=2), SETTINGS),
@@ -153,6 +164,7 @@ for path in sys.argv[1:]:
         f"rows_then_gpus.yaml demo-x3fkd-train 1 {gpus}",
         "own_teacher.yaml demo-x3fkd-rows 1 GCP/us-central1/g2-standard-4/{'L4': 1}/True",
         f"own_teacher.yaml demo-x3fkd-train 1 GCP/us-central1/a2-ultragpu-8g/{a100s}/True",
+        f"own_program.yaml demo-x3fkd 1 {spot}",
         f"k8s.yaml demo-x3fkd 1 Kubernetes/kind-lab/None/{a100s}/False",
         "slurm.yaml demo-x3fkd 1 Slurm/None/4+/None/False",
         "ssh.yaml demo-x3fkd 2 SSH/ssh-my-pool/2+/None/False",

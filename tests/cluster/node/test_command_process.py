@@ -1,4 +1,4 @@
-"""The last words of a training command: all of what it printed is read before they are told, but not for ever."""
+"""A training command: which programs it finds, and its last words, which are waited for, but not for ever."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.node import command_process
-from cluster.node.command_process import CommandProcess, CommandSetup
+from cluster.node.command_process import COMMAND_ENVIRONMENT, CommandProcess, CommandSetup, command_programs
 
 
 def ended(folder: Path, script: str) -> CommandProcess:
@@ -38,3 +38,17 @@ def test_what_it_left_running_does_not_hold_its_end_up(tmp_path: Path, monkeypat
     assert command.last_words() == "left"
     assert time.monotonic() - began < 60
     command.kill()
+
+
+def test_python_is_the_environments_that_was_made_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert command_programs(("trl",)) is None  # this machine made none: python is this process's own
+    python = tmp_path / COMMAND_ENVIRONMENT / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho another one\n")
+    python.chmod(0o755)
+    assert command_programs(()) is None
+    command = CommandProcess(CommandSetup(("python",), tmp_path, {}, programs=command_programs(("trl",))))
+    while command.poll() is None:
+        time.sleep(0.01)
+    assert command.last_words() == "another one"
