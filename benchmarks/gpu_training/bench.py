@@ -28,6 +28,7 @@ from gpu_training.aims import (
     exchange_gpu_hours,
     gpu_hours,
 )
+from gpu_training.checks import Curve, losses_of, waits_of
 from gpu_training.children import NotMeasured, PartFailed, Work, in_child
 from gpu_training.models import SHAPES, TINY, How, Shape, needed_bytes
 from gpu_training.runs import (
@@ -55,6 +56,8 @@ JOB_KEYS = (
 LONGEST_ROW = 546
 """Tokens of the longest row that training_data.py draws."""
 MEAN_ROW = 130
+LOSS_TOLERANCE = 0.02
+"""Nats, in bfloat16: as tests/alpaca_jobs/training/test_engines.py has it for engines."""
 Missing = NotMeasured | PartFailed
 
 
@@ -85,6 +88,8 @@ class Bench:
                 self._judge_mfu(f"full fine-tuning, {name}", best)
         share = replace(self._work, rows=self._micro, steps=4 * self._work.steps)
         self._ours(WIDE, "full", {"micro_batch_size": self._micro}, work=share)
+        self._judge_losses()
+        self._judge_waits()
 
     def padded(self) -> None:
         """The published recipe at its micro batch of 4 and at ours, with the same model and rows."""
@@ -152,6 +157,7 @@ class Bench:
         what = f"alpaca-7b.yaml (at most {HOURS_AIM:.1f} GPU hours, a tenth of the published {PUBLISHED_GPU_HOURS:.0f})"
         train = load_job(Path(examples.__file__).with_name("alpaca-7b.yaml")).train
         keys = {key: getattr(train, key) for key in JOB_KEYS}
+        keys["micro_batch_size"] = min(train.micro_batch_size, self._work.rows)
         found = self._ours(WIDE, "full", keys)
         print(f"{ALPACA_EPOCHS} passes over {ALPACA_ROWS:,} rows through LLaMA-7B are {alpaca_7b_flops():.2e} FLOPs")
         if not isinstance(found, Measured):
@@ -261,6 +267,36 @@ class Bench:
         if found.peak_gib is not None:
             text += f", {found.peak_gib:.1f} GiB"
         print(f"{text}, layout {found.layout}", flush=True)
+
+    def _judge_losses(self) -> None:
+        """The same rows by flash attention and by masks: what a kernel gets wrong shows in the losses."""
+        what = f"losses of 0.4B by flash attention and by masks (at most {LOSS_TOLERANCE} apart)"
+        curves = []
+        for attention in ("auto", "mask"):
+            keys = {"micro_batch_size": self._micro, "attention": attention}
+            found = self._measure("0.4B", "full", self._micro * MEAN_ROW, losses_of, keys)
+            if not isinstance(found, Curve):
+                self._missing(what, found, is_new=True)
+                return
+            curves.append(found)
+        apart = max(abs(one - two) for one, two in zip(curves[0].losses, curves[1].losses, strict=True))
+        layouts = " and ".join(curve.layout for curve in curves)
+        self.verdicts.judge(
+            f"{what}: {apart:.4f} over {len(curves[0].losses)} steps, layouts {layouts}",
+            is_met=apart <= LOSS_TOLERANCE and curves[0].layout == "rows",
+        )
+
+    def _judge_waits(self) -> None:
+        """One wait a step: for what all ranks agree on."""
+        what = "times a step waits for the GPU, 0.4B (at most once)"
+        if self._work.device == "cpu":
+            self.verdicts.not_measured(what, "there is no GPU to wait for")
+            return
+        found = self._measure("0.4B", "full", self._micro * MEAN_ROW, waits_of, {"micro_batch_size": self._micro})
+        if not isinstance(found, tuple):
+            self._missing(what, found, is_new=True)
+        else:
+            self.verdicts.judge(f"{what}: {', '.join(map(str, found))}", is_met=max(found) <= 1)
 
     def _judge_mfu(self, what: str, found: Measured | Missing) -> None:
         what = f"{what}: MFU on real tokens (at least {MFU_AIM:.0%}, hoped for {MFU_TARGET:.0%})"

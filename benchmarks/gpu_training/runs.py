@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import statistics
@@ -21,6 +22,7 @@ from training_data import Control, alpaca_rows, one_rank
 from alpaca_jobs.spec import CheckpointSpec, TrainSpec
 from alpaca_jobs.training.batching import global_batch
 from alpaca_jobs.training.control import TrainContext
+from alpaca_jobs.training.engines.protocol import Engine
 from alpaca_jobs.training.exact import exact_mode
 from alpaca_jobs.training.loop import run_training
 from alpaca_jobs.training.metrics import StepMetrics
@@ -85,7 +87,7 @@ class SavesCost:
 
 
 @contextmanager
-def _context(
+def context(
     work: Work, shape: Shape, keys: dict[str, Any], control: Control, *, run: Path | None = None
 ) -> Iterator[TrainContext]:  # fmt: skip
     """A training of a model that is made from its shape, and everything around it; nothing has run yet."""
@@ -105,10 +107,25 @@ def train_spec(work: Work, folder: str, keys: dict[str, Any]) -> TrainSpec:
     return TrainSpec(**given, **{"dtype": work.dtype, **keys})
 
 
+@torch.no_grad()
+def make_weights(engine: Engine) -> None:
+    """Random weights, the same in every training of a shape; norms are 1. In place, as a checkpoint is loaded."""
+    torch.manual_seed(0)
+    state = engine.state()
+    for tensor in (*engine.model.parameters(), *state["model"].values()):
+        if tensor.ndim > 1:
+            tensor.normal_(0.0, 0.02)
+        else:
+            tensor.fill_(1.0)
+    engine.after_load(state)
+
+
 @contextmanager
-def _updates(ctx: TrainContext) -> Iterator[tuple[TrainState, Saves, Updates]]:
+def updates_of(ctx: TrainContext) -> Iterator[tuple[TrainState, Saves, Updates]]:
+    """A training's model and what makes its updates; nothing has run yet."""
     with exact_mode(bits=ctx.train.exactness == "bits", threads=ctx.threads):
-        state = build_state(ctx, with_weights=False)  # random ones, made on the device: no 27 GB in a file
+        state = build_state(ctx, with_weights=False)
+        make_weights(state.engine)  # on the device: no 27 GB in a file
         saves = Saves(ctx, state)
         updates = Updates(ctx, state, saves)
         try:
@@ -121,7 +138,7 @@ def _updates(ctx: TrainContext) -> Iterator[tuple[TrainState, Saves, Updates]]:
 def measure_ours(work: Work, shape: Shape, keys: dict[str, Any]) -> Measured:
     """Our loop's updates, as run_training makes them."""
     control = Control()
-    with _context(work, shape, keys, control) as ctx, _updates(ctx) as (state, _, updates):
+    with context(work, shape, keys, control) as ctx, updates_of(ctx) as (state, _, updates):
         for _ in range(work.all_steps):
             updates.one_step()
         return Measured(*_groups(work, control), _peak_gib(work), str(state.layout))
@@ -146,8 +163,15 @@ def _peak_gib(work: Work) -> float | None:
     return None if work.device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
 
 
+def has_accelerate() -> bool:
+    """Whether Hugging Face's Trainer can run."""
+    return importlib.util.find_spec("accelerate") is not None
+
+
 def measure_padded(work: Work, shape: Shape, size: int) -> Measured:
     """The published recipe: Hugging Face's Trainer in bfloat16 by autocast, on the same rows in the same order."""
+    if not has_accelerate():  # the Trainer would say so by an ImportError of its own
+        raise ModuleNotFoundError("accelerate is not installed", name="accelerate")
     from transformers import AutoConfig, AutoModelForCausalLM
 
     on_gpu = work.device != "cpu"
@@ -174,7 +198,7 @@ def measure_padded(work: Work, shape: Shape, size: int) -> Measured:
 def measure_saves(work: Work, shape: Shape, keys: dict[str, Any]) -> SavesCost:
     """Steps without a save; then a save, and steps until it is committed and an older one deleted, `groups` times."""
     control = Control()
-    with _context(work, shape, keys, control) as ctx, _updates(ctx) as (_, saves, updates):
+    with context(work, shape, keys, control) as ctx, updates_of(ctx) as (_, saves, updates):
         for _ in range(work.all_steps):
             updates.one_step()
         step_s = (control.ends[-1] - control.ends[work.warm_up - 1]) / (work.groups * work.steps)
