@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from checkpoints.errors import CheckpointError, Damaged, NoGoodCommit, NotCommitted
 from checkpoints.keys import CommitRef
+from checkpoints.manifest import Manifest
 from checkpoints.reader import CommitReader
 from checkpoints.retention import Retention
 from checkpoints.writer import CommitWriter
@@ -148,8 +149,15 @@ class WatchedFolder:
                 writer.put(name, b"" if is_empty else memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
         meta = {"folder": path.name, **_trainer_state(path)}
         manifest = writer.publish(meta=meta)
-        self._retention.after_commit(manifest)
+        self._tidy(manifest)
         return manifest.size_bytes, manifest.stored_bytes
+
+    def _tidy(self, manifest: Manifest) -> None:
+        """Let retention follow; the save is committed whatever that runs into, and the next one tidies again."""
+        try:
+            self._retention.after_commit(manifest)
+        except CheckpointError as exc:
+            logger.warning("old checkpoints were not deleted; the next save tries again: %s", exc)
 
     def _copy_out(self, ref: CommitRef) -> Path:
         reader = CommitReader.open(self._ctx.store, self._ctx.layout, ref)
