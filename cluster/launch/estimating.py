@@ -17,6 +17,7 @@ from cluster.errors import PlanError
 from cluster.launch.planner import plan_launch, side_offers_for
 from cluster.node.row_count import count_rows
 from cluster.plan import LaunchPlan, Placement, Pricing
+from cluster.price.account_limits import NOT_ASKED, AccountLimits, is_doubtful
 from cluster.price.assumptions import Assumptions
 from cluster.price.controller import is_consolidated
 from cluster.price.estimate import DRAWS, CandidateEstimate, estimate_candidates
@@ -96,30 +97,38 @@ def gather_facts(job: JobSpec, *, past: Sequence[PastRun] = (), counted: Counted
         return Facts(None, str(exc), teacher, assumed)
 
 
-def plan_with(job: JobSpec, facts: Facts, offers: PriceList) -> LaunchPlan:
+def plan_with(job: JobSpec, facts: Facts, offers: PriceList, limits: AccountLimits = NOT_ASKED) -> LaunchPlan:
     """Plan a job under a new run id, by what is known about it.
 
     Args:
         offers: `offers_for(job)`.
+        limits: what the account said it may have.
 
     Raises:
         PlanError: no offer fits.
     """
     side_offers = side_offers_for(job, offers)
     return plan_launch(
-        job, run_id=new_run_id(job.name), offers=offers, side_offers=side_offers, work=facts.work, assumed=facts.assumed
-    )
+        job, run_id=new_run_id(job.name), offers=offers, side_offers=side_offers, limits=limits,
+        work=facts.work, assumed=facts.assumed,
+    )  # fmt: skip
 
 
 def estimate_plan(
-    plan: LaunchPlan, facts: Facts, offers: PriceList, *, draws: int = DRAWS, seed: int = 0
+    plan: LaunchPlan,
+    facts: Facts,
+    offers: PriceList,
+    *,
+    limits: AccountLimits = NOT_ASKED,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> JobEstimate:
     """Estimate a plan.
 
     SkyPilot's controller costs something where its settings here give it a machine of its own.
 
     Args:
-        offers: what it was planned from.
+        offers, limits: what it was planned from.
 
     Raises:
         PlanError: something that the estimate needs is not known; says what.
@@ -127,8 +136,8 @@ def estimate_plan(
     if facts.work is None:
         raise PlanError(facts.unknown)
     in_server = is_consolidated()
-    side = _side(plan, offers, in_server=in_server)
-    other = _on_demand(plan, offers)
+    side = _side(plan, offers, limits, in_server=in_server)
+    other = _on_demand(plan, offers, limits)
 
     def estimate(places: tuple[Placement, ...]) -> tuple[CandidateEstimate, ...]:
         assert facts.work is not None
@@ -175,18 +184,23 @@ def _work(job: JobSpec, given: Counted, teacher: TeacherEstimate | None) -> Work
     )
 
 
-def _side(plan: LaunchPlan, offers: PriceList, *, in_server: bool) -> SideMachines:
-    side = side_machines(plan.job, side_offers_for(plan.job, offers))
+def _side(plan: LaunchPlan, offers: PriceList, limits: AccountLimits, *, in_server: bool) -> SideMachines:
+    side = side_machines(plan.job, limits.within(side_offers_for(plan.job, offers), num_nodes=1), limits)
     return replace(side, controller=None) if in_server else side
 
 
-def _on_demand(plan: LaunchPlan, offers: PriceList) -> Placement | None:
+def _on_demand(plan: LaunchPlan, offers: PriceList, limits: AccountLimits) -> Placement | None:
     """The cheapest place on demand with the plan's GPUs; None where the plan holds nothing else, or one anyway."""
     first = plan.candidates[0]
     if plan.is_local or first.pricing is not Pricing.SPOT:
         return None
-    priced = [one for one in offers if _is_alternative(one, plan)]
-    best = min(priced, key=lambda one: (one.price_per_hour_usd or 0.0, one.infra, one.region), default=None)
+    trusted = limits.trusted(plan.job.compute.regions)
+    priced = [one for one in limits.within(offers, num_nodes=plan.num_nodes) if _is_alternative(one, plan)]
+    best = min(
+        priced,
+        key=lambda one: (is_doubtful(one, trusted), one.price_per_hour_usd or 0.0, one.infra, one.region),
+        default=None,
+    )
     return None if best is None else placement_of_offer(best, num_nodes=plan.num_nodes)
 
 

@@ -1,12 +1,14 @@
 """JobSpec + offers -> LaunchPlan. Pure: the same job and offers make the same plan, and nothing is started.
 
-Candidates are ordered by price per hour of the whole job, ties by cloud, region and zone; on-demand machines beside
+Candidates are ordered by price per hour of the whole job, ties by cloud, region and zone; regions of AWS that accounts
+have to switch on come after the others, unless the account was asked or the job names them; on-demand machines beside
 spot ones come after all of these. On local the pretend regions keep the order they were given in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +17,8 @@ from alpaca_jobs.spec import LOCAL_REGIONS, JobSpec
 from cluster.code_version import code_version as own_code_version
 from cluster.errors import PlanError
 from cluster.plan import LaunchPlan, Placement, Pricing
+from cluster.price.account_limits import NOT_ASKED, AccountLimits, is_doubtful
+from cluster.price.account_words import within_account
 from cluster.price.assumptions import Assumptions
 from cluster.price.gpu_choice import join, nearest_region, offers_with_gpus
 from cluster.price.memory_check import check_memory, fit_of, holding, model_of, what_to_change
@@ -66,6 +70,7 @@ def plan_launch(
     folder: Path | None = None,
     exclude_regions: Sequence[str] = (),
     code_version: str | None = None,
+    limits: AccountLimits = NOT_ASKED,
     work: Workload | None = None,
     assumed: Assumptions | None = None,
 ) -> LaunchPlan:
@@ -80,6 +85,7 @@ def plan_launch(
         folder: what a relative `store` is relative to; None for the working folder.
         exclude_regions: regions not to use, as us-east-1 or aws/us-east-1.
         code_version: recorded in the plan; None for the code that is running.
+        limits: what the account said it may have; machines that it may not have are left out.
         work, assumed: by which memory is checked and `gpus: auto` compares machines; None for what the job says, and
             for the priors.
 
@@ -90,9 +96,10 @@ def plan_launch(
     notes: list[str] = []
     fitting = _in_infra(job, offers)
     _check_region_names(job, fitting)
-    fitting = _with_gpus(job, fitting, notes, _counted(job, work), assumed or Assumptions())
+    fitting = within_account(job, fitting, limits, notes)
+    fitting = _with_gpus(job, fitting, notes, _counted(job, work), assumed or Assumptions(), limits)
     fitting = _in_regions(job, fitting, exclude_regions, notes)
-    fitting = _with_pricing(job, fitting, notes)
+    fitting = _with_pricing(job, fitting, limits)
     places = tuple(placement_of_offer(offer, num_nodes=compute.num_nodes) for offer in fitting)
     world_size = compute.num_nodes * (fitting[0].gpu_count or compute.workers or 1)
     _check_batch(job, world_size)
@@ -108,13 +115,13 @@ def plan_launch(
         world_size=world_size,
         code_version=code_version or own_code_version(),
         notes=tuple(notes),
-        generation=_writers(job, [one for one in side_offers if one.region not in exclude_regions]),
+        generation=_writers(job, limits, [one for one in side_offers if one.region not in exclude_regions]),
     )
 
 
-def _writers(job: JobSpec, offers: list[Offer]) -> tuple[Placement, ...]:
+def _writers(job: JobSpec, limits: AccountLimits, offers: list[Offer]) -> tuple[Placement, ...]:
     """Where the rows are written before the training; a teacher of the run's own has to be served somewhere."""
-    places = generation_places(job, offers)
+    places = generation_places(job, limits.within(offers, num_nodes=1), limits)
     if not places and writes_rows_apart(job) and (gpus := served_gpus(job)) is not None:
         raise PlanError(
             f"data.teacher.server.gpus is {gpus}, but no such machine has a price as compute.spot and compute.regions "
@@ -167,12 +174,17 @@ def _counted(job: JobSpec, work: Workload | None) -> Workload | None:
 
 
 def _with_gpus(
-    job: JobSpec, offers: list[Offer], notes: list[str], work: Workload | None, assumed: Assumptions
+    job: JobSpec,
+    offers: list[Offer],
+    notes: list[str],
+    work: Workload | None,
+    assumed: Assumptions,
+    limits: AccountLimits,
 ) -> list[Offer]:
     """Keep the machines with the wanted GPUs; for auto, choose the shape."""
     compute = job.compute
     if compute.gpus == "auto":
-        return _automatic(job, offers, notes, work, assumed)
+        return _automatic(job, offers, notes, work, assumed, limits)
     wanted = compute.gpu_request
     if wanted is None:
         return offers if compute.is_local else _host_machines(job, offers)
@@ -184,7 +196,12 @@ def _with_gpus(
 
 
 def _automatic(
-    job: JobSpec, offers: list[Offer], notes: list[str], work: Workload | None, assumed: Assumptions
+    job: JobSpec,
+    offers: list[Offer],
+    notes: list[str],
+    work: Workload | None,
+    assumed: Assumptions,
+    limits: AccountLimits,
 ) -> list[Offer]:
     """The shape expected to finish for least, among those into which the job fits (cluster/price/memory_fit.py)."""
     if job.train.method == "command":
@@ -203,8 +220,10 @@ def _automatic(
     priced = [offer for offer in payable if offer in fits]
     if not priced:
         raise PlanError(_nothing_holds(job, model, payable, work))
-    ranked = () if work is None else rank_shapes(job, priced, work, assumed)
-    gpus = ranked[0].gpus if ranked else min(priced, key=_order).gpus
+    trusted = limits.trusted(job.compute.regions)
+    sure = [offer for offer in priced if not is_doubtful(offer, trusted)] or priced
+    ranked = () if work is None else rank_shapes(job, sure, work, assumed)
+    gpus = ranked[0].gpus if ranked else min(sure, key=partial(_order, trusted)).gpus
     assert gpus is not None
     others = f"; then {join(map(str, ranked[1:4]))}" if len(ranked) > 1 else ""
     why = (
@@ -284,11 +303,11 @@ def _is_in_regions(job: JobSpec, offer: Offer) -> bool:
     return job.compute.regions is None or offer.region in job.compute.regions
 
 
-def _with_pricing(job: JobSpec, offers: list[Offer], notes: list[str]) -> list[Offer]:
+def _with_pricing(job: JobSpec, offers: list[Offer], limits: AccountLimits) -> list[Offer]:
     """Keep offers paid for as the job allows and with a price; put them in order."""
     if job.compute.is_local or job.compute.is_own:
         return offers
-    kept = sorted(_payable(job, offers), key=_order)
+    kept = sorted(_payable(job, offers), key=partial(_order, limits.trusted(job.compute.regions)))
     if kept:
         return kept
     why = sorted({offer.note for offer in offers if offer.note})
@@ -307,11 +326,13 @@ def _payable(job: JobSpec, offers: Iterable[Offer]) -> list[Offer]:
     return [offer for offer in offers if offer.pricing in allowed and offer.price_per_hour_usd is not None]
 
 
-def _order(offer: Offer) -> tuple[bool, float, str, str, str, str]:
-    """Spot before on demand (where a job allows both), then price, then names; num_nodes is the same for all."""
-    price = offer.price_per_hour_usd
+def _order(trusted: frozenset[str], offer: Offer) -> tuple[bool, bool, float, str, str, str, str]:
+    """Spot before on demand (where a job allows both), regions that most accounts have not switched on after others,
+    then price, then names; num_nodes is the same for all.
+    """
+    price, place = offer.price_per_hour_usd, (offer.infra, offer.region, offer.zone or "", offer.instance_type)
     assert price is not None
-    return (offer.pricing is Pricing.ON_DEMAND, price, offer.infra, offer.region, offer.zone or "", offer.instance_type)
+    return (offer.pricing is Pricing.ON_DEMAND, is_doubtful(offer, trusted), price, *place)
 
 
 def _check_batch(job: JobSpec, world_size: int) -> None:

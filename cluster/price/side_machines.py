@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from alpaca_jobs.spec import JobSpec, TeacherSpec
 from cluster.plan import Placement, Pricing
+from cluster.price.account_limits import NOT_ASKED, AccountLimits, is_doubtful
 from cluster.price.offers import Offer
 
 # The managed-jobs controller of SkyPilot: 4 or more vCPUs, 4 times as many GiB, on demand.
@@ -33,19 +35,20 @@ class SideMachines:
     controller: Placement | None = None
 
 
-def side_machines(job: JobSpec, offers: Iterable[Offer]) -> SideMachines:
+def side_machines(job: JobSpec, offers: Iterable[Offer], limits: AccountLimits = NOT_ASKED) -> SideMachines:
     """Pick the cheapest of each among offers without GPUs, in the job's regions where these sell any.
 
     Args:
         offers: of machines without GPUs, of the job's clouds.
+        limits: what the account said; it was asked about the machines that `offers` lacks.
     """
     if job.compute.is_local or job.compute.is_own:
         return SideMachines()
     offers = list(offers)
     listed = [one for one in offers if one.price_per_hour_usd is not None and one.gpu_name is None]
-    generation = next(iter(generation_places(job, offers)), None)
+    generation = next(iter(generation_places(job, offers, limits)), None)
     watching = [o for o in listed if o.pricing is Pricing.ON_DEMAND and _can_watch(o)]
-    return SideMachines(generation, _cheapest(job, watching))
+    return SideMachines(generation, _cheapest(job, watching, limits))
 
 
 def writes_rows_apart(job: JobSpec) -> bool:
@@ -67,8 +70,11 @@ def served_gpus(job: JobSpec) -> str | None:
     return f"{name}:{count or 1}"
 
 
-def generation_places(job: JobSpec, offers: Iterable[Offer]) -> tuple[Placement, ...]:
-    """Where the rows may be written, best first: the cheapest machine of each region; none if not apart, or not sold.
+def generation_places(
+    job: JobSpec, offers: Iterable[Offer], limits: AccountLimits = NOT_ASKED
+) -> tuple[Placement, ...]:  # fmt: skip
+    """Where the rows may be written, best first: the cheapest machine of each region, regions that most accounts have
+    not switched on last; none if not apart, or not sold.
 
     Args:
         offers: of machines without GPUs, of the job's clouds; with the GPUs of `served_gpus` among them, if it has any.
@@ -92,14 +98,15 @@ def generation_places(job: JobSpec, offers: Iterable[Offer]) -> tuple[Placement,
     found: list[Placement] = []
     for pricing in allowed:
         best: dict[tuple[str, str], Offer] = {}
-        for offer in sorted((one for one in near if one.pricing is pricing), key=_by_price):
+        for offer in sorted((one for one in near if one.pricing is pricing), key=partial(_by_price, job, limits)):
             best.setdefault((offer.infra, offer.region), offer)
         found += [placement_of_offer(one, num_nodes=1) for one in list(best.values())[:MAX_GENERATION_REGIONS]]
     return tuple(found)
 
 
-def _by_price(offer: Offer) -> tuple[float, str, str, str]:
-    return (offer.price_per_hour_usd or 0.0, offer.infra, offer.region, offer.zone or "")
+def _by_price(job: JobSpec, limits: AccountLimits, offer: Offer) -> tuple[bool, float, str, str, str]:
+    is_last = is_doubtful(offer, limits.trusted(job.compute.regions))
+    return (is_last, offer.price_per_hour_usd or 0.0, offer.infra, offer.region, offer.zone or "")
 
 
 def _can_watch(offer: Offer) -> bool:
@@ -107,10 +114,10 @@ def _can_watch(offer: Offer) -> bool:
     return vcpus >= CONTROLLER_VCPUS and memory_gib >= CONTROLLER_GIB_PER_VCPU * CONTROLLER_VCPUS
 
 
-def _cheapest(job: JobSpec, offers: list[Offer]) -> Placement | None:
+def _cheapest(job: JobSpec, offers: list[Offer], limits: AccountLimits) -> Placement | None:
     regions = job.compute.regions or ()
     near = [one for one in offers if one.region in regions] or offers
-    best = min(near, key=_by_price, default=None)
+    best = min(near, key=partial(_by_price, job, limits), default=None)
     return None if best is None else placement_of_offer(best, num_nodes=1)
 
 

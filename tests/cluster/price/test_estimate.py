@@ -303,7 +303,7 @@ def test_rows_written_where_the_training_runs_need_no_start_of_their_own() -> No
 
 
 def test_teacher_without_a_price_leaves_the_rest_of_the_cost_known() -> None:
-    spec = job(data__teacher={"model": "m"})
+    spec = job(data__teacher={"model": "m"}, limits__teacher_max_usd=None)
     found = estimate_candidates(plan_for(spec), workload_of(spec), SURE, teacher=estimate_teacher(spec.data))[0]
     assert found.cost_usd is None
     assert found.machines_usd is not None
