@@ -50,6 +50,7 @@ def generate(
     if plan.until not in plan.job.stages:
         raise Refused(f"{job_file} has its rows already (data.from is {plan.job.data.from_}); nothing is generated.")
     starting.check_installed(plan.job, until=plan.until)
+    starting.ask_teacher(plan.job)
     starting.agree(_question(plan, priced), yes=yes, grids=plan_view.plan_grids(plan, priced))
     found = starting.start(plan, None if priced is None else priced.estimate)
     try:
@@ -91,7 +92,8 @@ def show_preview(job_file: Path, count: int, *, out: Path | None, yes: bool, as_
     require_modules("openai", "rapidfuzz", "numpy")
     if isinstance(job.data.teacher, TeacherSpec):
         starting.check_key(job.data.teacher)
-        starting.agree(f"Ask {job.data.teacher.model} for {words.plural(count, 'row')}?", yes=yes, grids=())
+        asked = f"Ask {job.data.teacher.model} for {words.plural(count, 'row')}? They are shown, paid for and not kept."
+        starting.agree(asked, yes=yes, grids=())
     found = preview_rows(job, count)
     if as_json:
         render.out_json(preview_view.preview_json(found))

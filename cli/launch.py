@@ -57,6 +57,7 @@ def launch(
                 render.out_grid(grid)
         return
     starting.check_installed(plan.job)
+    starting.ask_teacher(plan.job)
     starting.agree(plan_view.question(plan), yes=yes, grids=grids)
     starting.make_bucket(bucket)
     found = starting.start(plan, None if priced is None else priced.estimate)

@@ -209,6 +209,18 @@ def check_installed(job: JobSpec, *, until: str | None = None) -> None:
         require_modules("ray", *trains, *generates)
 
 
+def ask_teacher(job: JobSpec) -> None:
+    """Warn where the teacher, asked from here for its models, does not know the job's; only one that is asked for money
+    or stands elsewhere has a name that can be wrong."""
+    from alpaca_jobs.spec import TeacherSpec
+
+    if isinstance(job.data.teacher, TeacherSpec):
+        from cluster.launch.teacher_preflight import teacher_warnings
+
+        for line in teacher_warnings(job, os.environ):
+            render.say(f"warning: {line}")
+
+
 def start(plan: LaunchPlan, estimate: JobEstimate | None = None) -> FoundRun:
     """Start the planned run; Ctrl-C until then leaves nothing behind. The estimate is kept for its receipt."""
     from checkpoints.store import Store

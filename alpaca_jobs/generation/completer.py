@@ -194,6 +194,28 @@ class Completer:
         return min(MAX_DELAY_S, FIRST_DELAY_S * 2.0**retries) * (0.5 + 0.5 * self._jitter())
 
 
+async def list_models(teacher: TeacherSpec, api_key: str | None, *, limit_s: float) -> list[str]:
+    """Return the names of the models that a teacher says it has, in order; nothing is billed, and it is asked once.
+
+    Raises:
+        TeacherError: it does not say, in words without the key.
+    """
+    client = make_client(teacher, TeacherKey(teacher, api_key))
+    import openai
+
+    try:
+        async with asyncio.timeout(limit_s):
+            return sorted([str(model.id) async for model in client.models.list()])
+    except openai.APIStatusError as exc:
+        raise TeacherError(f"HTTP {exc.status_code}") from None  # the server's own words may repeat the key
+    except TimeoutError:
+        raise TeacherUnreachable(f"no answer within {limit_s:g} s") from None
+    except (openai.OpenAIError, ValueError, AttributeError) as exc:  # the last two: an answer that is no list of models
+        raise TeacherError(f"{type(exc).__name__}: {exc.__cause__ or ''}".removesuffix(": ")) from None
+    finally:
+        await client.close()
+
+
 @dataclass(frozen=True, slots=True)
 class Absence:
     """A teacher that answers nobody: since when (seconds since 1970), and what it said, or what happened instead."""

@@ -90,7 +90,7 @@ def test_both_sides_of_the_edge_are_decided_as_rouge_score_does(threshold: float
 
 
 @pytest.mark.slow
-def test_two_hundred_thousand_pairs_have_rouge_scores_floats() -> None:
+def test_two_hundred_thousand_pairs_have_rouge_scores_floats_and_are_decided_by_them() -> None:
     texts = _stream(14, 400, num_words=60, longest=18)
     texts += ["", "w1", "W1 w1 w1", "w1!w1", "12 12 12 1", "\u0130 K \u00e9 1"]
     texts += [_odd(text) for text in _stream(15, 50, num_words=len(ODD_WORDS), longest=12)]
@@ -99,14 +99,23 @@ def test_two_hundred_thousand_pairs_have_rouge_scores_floats() -> None:
     tokens = [_tokens(text) for text in texts]
     index = SimilarityIndex()
     index.add_all(texts)
-    pairs = at_the_edge = 0
+    pairs = at_the_edge = duplicates = 0
+    expected: list[list[int | None]] = [[] for _ in texts]  # by place in the index, then by text
     for text, mine in zip(texts, tokens, strict=True):
         scores = dict(index.neighbours(text, count=len(texts)).nearest)
         for place, theirs in enumerate(tokens):
-            assert scores[place] == _score_lcs(mine, theirs).fmeasure
+            score = _score_lcs(mine, theirs).fmeasure
+            assert scores[place] == score
+            expected[place].append(0 if score > 0.7 else None)
             at_the_edge += abs(scores[place] - 0.7) < 1e-9
             pairs += 1
     assert pairs > 200_000
+    for kept, decisions in zip(texts, expected, strict=True):  # the way that decides without a float of most pairs
+        alone = SimilarityIndex(0.7)
+        alone.add(kept)
+        assert alone.duplicates_of(texts) == decisions, kept
+        duplicates += sum(decision is not None for decision in decisions)
+    assert 1000 < duplicates < pairs / 2
     assert at_the_edge > 10
 
 
