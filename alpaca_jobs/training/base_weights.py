@@ -54,17 +54,28 @@ class _Safetensors:
     def __init__(self, folder: Path) -> None:
         self._stored: dict[str, StoredTensor] = {tensor.name: tensor for tensor in stored_tensors(folder)}
         self.shapes: Mapping[str, tuple[int, ...]] = {name: tensor.shape for name, tensor in self._stored.items()}
-        self._path: Path | None = None
-        self._open: Any = None  # the file that was read last
 
     def part(self, name: str, cut: tuple[slice, ...]) -> Tensor:
+        """Whole rows are read, not mapped: a mapped file counts as this process's memory until somebody needs it."""
         from safetensors import safe_open
 
-        path = self._stored[name].path
-        if path != self._path:
-            self._path, self._open = path, safe_open(path, framework="pt")
-        part: Tensor = self._open.get_slice(name)[cut] if cut else self._open.get_tensor(name)
-        return part
+        from alpaca_jobs.weights.sources import DTYPES, read_into
+
+        one = self._stored[name]
+        first, *others = cut or (slice(0, one.shape[0] if one.shape else 1),)
+        has_whole_rows = all(part == slice(0, size) for part, size in zip(others, one.shape[1:], strict=False))
+        if one.dtype not in DTYPES or not has_whole_rows or not one.shape:
+            with safe_open(one.path, framework="pt") as file:
+                part: Tensor = file.get_slice(name)[cut] if cut else file.get_tensor(name)
+                return part
+        begin, end = first.start, min(first.stop, one.shape[0])
+        row_bytes = (one.end - one.begin) // max(one.shape[0], 1)
+        data = bytearray((end - begin) * row_bytes)
+        with one.path.open("rb", buffering=0) as file:
+            file.seek(one.begin + begin * row_bytes)
+            if read_into(file, data) < len(data):
+                raise ModelError(f"{one.path} ends inside {name}: it was cut short. Copy or download it again.")
+        return torch.frombuffer(data, dtype=DTYPES[one.dtype]).view(end - begin, *one.shape[1:])
 
 
 class _Pickled:

@@ -1,4 +1,4 @@
-"""An exported model written tensor by tensor: memory holds a quarter of a GiB of it, whatever its size.
+"""An exported model written tensor by tensor: memory holds the largest of them, whatever the model's size.
 
 Each tensor is read from the commit, or for merged adapters from the base model's files, made the type of the export,
 and put into the shard that it belongs to.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from checkpoints.keys import CommitRef
     from checkpoints.torch_bridge import Checkpointer
 
-GROUP_BYTES = 128 * 2**20
+GROUP_BYTES = 64 * 2**20
 """Tensors read from the commit at a time; a larger one is read alone."""
 
 

@@ -138,6 +138,11 @@ def foreign_model_errors(model: str, part: str) -> Iterator[None]:
                 f"{model} is handed out only to people who accepted its terms. Accept them on its page at the Hugging "
                 "Face hub, and list HF_TOKEN under secrets."
             ) from exc
+        if "trust_remote_code" in str(exc):
+            raise ModelError(
+                f"The {part} of {model} is code that comes with the model, and such code is not run. Name a checkpoint "
+                "that transformers' own classes load; for InternLM how to make one is in docs/TRAINING.md (Models)."
+            ) from exc
         raise ModelError(
             f"The {part} of {model} cannot be loaded: {_first_line(exc)}. Check that it is a decoder-only language "
             "model with weights in safetensors and that this version of transformers knows its architecture."

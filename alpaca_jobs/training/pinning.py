@@ -31,8 +31,8 @@ def pin_revision(model: str, revision: str | None, *, timeout_s: float = HUB_TIM
     commit is taken; where that is not there either, nothing is pinned. Both are said in words.
 
     Raises:
-        ModelError: there is no such model or revision, a revision of something that has none, or a run that has exported
-            no whole model.
+        ModelError: there is no such model or revision, a revision of something that has none, or a run that has
+            exported no whole model.
     """
     if model == TINY_LLAMA or is_run(model) or Path(model).expanduser().is_dir() or model.startswith((".", "/", "~")):
         if revision is not None:

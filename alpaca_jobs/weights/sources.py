@@ -87,7 +87,7 @@ class SafetensorsSource:
         data = bytearray(count * dtype.itemsize)
         with stored.path.open("rb", buffering=0) as file:
             file.seek(stored.begin + start * dtype.itemsize)
-            got = _read_into(file, data)
+            got = read_into(file, data)
         if got < len(data):
             raise ModelError(
                 f"{stored.path} ends inside {name}: it was cut short, probably while it was copied. Copy it again."
@@ -202,7 +202,8 @@ def _known_dtype(dtype: str, name: str, folder: Path) -> str:
     return dtype
 
 
-def _read_into(file: Any, data: bytearray) -> int:
+def read_into(file: Any, data: bytearray) -> int:
+    """Fill `data` from an unbuffered file; returns how many bytes came, fewer where the file ends."""
     view, got = memoryview(data), 0
     while got < len(data):
         read = file.readinto(view[got:])

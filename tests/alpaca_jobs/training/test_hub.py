@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +92,16 @@ def test_a_model_with_terms_asks_for_consent() -> None:
     asked = pytest.raises(ModelError, match=r"accepted its terms.* list HF_TOKEN under secrets")
     with asked, foreign_model_errors("meta-llama/Llama-2-7b-hf", "model"):
         raise OSError("You are trying to access a gated repo.") from refusal
+
+
+def test_a_model_that_is_code_of_its_own_is_refused_with_the_way_round(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    config = {"model_type": "internlm", "auto_map": {"AutoConfig": "configuration_internlm.InternLMConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused = pytest.raises(ModelError, match=r"code that comes with the model.* InternLM how to make one")
+    with refused, foreign_model_errors("internlm/internlm-7b", "model"):
+        AutoConfig.from_pretrained(tmp_path)
 
 
 def test_a_hub_that_fails_is_quoted(answers: dict[str, str]) -> None:
