@@ -11,8 +11,9 @@ forward pass (2 in bfloat16), W ranks and S shards (W; with `sharding: hybrid` t
     zero2    d F + d T         4T / W   4T / W     8T / W     a bucket of 5e8 gradients, in d + 4
     zero3    (d F + d T) / W   4T / W   4T / W     8T / W     the bucket, and 1e9 parameters gathered, in d
 
-float32 has no masters with single and ddp: d T are they. With cpu_offload fsdp and zero3 keep the sharded part in host
-memory, zero2 its masters, gradients and optimizer. Activations and the loss: cluster/price/activations.py.
+fsdp also holds 4T of whole gradients between micro batches where that is at most 15 % of a GPU's memory, and nothing is
+offloaded. float32 has no masters with single and ddp: d T are they. With cpu_offload fsdp and zero3 keep the sharded
+part in host memory, zero2 its masters, gradients and optimizer. Activations and the loss: cluster/price/activations.py.
 
 Source: what the engines keep, alpaca_jobs/training/engines/ (float32 masters and moments, gradients added up in
 float32) and optimizer.py; frozen parameters in the type of the forward pass, making.py; DeepSpeed's defaults
@@ -36,6 +37,8 @@ USABLE_SHARE = 0.92
 measured yet."""
 HOST_SHARE = 0.9
 """Of a machine's memory; the rest is the system, Ray and the rows. Ours, not measured yet."""
+HELD_SHARE = 0.15
+"""Of a GPU's memory, up to which fsdp keeps whole gradients until a step's last micro batch: engines/fsdp.py."""
 _BUCKET, _LIVE = 5e8, 1e9
 _GIB = 2**30
 
@@ -181,7 +184,9 @@ def _kept(train: TrainSpec, model: SizedModel, machines: Machines, engine: str) 
             "gradients": 4 * trained / shards,
             "optimizer": 8 * trained / shards,
         }
-        return _Kept(parts, tuple(parts), _gathered(train, model.shape, size))
+        is_held = not train.cpu_offload and 4 * trained <= HELD_SHARE * GPUS[machines.gpu_name].memory_gib * _GIB
+        held = 4 * trained if is_held else 0.0
+        return _Kept(parts, tuple(parts), _gathered(train, model.shape, size) + held)
     is_third = engine == "deepspeed-zero3"
     parts = {
         "masters": 4 * trained / ranks,
