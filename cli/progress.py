@@ -36,6 +36,7 @@ class Progress:
         data_wait: the share of that step in which it waited for its rows.
         stall_s: how long training stood still for the newest committed save.
         saved_step: step of the newest committed checkpoint; None before the first.
+        skipped_step: step that was not saved since, as the save before it was still under way; None if none was.
         evaluated: fields of the last evaluation; empty before the first.
         last_words: the newest decision, in words.
         end: fields of the run's `end` event, once it is there.
@@ -62,6 +63,7 @@ class Progress:
     data_wait: float | None = None
     stall_s: float | None = None
     saved_step: int | None = None
+    skipped_step: int | None = None
     evaluated: Mapping[str, Any] = field(default_factory=dict)
     last_words: str = ""
     end: Mapping[str, Any] | None = None
@@ -119,7 +121,11 @@ def after(progress: Progress, event: Event) -> Progress:
         case "eval":
             return replace(progress, evaluated=fields)
         case "save" if fields.get("committed", True):
-            return replace(progress, saved_step=fields.get("position"), stall_s=fields.get("stall_s"))
+            return replace(
+                progress, saved_step=fields.get("position"), stall_s=fields.get("stall_s"), skipped_step=None
+            )
+        case "save":
+            return replace(progress, skipped_step=fields.get("position"))
         case "base" if fields.get("stage") == "train":
             return replace(progress, step=fields.get("position"), saved_step=fields.get("position"))
         case "decision":
@@ -161,7 +167,10 @@ def panel_rows(progress: Progress) -> list[tuple[str, str]]:
             rows.append(("stood still", still))
         if progress.evaluated:
             rows.append(("evaluation", words.evaluation(progress.evaluated)))
-        rows.append(("unsaved", words.plural(progress.lag_steps or 0, "step")))
+        skipped = (
+            "" if progress.skipped_step is None else f"; step {progress.skipped_step} was skipped: a save is under way"
+        )
+        rows.append(("unsaved", words.plural(progress.lag_steps or 0, "step") + skipped))
     if progress.last_words:
         rows.append(("last", progress.last_words))
     return rows
@@ -189,6 +198,8 @@ def line_of(event: Event) -> str | None:
             return f"evaluation: {words.evaluation(fields)}"
         case "save" if fields.get("committed", True):
             return _saved_words(fields)
+        case "save":
+            return f"step {fields.get('position')} was not saved: the save before it is still under way"
         case "decision" if fields.get("action") in ("finish", "give_up"):
             return None  # the end says it again
         case "decision" | "end":

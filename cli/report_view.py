@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from cli import render, words
@@ -25,6 +26,8 @@ def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
     if report["step"] is not None:
         rows.append(("steps", words.number(report["step"])))
     rows += _pace(report.get("pace") or {}, goodput["saving_s"])
+    if saves := report.get("saves"):
+        rows.append(("saves", _saves(saves)))
     if evaluated := report.get("evaluated"):
         last = dict(zip(("step", "loss"), evaluated["losses"][-1], strict=True))
         rows.append(("evaluation", words.evaluation({**evaluated, **last})))
@@ -65,9 +68,25 @@ def _pace(pace: Mapping[str, Any], saving_s: float) -> list[tuple[str, str]]:
     return [*rows, ("stood still", still)]
 
 
+def _saves(saves: Mapping[str, Any]) -> str:
+    """How many there were, what they took as a rule, and what the slowest did."""
+    usual = f"{words.size(round(saves['stored_bytes_median']))} in {words.duration(saves['seconds_median'])} as a rule"
+    slowest = f"step {words.number(saves['slowest_step'])} in {words.duration(saves['seconds_max'])} at the slowest"
+    still = f"training stood still {saves['stall_s_median']:.2f} s, {saves['stall_s_max']:.2f} s at most"
+    behind = (
+        f"; {words.plural(saves['lag_steps_max'], 'step')} trained meanwhile at most" if saves["lag_steps_max"] else ""
+    )
+    skipped = f"; {saves['skipped']} skipped, as the one before was under way" if saves["skipped"] else ""
+    return f"{saves['committed']}: {usual}, {slowest}; {still}{behind}{skipped}"
+
+
 def _turns(body: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What each recovery took, and why machines were on demand, of a report or a view."""
     rows = [("recovery", _recovery(one)) for one in body.get("recoveries", ())]
+    for before, after in pairwise(body["attempts"]):
+        sizes = before.get("micro_batch_size"), after.get("micro_batch_size")
+        if None not in sizes and sizes[0] != sizes[1]:
+            rows.append(("micro batch", f"{sizes[1]} rows in place of {sizes[0]} from attempt {after['number']} on"))
     bought = [one for one in body["attempts"] if one.get("on_demand")]
     return rows + [("on demand", f"attempt {one['number']}: {one['on_demand']}") for one in bought]
 

@@ -26,6 +26,7 @@ from cluster.runs.attempt_summary import AttemptSummary, summarize_attempts
 from cluster.runs.evaluated import Evaluated, read_evaluated, told_evaluated
 from cluster.runs.goodput import Goodput, lost_steps, split_time
 from cluster.runs.recoveries import Recovery, recoveries_of
+from cluster.runs.save_stats import SaveStats, save_stats
 from cluster.runs.spending import teacher_usd
 
 _KEY: Final = re.compile(r"reports/attempt-(\d{6})\.json")
@@ -45,6 +46,7 @@ class RunReport:
         recoveries: what going on after each lost machine took, split.
         pace: how fast it worked, for the estimates of later runs.
         evaluated: losses of held-out rows; None if nothing was evaluated.
+        saves: what saving training state took; None if none was saved.
     """
 
     run_id: str
@@ -64,6 +66,7 @@ class RunReport:
     recoveries: tuple[Recovery, ...]
     pace: Pace
     evaluated: Evaluated | None = None
+    saves: SaveStats | None = None
 
     @property
     def cost_usd(self) -> float | None:
@@ -84,6 +87,7 @@ class RunReport:
             "teacher_usd": self.teacher_usd, "cost_usd": self.cost_usd,
             "recoveries": [one.to_json() for one in self.recoveries], "pace": self.pace.to_json(),
             "evaluated": self.evaluated.to_json() if self.evaluated else None,
+            "saves": self.saves.to_json() if self.saves else None,
         }  # fmt: skip
 
 
@@ -164,6 +168,7 @@ def render_report(
         recoveries=recoveries,
         pace=pace_of(events),
         evaluated=evaluated,
+        saves=save_stats(events),
     )
 
 

@@ -347,7 +347,7 @@ def test_two_writers_of_one_attempt_or_one_step_have_one_winner_each(
     store: Store, faults: SimpleNamespace, answers: str
 ) -> None:
     """One of the two, with lost answers, finds out only by its own second try whether the first had won."""
-    tries = 50 if store.uri.startswith("s3:") else 200  # there the server decides, as in the races of test_store.py
+    tries = 200
     other, _ = faults.break_store(store, at=1 if answers == "are lost" else 0, how="answer lost always")
     gate = threading.Barrier(2, timeout=60)
 

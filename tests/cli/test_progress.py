@@ -151,7 +151,10 @@ def test_an_unknown_kind_of_event_changes_nothing() -> None:
         (event("decision", action="relaunch", words="Lost; going to local/b."), "Lost; going to local/b."),
         (event("log", level="warning", message="slow"), "warning: slow"),
         (event("log", level="info", message="talk"), None),
-        (event("save", position=10, committed=False), None),
+        (
+            event("save", position=10, committed=False),
+            "step 10 was not saved: the save before it is still under way",
+        ),
     ],
 )
 def test_lines(given: Event, line: str | None) -> None:

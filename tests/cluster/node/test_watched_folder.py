@@ -35,7 +35,7 @@ class NeverDeletes:
 def test_a_save_stands_and_is_told_although_older_ones_cannot_be_deleted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Store(NeverDeletes(Store.open(f"file://{tmp_path}/store")._driver))  # type: ignore[arg-type]
+    store = Store(NeverDeletes(Store.open(f"file://{tmp_path}/store")._driver))
     log = AttemptLog(store, LAYOUT)
     log.claim(1, {})
     log.put_base(1, None)

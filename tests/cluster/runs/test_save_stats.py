@@ -1,0 +1,49 @@
+"""What saves took, in the report and on the screen; one that was skipped is seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cli.progress import Progress, after, line_of, panel_rows
+from cli.report_view import _saves
+from cluster.events import Event
+from cluster.runs.save_stats import save_stats
+
+
+def save(position: int, seconds: float, *, committed: bool = True, **more: Any) -> Event:
+    fields = {"position": position, "stall_s": seconds / 10, "seconds": seconds, "bytes": 2048, "stored_bytes": 1024}
+    return Event("2026-11-22T00:00:00.000Z", "save", 1, "node", {**fields, "committed": committed, **more})
+
+
+def test_the_report_tells_the_usual_save_the_slowest_and_what_was_skipped() -> None:
+    events = [
+        save(10, 2.0, lag_steps=1),
+        save(20, 30.0, lag_steps=9, stored_bytes=2048),
+        save(25, 0.0, committed=False),
+        save(30, 3.0, lag_steps=1),
+    ]
+    stats = save_stats(events)
+    assert stats is not None
+    assert (stats.committed, stats.skipped, stats.lag_steps_max) == (3, 1, 9)
+    assert (stats.seconds_median, stats.seconds_max, stats.slowest_step) == (3.0, 30.0, 20)
+    assert (stats.stall_s_max, stats.stored_bytes_median, stats.stored_bytes_max) == (3.0, 1024, 2048)
+    said = _saves(stats.to_json())
+    for part in ("3: ", "in 3.0 s as a rule", "step 20 in 30 s", "0.30 s, 3.00 s at most", "9 steps", "1 skipped"):
+        assert part in said
+
+
+def test_saves_of_a_command_of_the_users_own_say_less() -> None:
+    stats = save_stats([save(10, 2.0)])
+    assert stats is not None
+    assert stats.lag_steps_max is None
+    assert "meanwhile" not in _saves(stats.to_json())
+    assert save_stats([]) is None
+    assert save_stats([save(10, 0.0, committed=False)]) is None
+
+
+def test_a_skipped_save_is_shown_until_the_next_one_is_committed() -> None:
+    skipped = save(20, 0.0, committed=False)
+    assert line_of(skipped) == "step 20 was not saved: the save before it is still under way"
+    progress = after(after(Progress(step=21), save(10, 2.0)), skipped)
+    assert dict(panel_rows(progress))["unsaved"] == "11 steps; step 20 was skipped: a save is under way"
+    assert dict(panel_rows(after(progress, save(21, 2.0))))["unsaved"] == "0 steps"
