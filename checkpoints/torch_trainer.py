@@ -45,6 +45,7 @@ from checkpoints.torch_trainer_parts import (
     is_trainer,
     leave_loading_to_callback,
     sharding_of,
+    write_weights,
 )
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ class StoreCallback:
             return None
         self._folder = tempfile.TemporaryDirectory(prefix="resume-")
         if self._sharding == "none":
-            model.save_pretrained(self._folder.name)
+            write_weights(model, Path(self._folder.name))
         else:
             leave_loading_to_callback(trainer)
         counters = self._loaded.manifest.meta["trainer_state"]

@@ -8,6 +8,7 @@ Source: transformers 5.17, Trainer._prepare_for_training; accelerate 1.15, Accel
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -62,6 +63,19 @@ def check_unsharded(args: Any, parts: Mapping[str, Any]) -> None:
             "StoreCallback was given a model, and this Trainer trains with FSDP or DeepSpeed. Give it the Trainer: "
             "trainer.train(resume_from_checkpoint=callback.resume_folder(trainer))"
         )
+
+
+def write_weights(model: Any, folder: Path) -> None:
+    """Write the weights of an unsharded model where a Trainer that resumes looks for them, on every rank.
+
+    Each rank has a folder of its own, perhaps on a machine of its own, and transformers writes on rank 0 alone.
+    Source: transformers 5.17, PreTrainedModel.should_save_on_this_rank.
+    """
+    model.save_pretrained(folder)
+    if not any(folder.rglob("*.safetensors")):
+        from safetensors.torch import save_model
+
+        save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
 def leave_loading_to_callback(trainer: Any) -> None:
