@@ -366,15 +366,21 @@ def measure(uri: str, options: dict[str, str], arguments: argparse.Namespace) ->
         }
     )
     command = [sys.executable, __file__, "--job", job, "--rank"]
-    ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(WORLD)]
-    try:
-        outputs = [rank.communicate()[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()  # of a rank that has ended this does nothing
-    if any(rank.returncode for rank in ranks):
-        raise SystemExit(f"a rank failed: {[rank.returncode for rank in ranks]}")
-    found: dict[str, Any] = {**json.loads(outputs[0]), "ways": arguments.ways}
+    with tempfile.TemporaryFile("w+") as said:
+        ranks = [
+            subprocess.Popen([*command, str(rank)], stdout=said if rank == 0 else subprocess.DEVNULL)
+            for rank in range(WORLD)
+        ]
+        try:
+            while None in (codes := [rank.poll() for rank in ranks]) and not any(codes):
+                time.sleep(0.2)  # a rank that fails leaves the other one waiting for it
+        finally:
+            for rank in ranks:
+                rank.kill()  # of a rank that has ended this does nothing
+        if any(codes):
+            raise SystemExit(f"a rank failed: {codes}")
+        said.seek(0)
+        found: dict[str, Any] = {**json.load(said), "ways": arguments.ways}
     return found
 
 
@@ -396,10 +402,10 @@ def report(kind: str, found: dict[str, Any]) -> list[tuple[str, bool]]:
         stall, save = seconds(way, "stall"), seconds(way, "save")
         cells = [f"{value:9.3f}" if value is not None else f"{'-':>9}" for value in (stall, save)]
         print(f"  {way:12}{''.join(cells)}{speed(way, 'save'):>14}{speed(way, 'restore'):>14}")
+    copies = found["ours"]["memory"][0] if "ours" in found else 0.0
+    print(f"  ours: {copies:.2f} copies of the state in extra memory at the peak")
     if set(found["ways"]) != set(WAYS):
         return []
-    copies = found["ours"]["memory"][0]
-    print(f"  ours: {copies:.2f} copies of the state in extra memory at the peak")
 
     ours, sync, background = (seconds(way, "stall") or 0.0 for way in ("ours", "dcp sync", "dcp async"))
     aims = [
