@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +16,8 @@ from cli.exits import Refused, require_modules
 
 if TYPE_CHECKING:
     from alpaca_jobs.generation.sharded import Shards
+
+_TELL_EVERY_S = 5.0
 
 
 def dedupe(
@@ -45,35 +50,62 @@ def dedupe(
         raise Refused("--neighbours compares every row with all before it, in one process: leave --workers away.")
     needed = [*(["pyarrow"] if ".parquet" in source + out else []), *(["ray"] if workers > 1 else [])]
     require_modules("numpy", "rapidfuzz", *needed)
-    from alpaca_jobs.data.files import check_target, load_table, write_table
+    from alpaca_jobs.data.files import check_target, load_table, write_stream
     from alpaca_jobs.data.lineage_file import hand_on
-    from alpaca_jobs.generation.dedupe import dedupe_records
+    from alpaca_jobs.data.streams import local_file, stream_table
+    from alpaca_jobs.generation.dedupe import decide_records
 
     if any(name == source for name in against or ()):
         raise Refused(f"--against {source} is the input itself: every row would be a duplicate of itself.")
     check_target(out)
     began = time.monotonic()
-    records = load_table(source)
     earlier = [record.text(field, may_be_empty=True) for name in against or () for record in load_table(name)]
-    with _shards(workers, threshold) as shards:
-        result = dedupe_records(
-            records, field=field, threshold=threshold, against=earlier, with_neighbours=neighbours, shards=shards
+    seen = _Seen()
+    with (
+        _shards(workers, threshold) as shards,
+        tempfile.TemporaryDirectory() as folder,
+        local_file(source, Path(folder)) as path,
+    ):
+        decided = decide_records(
+            stream_table(path, source), field=field, threshold=threshold, against=earlier, with_neighbours=neighbours,
+            shards=shards,
         )  # fmt: skip
-    write_table(out, result.kept)
+        num_kept = write_stream(out, seen.kept(decided))
+    num_rows, num_dropped = seen.count, seen.count - num_kept
     hand_on(source, out, f"those with a ROUGE-L F above {threshold:g} to an earlier one dropped")
     seconds = time.monotonic() - began
     if as_json:
-        found = {"in": source, "out": out, "rows": len(records), "kept": len(result.kept)}
+        found = {"in": source, "out": out, "rows": num_rows, "kept": num_kept}
         render.out_json(
-            {**found, "dropped": result.num_dropped, "threshold": threshold, "seconds": round(seconds, 3)}
+            {**found, "dropped": num_dropped, "threshold": threshold, "seconds": round(seconds, 3)}
         )  # fmt: skip
         return
     render.out(out)
-    share = words.share(result.num_dropped, len(records))
+    share = words.share(num_dropped, num_rows)
     render.say(
-        f"{words.plural(len(result.kept), 'row')} kept of {len(records):,}; {result.num_dropped:,} dropped ({share}), "
+        f"{words.plural(num_kept, 'row')} kept of {num_rows:,}; {num_dropped:,} dropped ({share}), "
         f"in {words.duration(seconds)}"
     )
+
+
+class _Seen:
+    """Counts rows as they are decided, and says now and then how many those are."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._told_at = time.monotonic()
+
+    def kept(self, decided: Iterable[Mapping[str, Any] | None]) -> Iterator[Mapping[str, Any]]:
+        """The rows that are kept."""
+        num_kept = 0
+        for fields in decided:
+            self.count += 1
+            if fields is not None:
+                num_kept += 1
+                yield fields
+            if time.monotonic() - self._told_at > _TELL_EVERY_S:
+                self._told_at = time.monotonic()
+                render.say(f"{self.count:,} rows decided, {num_kept:,} kept")
 
 
 def _shards(workers: int, threshold: float) -> AbstractContextManager[Shards | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,36 @@ def write_table(target: str | Path, records: Sequence[Mapping[str, Any]]) -> Non
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(data)
     partial.replace(path)
+
+
+def write_stream(target: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
+    """Write records to a new local file, as they come where its format allows that (JSON lines); returns how many.
+
+    Raises:
+        DataError: as write_table.
+    """
+    path = Path(target)
+    if path.suffix not in (".jsonl", ".ndjson"):
+        held = list(records)
+        write_table(target, held)
+        return len(held)
+    check_target(target)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    count = 0
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                count += 1
+    except BaseException as exc:
+        partial.unlink(missing_ok=True)
+        if isinstance(exc, TypeError | ValueError):
+            raise DataError(
+                f"{target}: the records hold something that it cannot hold: {exc}. Try another format."
+            ) from exc
+        raise
+    partial.replace(path)
+    return count
 
 
 def render_json(records: Sequence[Mapping[str, Any]], suffix: str) -> bytes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,24 +46,52 @@ def dedupe_records(
     Raises:
         DataError: a record without a text in that field; says which.
     """
-    texts = [record.text(field, may_be_empty=True) for record in records]
+    decided = decide_records(
+        records, field=field, threshold=threshold, against=against, with_neighbours=with_neighbours, shards=shards
+    )
+    kept = tuple(fields for fields in decided if fields is not None)
+    return Deduped(kept, len(records) - len(kept))
+
+
+def decide_records(
+    records: Iterable[Record],
+    *,
+    field: str = "instruction",
+    threshold: float = 0.7,
+    against: Iterable[str] = (),
+    with_neighbours: bool = False,
+    shards: Shards | None = None,
+) -> Iterator[Mapping[str, Any] | None]:
+    """The same, one by one: the fields of a record that is kept, None for one that is dropped, in order.
+
+    Of records no more are held than are decided at once (a block); of what was kept, its text alone.
+    """
     index = SimilarityIndex(threshold)
     earlier = list(against)
     index.add_all(earlier)
     if not with_neighbours:
+        waiting: deque[Record] = deque()
+
+        def texts() -> Iterator[str]:
+            for record in records:
+                waiting.append(record)
+                yield record.text(field, may_be_empty=True)
+
         if shards is None:
-            decisions = index.offer_all(texts)
+            decisions = index.offer_all(texts())
         else:
-            decisions = offer_all_sharded(texts, shards, threshold=threshold, against=earlier)
-        kept = [record.fields for record, duplicate in zip(records, decisions, strict=True) if duplicate is None]
-        return Deduped(tuple(kept), len(records) - len(kept))
-    kept = []
-    for record, text in zip(records, texts, strict=True):
+            decisions = offer_all_sharded(texts(), shards, threshold=threshold, against=earlier)
+        for duplicate in decisions:
+            fields = waiting.popleft().fields
+            yield fields if duplicate is None else None
+        return
+    for record in records:
+        text = record.text(field, may_be_empty=True)
         if index.duplicate_of(text) is not None:
+            yield None
             continue
         found = index.neighbours(text, count=NUM_NEIGHBOURS)
         nearest = {earlier[place]: score for place, score in found.nearest}
-        kept.append({**record.fields, NEIGHBOURS: nearest, "avg_similarity_score": found.average})
+        yield {**record.fields, NEIGHBOURS: nearest, "avg_similarity_score": found.average}
         index.add(text)
         earlier.append(text)
-    return Deduped(tuple(kept), len(records) - len(kept))

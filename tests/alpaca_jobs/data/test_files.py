@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alpaca_jobs.data.files import NEIGHBOURS, load_table, write_table
+from alpaca_jobs.data.files import NEIGHBOURS, load_table, write_stream, write_table
 from alpaca_jobs.data.rows import load_rows
 from alpaca_jobs.errors import DataError
 
@@ -54,3 +55,20 @@ def test_a_value_that_a_table_cannot_hold_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="hold something that it cannot hold"):
         write_table(tmp_path / "mixed.parquet", [{"a": 1}, {"a": "text"}])
     assert not (tmp_path / "mixed.parquet").exists()
+
+
+def test_records_are_written_as_they_come_and_half_a_file_never_stays(tmp_path: Path) -> None:
+    records = [{"instruction": f"Say {n}.", "output": "é"} for n in range(3)]
+
+    def breaks() -> Iterator[dict[str, str]]:
+        yield from records
+        raise DataError("line 4 is not JSON")
+
+    with pytest.raises(DataError, match="line 4"):
+        write_stream(tmp_path / "rows.jsonl", breaks())
+    with pytest.raises(DataError, match="cannot hold"):
+        write_stream(tmp_path / "rows.jsonl", [{"output": "\ud800"}])
+    assert list(tmp_path.iterdir()) == []
+    for name in ("rows.jsonl", "rows.json", "rows.parquet"):
+        assert write_stream(tmp_path / name, iter(records)) == 3
+        assert [dict(one.fields) for one in load_table(str(tmp_path / name))] == records
