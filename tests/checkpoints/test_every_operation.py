@@ -86,18 +86,21 @@ def test_an_attempt_that_hangs_anywhere_and_wakes_up_after_its_successor_harms_n
 
 
 @pytest.mark.parametrize("how", ["fails", "hangs before", "hangs after"])
-@pytest.mark.parametrize("side", ["source", "destination"])
+@pytest.mark.parametrize(
+    ("side", "kind", "stride"),
+    [("source", "memory", 1), ("destination", "memory", 1), ("source", "file", 3), ("destination", "file", 3)],
+)
 def test_a_copy_whose_every_operation_fails_or_hangs_shows_no_half_and_is_finished_by_copying_again(
-    make_store: MakeStore, faults: SimpleNamespace, how: str, side: str
+    make_store: MakeStore, faults: SimpleNamespace, how: str, side: str, kind: str, stride: int
 ) -> None:
     """The one that hangs wakes up after another one has finished: they do the same, so nothing differs."""
     acknowledged: list[CommitRef] = []
-    source = _begun(make_store, acknowledged)
+    source = _begun(make_store, acknowledged, kind)
     at, done = 0, False
     with ThreadPoolExecutor(1) as pool:
         while not done:
-            at += 1
-            destination = make_store("memory")
+            at += stride
+            destination = make_store(kind)
             broken, driver = faults.break_store(source if side == "source" else destination, at=at, how=how, every=True)
             ends = (broken, destination) if side == "source" else (source, broken)
             copying = pool.submit(lambda ends=ends: list(copy_run(*ends, TRAIN_ONLY)))
