@@ -12,6 +12,7 @@ from alpaca_jobs.training.agreement import Agreed, Told, agree, is_finite
 from alpaca_jobs.training.collate import target_loss
 from alpaca_jobs.training.control import TrainContext
 from alpaca_jobs.training.exact import seed_forward
+from alpaca_jobs.training.faults import run_out_of_memory
 from alpaca_jobs.training.feed import StepFeed, StepInputs, make_step
 from alpaca_jobs.training.flops import mfu, model_flops, peak_bf16_flops
 from alpaca_jobs.training.metrics import StepMetrics
@@ -60,6 +61,7 @@ class Updates:
         step = state.step + 1
         ready = self._feed.take(step)
         data_wait_s = time.perf_counter() - begin
+        run_out_of_memory(rank=ctx.rank, step=step, micro_batch=train.micro_batch_size)
         loss_sum = self._forward_backward(ready)
         agreed = agree(
             Told(

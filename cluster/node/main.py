@@ -38,7 +38,7 @@ from cluster.node.gpus import check_gpus
 from cluster.node.hard_end import HardEnd, lose
 from cluster.node.leave_time import LeaveTime, expected_save_s
 from cluster.node.member import Member
-from cluster.node.memory_stops import say_what_follows, with_less_memory
+from cluster.node.memory_stops import say_what_follows, trained_micro_batch, with_less_memory
 from cluster.node.node_group import LOOPBACK, NodeGroup, passed_notice
 from cluster.node.notice import watch_for_notice
 from cluster.node.ray_runtime_member import RayMember
@@ -127,8 +127,8 @@ def run_node(arguments: NodeArguments) -> StopReason:
         store = Store.open(arguments.store_uri).child(arguments.run_id)
         log = AttemptLog(store, LAYOUT)
         job = job_from_dict(json.loads(store.get("job.json"))["job"], source="job.json")
-        _claim(log, arguments)
         job = with_less_memory(job, log.records(), arguments.attempt)
+        _claim(log, arguments, trained_micro_batch(job))
     except Exception as exc:  # whatever it is, the exit code has to say it: there is no attempt to write it under
         failure = describe_failure(exc)
         logger.error("attempt %d did not begin: %s", arguments.attempt, failure.words, exc_info=failure.unexpected)
@@ -200,13 +200,15 @@ def _gpus(placement: Mapping[str, Any]) -> int:
     return int(str(placement["gpus"]).partition(":")[2] or 1) if placement.get("gpus") else 0
 
 
-def _claim(log: AttemptLog, arguments: NodeArguments) -> None:
+def _claim(log: AttemptLog, arguments: NodeArguments, micro_batch_size: int | None) -> None:
     body = {
         "placement": dict(arguments.placement), "code_version": code_version(), "started_at": utc_now(),
         "node": os.environ.get(NODE_MARK), "addresses": list(arguments.group.addresses),
     }  # fmt: skip
     if arguments.machine_started_at:
         body["machine_started_at"] = arguments.machine_started_at
+    if micro_batch_size is not None:
+        body["micro_batch_size"] = micro_batch_size
     try:
         log.claim(arguments.attempt, body)
     except AlreadyExists as exc:

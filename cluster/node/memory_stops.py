@@ -31,6 +31,11 @@ def with_less_memory(job: JobSpec, records: Sequence[AttemptRecord], attempt: in
     return job.model_copy(update={"train": job.train.model_copy(update={"micro_batch_size": size})})
 
 
+def trained_micro_batch(job: JobSpec) -> int | None:
+    """The micro batch that an attempt of this job trains with, for its claim; None where we do not train."""
+    return job.train.micro_batch_size if "train" in job.stages and job.train.method != "command" else None
+
+
 def say_what_follows(failure: Failure, train: TrainSpec) -> Failure:
     """A stop for memory with what the next attempt does about it; where nothing can be done, trying again is no use.
 

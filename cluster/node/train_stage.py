@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alpaca_jobs.data.rows import Row
 from alpaca_jobs.spec_io import job_to_dict
 from checkpoints.keys import CommitRef
+from cluster.errors import RayFailure
 from cluster.hazard import losses_per_hour
 from cluster.node.attempt_context import AttemptContext
 from cluster.node.cost_so_far import cost_words
@@ -134,8 +136,15 @@ class TrainStage:
                 left = self._ctx.interruption.seconds_left or 0.0
                 self._runtime.results([worker.notice.remote(left) for worker in self._workers])
             done, pending = self._runtime.wait(pending, timeout_s=_POLL_S)
-            for call in done:
-                self._runtime.result(call)
+            try:
+                for call in done:
+                    self._runtime.result(call)
+            except RayFailure:
+                raise  # whoever could be asked may be gone
+            except Exception:
+                with suppress(RayFailure):
+                    self._pass_on_facts()  # the last steps before it
+                raise
             self._pass_on_facts()
         return [self._runtime.result(call) for call in calls]
 

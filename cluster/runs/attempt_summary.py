@@ -29,6 +29,7 @@ class AttemptSummary:
         seconds: from its start to its end.
         billed_s: of its machines: from their boot, where they said when that was.
         cost_usd: for its machines, `billed_s` at the price of the plan; None while that is unknown.
+        micro_batch_size: rows of one forward pass that it trained with, as its claim says; None where it says nothing.
         on_demand: why its machines were on demand although the plan had spot ones; empty if they were not.
     """
 
@@ -46,6 +47,7 @@ class AttemptSummary:
     cost_usd: float | None
     billed_s: float = 0.0
     on_demand: str = ""
+    micro_batch_size: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -54,7 +56,7 @@ class AttemptSummary:
             "ended_at": self.ended_at, "stop_reason": self.stop_reason, "detail": self.detail,
             "base": self.base.to_json() if self.base else None, "reached": self.reached,
             "seconds": round(self.seconds, 3), "billed_s": round(self.billed_s, 3), "cost_usd": self.cost_usd,
-            "on_demand": self.on_demand,
+            "on_demand": self.on_demand, "micro_batch_size": self.micro_batch_size,
         }  # fmt: skip
 
 
@@ -105,6 +107,7 @@ def _summarize(record: AttemptRecord, events: Sequence[Event]) -> AttemptSummary
         cost_usd=compute_usd(place, billed_s) if place else None,
         billed_s=billed_s,
         on_demand=str(started.fields.get("on_demand", "")) if started else "",
+        micro_batch_size=claim.get("micro_batch_size"),
     )
 
 

@@ -109,6 +109,16 @@ def test_status_and_report_split_each_recovery_and_say_why_a_machine_was_on_dema
         assert cells(grid)["on demand"] == "attempt 2: 58 min are left until the deadline"
 
 
+def test_report_and_status_say_from_where_on_the_micro_batch_was_smaller() -> None:
+    attempts = [{**ATTEMPT, "micro_batch_size": 4}, {**REPORT["attempts"][1], "micro_batch_size": 2}]
+    for grid in (
+        report_view.report_grids({**REPORT, "attempts": attempts})[1],
+        report_view.status_grids({**VIEW, "attempts": attempts})[0],
+    ):
+        assert cells(grid)["micro batch"] == "2 rows in place of 4 from attempt 2 on"
+    assert "micro batch" not in cells(report_view.report_grids(REPORT)[1]), "nodes of an earlier version"
+
+
 def test_an_unknown_price_is_a_dash_not_zero() -> None:
     _, summary = report_view.report_grids({**REPORT, "cost_usd": None, "compute_usd": None})
     assert cells(summary)["cost"] == "- (machines -, teacher $0.0042)"
