@@ -138,16 +138,20 @@ def write_adapters(
     config.save_pretrained(str(folder))
 
 
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers that have adapters, by their modules' names."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: one for name, one in model.named_modules() if isinstance(one, BaseTunerLayer)}
+
+
 @torch.no_grad()
 def merge_adapters(model: Any) -> None:
     """Fold the adapters into the layers they adapt and take them out of the model, in place."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            layer.merge()
-            owner, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(owner), attribute, layer.get_base_layer())
+    for name, layer in adapted_layers(model).items():
+        layer.merge()
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, layer.get_base_layer())
     model.requires_grad_(True)
     if hasattr(model, "peft_config"):
         del model.peft_config

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from alpaca_jobs.training.adapters import adapted_layers
 from alpaca_jobs.training.base_weights import BaseWeights, stored_name
 from alpaca_jobs.weights.shards import ModelFolder
 from alpaca_jobs.weights.sources import DTYPES, NAMES, TensorInfo
@@ -96,9 +97,7 @@ class Merged:
     @torch.no_grad()
     def write(self, folder: ModelFolder, wanted: Mapping[str, TensorInfo]) -> None:
         """Write the base model with the adapters folded in, in float32 until the end."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        layers = {name: one for name, one in self.model.named_modules() if isinstance(one, BaseTunerLayer)}
+        layers = adapted_layers(self.model)
         names = {stored_name(name): name for name in self._named()}
         for plain, info in wanted.items():
             name = names[plain]
