@@ -201,7 +201,7 @@ def _gpus(placement: Mapping[str, Any]) -> int:
 
 
 def _claim(log: AttemptLog, arguments: NodeArguments, micro_batch_size: int | None) -> None:
-    body = {
+    body: dict[str, Any] = {
         "placement": dict(arguments.placement), "code_version": code_version(), "started_at": utc_now(),
         "node": os.environ.get(NODE_MARK), "addresses": list(arguments.group.addresses),
     }  # fmt: skip
