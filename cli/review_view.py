@@ -35,8 +35,8 @@ def review_grid(found: FoundRun) -> render.Grid:
         drops.update(CommitReader.open(store, LAYOUT, ref).manifest.meta["drops"])
     verbs = Counter(pair[0] for row in rows if (pair := verb_and_noun(row.instruction)) is not None)
     with_input = sum(bool(row.input) for row in rows)
-    said = median(len(row.instruction.split()) for row in rows)
-    answered = median(len(row.output.split()) for row in rows)
+    said = median([len(row.instruction.split()) for row in rows] or [0])
+    answered = median([len(row.output.split()) for row in rows] or [0])
     return render.pairs(
         f"The rows of {found.run_id}",
         [
@@ -49,14 +49,15 @@ def review_grid(found: FoundRun) -> render.Grid:
     )
 
 
-def card_file(found: FoundRun) -> Path:
+def card_file(found: FoundRun) -> Path | str:
     """The data card as a file that a browser opens: where it lies, or a copy in the run's folder on this machine.
 
-    Raises:
-        ObjectMissing: the run has none yet.
+    A dash where the run has none.
     """
     from cluster.node.review import CARD
 
+    if not found.root.child(found.run_id).exists(CARD):
+        return words.MISSING
     if found.root.uri.startswith("file://"):
         return Path(found.root.uri.removeprefix("file://")) / found.run_id / CARD
     copy = found.home.run(found.run_id).path / "data-card.html"
