@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from alpaca_jobs.spec import TrainSpec
+from alpaca_jobs.training.base_weights import _Safetensors
 from alpaca_jobs.training.engines import make_engine
 from alpaca_jobs.training.making import make_model
 from alpaca_jobs.training.model import build_model
@@ -62,3 +63,20 @@ def test_a_model_read_in_parts_has_the_bits_of_one_loaded_whole(
 
 def _embeddings(model: Any) -> tuple[Any, Any]:
     return model.get_input_embeddings(), model.get_output_embeddings()
+
+
+@pytest.mark.parametrize("shape", [(7, 6, 5), (9,), ()])
+def test_any_part_of_a_stored_tensor_is_what_is_stored_there(shape: tuple[int, ...], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    whole = torch.randn(shape).to(torch.bfloat16)
+    save_file({"a": torch.ones(3), "w": whole}, tmp_path / "model.safetensors")
+    files = _Safetensors(tmp_path)
+    assert torch.equal(files.part("w", ()), whole)
+    if shape:
+        rows = [slice(0, size) for size in shape]
+        for first in (slice(0, 3), slice(4, shape[0]), slice(2, 2)):
+            assert torch.equal(files.part("w", (first, *rows[1:])), whole[first])
+        if len(shape) > 1:
+            cut = (slice(1, 4), slice(2, 5), *rows[2:])  # no whole rows
+            assert torch.equal(files.part("w", cut), whole[cut])
