@@ -80,9 +80,7 @@ def test_answers_that_stay_bad_are_dropped_with_their_reason(tmp_path: Path, mon
 def test_the_budget_is_never_crossed_and_what_was_paid_is_kept(tmp_path: Path) -> None:
     log, limit = tmp_path / "log", 6.0
     with serve(log=log, refuses_some=False) as server:
-        teacher = spec(server.base_url).model_copy(
-            update={"max_tokens": 300}
-        )  # a chat reserves all of it
+        teacher = spec(server.base_url).model_copy(update={"max_tokens": 300})  # a chat reserves all of it
         with pytest.raises(BudgetExceeded, match=r"budget is used up.*--max-usd is 6\. Start it again"):
             run(tmp_path / "state", teacher, max_usd=limit)
         usage = [json.loads(line)["usage"]["total_tokens"] for line in log.read_text().splitlines()]
