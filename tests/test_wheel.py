@@ -43,7 +43,7 @@ def test_wheel_has_the_four_rooms_and_nothing_else_on_top(names: set[str]) -> No
 def test_wheel_carries_types_examples_and_seed_tasks(names: set[str]) -> None:
     wanted = {f"{room}/py.typed" for room in ("checkpoints", "alpaca_jobs", "cluster", "cli")}
     wanted |= {
-        f"alpaca_jobs/examples/{name}.yaml" for name in ("demo", "alpaca-7b", "alpaca-13b", "vicuna-7b", "opt-6.7b")
+        f"alpaca_jobs/examples/{name}.yaml" for name in ("demo", "alpaca-7b", "alpaca-lora", "vicuna-7b", "zh-pretrain")
     }
     assert wanted - names == set()
     assert [name for name in names if name.startswith("alpaca_jobs/") and name.endswith("seed_tasks.jsonl")]

@@ -133,7 +133,20 @@ def test_drill_table_ends_with_the_verdict() -> None:
     assert "not moved every time" in cells(drill_grid({**DRILL, "regions": ["local/a", "local/a"]}))["regions"]
 
 
-@pytest.mark.parametrize("example", ["demo", "alpaca-7b", "alpaca-13b", "vicuna-7b", "opt-6.7b"])
+EXAMPLES = [
+    "demo",
+    "alpaca-7b",
+    "alpaca-13b",
+    "alpaca-lora",
+    "opt-6.7b",
+    "trl-sft",
+    "vicuna-7b",
+    "zh-alpaca",
+    "zh-pretrain",
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_shows_a_plan_with_its_price(example: str) -> None:
     from alpaca_jobs.examples import example_text
     from alpaca_jobs.spec_io import parse_job
