@@ -17,7 +17,8 @@ def example(name: str) -> JobSpec:
 
 
 def test_demo_comes_first() -> None:
-    assert example_names() == ("demo", "alpaca-13b", "alpaca-7b", "opt-6.7b", "own-teacher", "trl-sft", "vicuna-7b")
+    tuned = ("alpaca-13b", "alpaca-7b", "alpaca-lora", "opt-6.7b", "own-teacher", "trl-sft", "vicuna-7b")
+    assert example_names() == ("demo", *tuned, "zh-alpaca", "zh-pretrain")
 
 
 def test_unknown_example_is_answered_with_the_nearest() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +15,7 @@ pytestmark = pytest.mark.process
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 HEAVY = ("torch", "ray", "sky", "transformers", "fsspec", "s3fs", "openai", "deepspeed", "pydantic", "numpy", "yaml")
-HELP_CPU_LIMIT_S = 0.4
+MOST_MODULES = 420  # 372 on 2026-11-22, 325 of them Python's, typer's and rich's
 
 
 def test_importing_the_command_line_loads_nothing_heavy() -> None:
@@ -28,26 +26,17 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
     assert json.loads(loaded.stdout) == []
 
 
-def test_help_loads_nothing_heavy() -> None:
+def test_help_loads_little_and_nothing_heavy() -> None:
+    """How long it takes is for benchmarks/cli.py to say (0.4 s of CPU is the aim): a clock in a test tells the load."""
     program = (
-        "import sys, cli.main\n"
+        "import json, sys, cli.main\n"
         "try: cli.main.app(['--help'])\n"
-        f"except SystemExit: print('LOADED', [m for m in {HEAVY!r} if m in sys.modules])"
+        f"except SystemExit: print(json.dumps([len(sys.modules), *(m for m in {HEAVY!r} if m in sys.modules)]))"
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert shown.stdout.splitlines()[-1] == "LOADED []"
-
-
-def test_help_answers_in_under_four_tenths_of_cpu_second() -> None:
-    """The best of several, in CPU time: what else runs on the machine must not decide (it still costs: caches)."""
-    command = [str(Path(sys.executable).with_name("alpaca-jobs")), "--help"]
-    spent: list[float] = []
-    while len(spent) < 30 and min(spent, default=1.0) >= HELP_CPU_LIMIT_S:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, capture_output=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(spent) < HELP_CPU_LIMIT_S
+    number, *heavy = json.loads(shown.stdout.splitlines()[-1])
+    assert heavy == []
+    assert number <= MOST_MODULES
 
 
 @pytest.mark.parametrize("name", [name for name, _, _ in main.COMMANDS])
