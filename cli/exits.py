@@ -106,16 +106,26 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
-        except KeyboardInterrupt:
-            render.say("Interrupted.")
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
         except BrokenPipeError:
             _drop_stdout()
             raise typer.Exit(ExitCode.DONE) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(_interrupted()) from None
         except Exception as exc:  # noqa: BLE001 - the last place before Python itself would print a traceback
-            raise typer.Exit(tell(exc)) from None
+            raise typer.Exit(_interrupted() if was_interrupted(exc) else tell(exc)) from None
 
     return run
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Whether this is Ctrl-C; pydantic makes an error of its own of one that comes while it builds a model."""
+    wrapped = type(error).__name__ == "SchemaError" and KeyboardInterrupt.__name__ in str(error)
+    return wrapped or isinstance(error, KeyboardInterrupt)
+
+
+def _interrupted() -> ExitCode:
+    render.say("Interrupted.")
+    return ExitCode.INTERRUPTED
 
 
 def tell(error: Exception) -> int:

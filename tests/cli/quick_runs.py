@@ -42,7 +42,11 @@ def main() -> None:
         if "QUICK_STARTED" in os.environ:
             Path(os.environ["QUICK_STARTED"]).touch()
         use_quick_nodes(behaviour)
-    except KeyboardInterrupt:  # as cli/entry.py does, whose imports these are
+    except (KeyboardInterrupt, Exception) as exc:  # as the command line does, whose imports these are
+        from cli.exits import was_interrupted
+
+        if not was_interrupted(exc):
+            raise
         sys.exit(130)
     from cli.entry import run
 

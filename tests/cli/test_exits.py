@@ -89,6 +89,18 @@ def test_required_modules_that_are_there_pass(monkeypatch: pytest.MonkeyPatch) -
         require_modules("ray", "sky")
 
 
+def test_ctrl_c_that_comes_while_pydantic_builds_a_model_is_130_too() -> None:
+    from pydantic_core import SchemaError
+
+    @guarded
+    def command() -> None:
+        raise SchemaError('Field "train":\n  SchemaError: Error building "literal" validator:\n  KeyboardInterrupt: ')
+
+    with pytest.raises(typer.Exit) as caught:
+        command()
+    assert caught.value.exit_code == 130
+
+
 def test_ctrl_c_is_130() -> None:
     @guarded
     def command() -> None:
