@@ -20,12 +20,15 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from socketserver import BaseServer
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from alpaca_jobs.generation.offline_batches import OfflineBatches
 from alpaca_jobs.generation.offline_composer import compose_answer
 from alpaca_jobs.generation.offline_spec import OFFLINE_MODEL
+
+S = TypeVar("S", bound=BaseServer)
 
 logger = logging.getLogger(__name__)
 
@@ -276,8 +279,15 @@ def _error(message: str, code: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def serve(host: str = "127.0.0.1", port: int = 0, **options: Any) -> Iterator[OfflineTeacher]:
     """Run the server in a thread of this process; options as for OfflineTeacher."""
-    with OfflineTeacher(host=host, port=port, **options) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="offline-teacher", daemon=True)
+    with running(OfflineTeacher(host=host, port=port, **options)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running(server: S) -> Iterator[S]:
+    """Run any server in a thread of this process; it is closed afterwards."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), name=type(server).__name__, daemon=True)
         thread.start()
         try:
             yield server

@@ -157,11 +157,7 @@ def _server(plan: LaunchPlan, part: PlanPart) -> str:
         return ""
     if "generate" not in plan.job.stages or (part.until != "generate" and len(plan.parts) > 1):
         return ""
-    return (
-        '\n  [ -x ~/alpaca-jobs-vllm/bin/python ] || patiently "$uv" venv --quiet --python 3.11 ~/alpaca-jobs-vllm'
-        '\n  VIRTUAL_ENV="$HOME/alpaca-jobs-vllm" patiently "$uv" pip install --quiet '
-        f"{shlex.quote(teacher.server.install)}  # serves data.teacher.serve"
-    )
+    return _environment("alpaca-jobs-vllm", shlex.quote(teacher.server.install), "serves data.teacher.serve")
 
 
 def _command(plan: LaunchPlan, part: PlanPart) -> str:
@@ -174,11 +170,15 @@ def _command(plan: LaunchPlan, part: PlanPart) -> str:
         return ""
     scheme = plan.store_uri.partition("://")[0]
     extra = f"[{_STORE_EXTRAS[scheme]}]" if scheme in _STORE_EXTRAS else ""
-    name = COMMAND_ENVIRONMENT
+    ours = f'"$(ls ~/alpaca-jobs-code/*.whl){extra}"'
+    return _environment(COMMAND_ENVIRONMENT, f"{ours} {shlex.join(packages)}", "for train.command")
+
+
+def _environment(name: str, packages: str, what_for: str) -> str:
+    """Lines of the set-up that make an environment beside ours; `packages` as the shell reads them."""
     return (
         f'\n  [ -x ~/{name}/bin/python ] || patiently "$uv" venv --quiet --python 3.11 ~/{name}'
-        f'\n  VIRTUAL_ENV="$HOME/{name}" patiently "$uv" pip install --quiet '
-        f'"$(ls ~/alpaca-jobs-code/*.whl){extra}" {shlex.join(packages)}  # for train.command'
+        f'\n  VIRTUAL_ENV="$HOME/{name}" patiently "$uv" pip install --quiet {packages}  # {what_for}'
     )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from alpaca_jobs.errors import TeacherError
 from alpaca_jobs.generation.completer import Completer, TeacherAnswer, TeacherRequest
+from alpaca_jobs.generation.offline_teacher import running
 from alpaca_jobs.generation.rate_limit import RateNews
 from alpaca_jobs.spec import TeacherSpec
 
@@ -66,14 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def _serving(script: Script) -> Iterator[ScriptedTeacher]:
-    with ScriptedTeacher(script) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with running(ScriptedTeacher(script)) as server:
+        yield server
 
 
 def _json(body: Any, status: int = 200, **headers: str) -> Reply:

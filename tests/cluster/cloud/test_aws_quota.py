@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from alpaca_jobs.generation.offline_teacher import running
 from cluster.cloud.aws_account import AwsAccount
 from cluster.cloud.aws_quota import quotas_of
 from cluster.plan import Pricing
@@ -53,12 +53,8 @@ def service(aws: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceQuotas
     server = ServiceQuotas(("127.0.0.1", 0), _Handler)
     server.values, server.asked = {}, []
     monkeypatch.setenv("AWS_ENDPOINT_URL_SERVICE_QUOTAS", f"http://127.0.0.1:{server.server_address[1]}")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running(server):
+        yield server
 
 
 def test_the_accounts_own_quota_decides_and_each_is_asked_once(service: ServiceQuotas) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from alpaca_jobs.examples import example_text
+from alpaca_jobs.generation.offline_teacher import running
 from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.spec_io import change_job, parse_job
 from cli import starting
@@ -73,12 +73,8 @@ def cloud(aws: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     server.enabled, server.values, server.asked, server.waits_s = ("us-east-1", "us-west-2"), {}, [], 0.0
     for service in ("SERVICE_QUOTAS", "EC2"):
         monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", f"http://127.0.0.1:{server.server_address[1]}")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running(server):
+        yield server
 
 
 def job(**changes: Any) -> JobSpec:

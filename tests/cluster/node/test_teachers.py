@@ -9,10 +9,7 @@ from __future__ import annotations
 import json
 import random
 import runpy
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from alpaca_jobs.data.rows import Row
 from alpaca_jobs.errors import TeacherUnreachable, TeacherWithoutSchemas
 from alpaca_jobs.generation import offline_teacher
 from alpaca_jobs.generation.offline_tasks import make_task
-from alpaca_jobs.generation.offline_teacher import OfflineTeacher
+from alpaca_jobs.generation.offline_teacher import OfflineTeacher, running
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import JobSpec
 from checkpoints.attempts import AttemptLog
@@ -162,18 +159,6 @@ class AbsentTeacher(OfflineTeacher):
         if self.left_at and time.monotonic() - self.left_at < self.away_s:
             return 503, {"error": {"message": "overloaded", "code": None, "param": None}}, {}
         return super().answer(body, is_chat=is_chat)
-
-
-@contextmanager
-def running(server: OfflineTeacher) -> Iterator[OfflineTeacher]:
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def generate(
