@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from alpaca_jobs.spec import JobSpec
 from checkpoints.attempts import AttemptLog
@@ -18,6 +19,7 @@ from cluster.events import EventWriter
 from cluster.exits import Notice
 from cluster.node.leave_time import LeaveTime
 from cluster.node.node_group import NodeGroup
+from cluster.node.standstill import TrainingProgress
 from cluster.phase import PhaseMarker
 
 
@@ -88,6 +90,7 @@ class AttemptContext:
         gpus_per_node: GPUs of each machine; one training rank takes one.
         until: the stage after which this part of the run is over and another begins elsewhere; None for the last part.
         leave: hears what saves and steps take.
+        progress: hears them too, to see whether training goes on.
     """
 
     run_id: str
@@ -108,6 +111,12 @@ class AttemptContext:
     gpus_per_node: int = 0
     until: str | None = None
     leave: LeaveTime = field(default_factory=LeaveTime)
+    progress: TrainingProgress = field(default_factory=TrainingProgress)
+
+    def told(self, kind: str, fact: Mapping[str, Any]) -> None:
+        """Pass a fact of training on to whoever measures."""
+        self.leave.told(kind, fact)
+        self.progress.told(kind, fact)
 
     def commits(self, stage: str) -> list[CommitRef]:
         """Commits of a stage that count at this attempt's start, newest first."""

@@ -188,7 +188,7 @@ class CommandStage:
 
     def _take(self, fact: dict[str, Any]) -> None:
         ctx, kind = self._ctx, fact.pop("kind")
-        ctx.leave.told(kind, fact)
+        ctx.told(kind, fact)
         position = fact.get("position")
         if kind == "step" and isinstance(fact.get("step"), int):
             self._step = max(self._step, fact["step"])

@@ -75,10 +75,21 @@ class HardEnd:
             f"{reason.value}: it had {window_s:.0f} s to leave and was still working {self._after_window_s:.0f} s "
             "later, so it was ended; what was not committed by then is not saved"
         )
-        logger.error("%s", words)
-        _within(_LAST_WORDS_S, lambda: self._record(Failure(reason, words)))
-        _within(_LAST_WORDS_S, lambda: self._gone(reason))
-        self._exit(NODE_EXITS[reason])
+        end_hard(Failure(reason, words), record=self._record, gone=self._gone, exit=self._exit)
+
+
+def end_hard(
+    failure: Failure,
+    *,
+    record: Callable[[Failure], object],
+    gone: Callable[[StopReason], object],
+    exit: Callable[[int], object],
+) -> None:
+    """Say an attempt's end as far as the store answers, and end this process; arguments as of HardEnd."""
+    logger.error("%s", failure.words)
+    _within(_LAST_WORDS_S, lambda: record(failure))
+    _within(_LAST_WORDS_S, lambda: gone(failure.reason))
+    exit(NODE_EXITS[failure.reason])
 
 
 def lose(interruption: Interruption, error: CheckpointError, gone: Callable[[], object]) -> None:

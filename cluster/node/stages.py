@@ -14,6 +14,7 @@ from checkpoints.errors import NoGoodCommit
 from checkpoints.keys import CommitRef
 from checkpoints.lineage import counting_commits
 from checkpoints.reader import list_commits
+from cluster.job_record import read_job_record
 from cluster.node.after_done import delete_trained
 from cluster.node.attempt_context import AttemptContext
 from cluster.node.command_stage import CommandStage
@@ -92,7 +93,9 @@ def _train(
     """Train on the rows and export; the stage has been started."""
     try:
         stage.load(rows)
+        ctx.progress.begin(tells_steps=isinstance(stage, TrainStage))
         end = stage.run(trained, base_is_open=bool(trained))
+        ctx.progress.end()  # what follows has no steps
         if end.stopped_by != "done":
             ctx.interruption.left_with = end.words
             return
@@ -101,13 +104,14 @@ def _train(
         ctx.interruption.is_done = True
         delete_trained(ctx)
     finally:
+        ctx.progress.end()
         stage.end()
 
 
 def _stages(ctx: AttemptContext) -> tuple[str, ...]:
     """The job's stages, up to the one after which this run is over (`LaunchPlan.until`)."""
     stages = ctx.job.stages
-    until = (ctx.store.get_json("job.json") or {}).get("until")
+    until = read_job_record(ctx.store).get("until")
     return stages if until is None else stages[: stages.index(until) + 1]
 
 

@@ -149,9 +149,13 @@ class TrainStage:
         return [self._runtime.result(call) for call in calls]
 
     def _pass_on_facts(self) -> None:
-        for fact in self._runtime.result(self._workers[0].drain.remote()):
+        call = self._workers[0].drain.remote()
+        while not self._runtime.wait([call], timeout_s=_POLL_S)[0]:
+            self._ctx.interruption.check()  # a worker that hangs answers never
+        for fact in self._runtime.result(call):
             kind = fact.pop("kind")
             if kind == "loaded":
+                self._ctx.told(kind, {})
                 ref: CommitRef | None = fact["ref"]
                 self._ctx.events.emit("base", stage="train", position=0 if ref is None else ref.position)
                 if self._tracking is not None:
@@ -160,6 +164,6 @@ class TrainStage:
                     logger.warning("%s", words)
             else:
                 self._ctx.events.emit(kind, **fact)
-                self._ctx.leave.told(kind, fact)
+                self._ctx.told(kind, fact)
                 if self._tracking is not None:
                     self._tracking.told(kind, fact)

@@ -152,7 +152,9 @@ def test_schema_describes_every_key() -> None:
             assert key.get("description"), name
     assert "from" in schema["$defs"]["DataSpec"]["properties"]
     assert schema["$defs"]["TrainSpec"]["properties"]["learning_rate"]["default"] == 2e-5
-    assert set(_properties(schema, {"$ref": "#/$defs/LimitsSpec"})) == {"max_usd", "teacher_max_usd", "deadline_h"}
+    assert set(_properties(schema, {"$ref": "#/$defs/LimitsSpec"})) == {
+        "max_usd", "teacher_max_usd", "deadline_h", "max_stall_min",
+    }  # fmt: skip
 
 
 def test_every_default_is_accepted_when_it_is_written_out() -> None:

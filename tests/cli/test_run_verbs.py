@@ -42,7 +42,7 @@ def test_launch_without_a_terminal_asks_for_yes(quick: Any) -> None:
 def test_dry_run_prints_the_plan_and_starts_nothing(quick: Any) -> None:
     shown = quick("launch", quick.job(), "--dry-run", "--json", "--budget", "3", "--deadline", "2")
     plan = json.loads(shown.stdout)
-    assert plan["job"]["limits"] == {"max_usd": 3.0, "teacher_max_usd": None, "deadline_h": 2.0}
+    assert plan["job"]["limits"] == {"max_usd": 3.0, "teacher_max_usd": None, "deadline_h": 2.0, "max_stall_min": 30.0}
     assert [place["region"] for place in plan["candidates"]] == ["a", "b", "c"]
     assert plan["store_uri"] == quick.store
     assert not (quick.folder / "runs").exists()
