@@ -29,10 +29,10 @@ This page is made from the code (`python -m alpaca_jobs.spec_doc > docs/JOB.md`)
 def job_reference() -> str:
     """The page, as Markdown."""
     schema = job_schema()
-    sections = [_HEAD, "\n".join(_table("", schema, schema))]
+    sections = [_HEAD, "\n".join(_table("", schema))]
     for name, part in _sections(schema):
         purpose = _flat(part.get("description", ""))
-        sections.append("\n".join([f"## {name}", "", *([purpose, ""] if purpose else []), *_table(name, part, schema)]))
+        sections.append("\n".join([f"## {name}", "", *([purpose, ""] if purpose else []), *_table(name, part)]))
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
 
@@ -48,12 +48,13 @@ def _sections(
             yield from _sections(schema, name, below)
 
 
-def _table(prefix: str, part: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+def _table(prefix: str, part: dict[str, Any]) -> list[str]:
     lines = ["| key | values | default | meaning |", "|---|---|---|---|"]
     required = part.get("required", ())
     for key, value in part["properties"].items():
         default = "required" if key in required else _default(value)
-        lines.append(f"| `{key}` | {_values(value, schema)} | {default} | {_flat(value.get('description', ''))} |")
+        values = _values(value, f"{prefix}.{key}" if prefix else key)
+        lines.append(f"| `{key}` | {values} | {default} | {_flat(value.get('description', ''))} |")
     return lines
 
 
@@ -64,19 +65,19 @@ def _references(value: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(option["$ref"].rpartition("/")[-1] for option in options if "$ref" in option))
 
 
-def _values(value: dict[str, Any], schema: dict[str, Any]) -> str:
-    """The kinds and choices a key takes, in words."""
+def _values(value: dict[str, Any], name: str) -> str:
+    """The kinds and choices that a key takes, in words; one with keys of its own leads to their table."""
     if "const" in value:
         return f"`{value['const']}`"
     if "enum" in value:
         return ", ".join(f"`{choice}`" for choice in value["enum"])
     if "$ref" in value:
-        return "keys, below"
+        return f"[keys](#{name.replace('.', '')})"
     for several in ("anyOf", "oneOf"):
         if several in value:
-            return " or ".join(dict.fromkeys(_values(option, schema) for option in value[several]))
+            return " or ".join(dict.fromkeys(_values(option, name) for option in value[several]))
     if value.get("type") == "array":
-        return f"list of {_values(value['items'], schema)}"
+        return "list of text or keys" if "$ref" in value["items"] else f"list of {_values(value['items'], name)}"
     kind = {
         "string": "text",
         "integer": "whole number",
