@@ -29,14 +29,12 @@ from checkpoints.keys import (
     parse_attempt_key,
 )
 from checkpoints.lineage import AttemptRecord
-from checkpoints.store import Store
+from checkpoints.store import PUT_BACK, UNREADABLE, Store
 
 logger = logging.getLogger(__name__)
 
-UNREADABLE = "it is no JSON object, or its own digest does not fit it"
 _BASE_ADVICE = (
-    "Without it nobody knows which commits count, so nothing is started from it and nothing deleted. Put "
-    "back the object's earlier version, if the store keeps versions, or a copy of the run."
+    f"Without it nobody knows which commits count, so nothing is started from it and nothing deleted. {PUT_BACK}"
 )
 _GOING_ON = "Going on without what it said."
 _COPY_STANDS = "Its copy is whole and is read in its place."
@@ -174,9 +172,7 @@ class AttemptLog:
 
     def _read_base(self, number: int, kind: str) -> CommitRef | None:
         key = attempt_key(number, kind)
-        body = self._store.get_json(key)
-        if body is None:
-            raise Damaged(key, UNREADABLE, self._store.uri, advice=_BASE_ADVICE)
+        body = self._store.get_record(key, advice=_BASE_ADVICE)
         if "base" in body and body["base"] is None:
             return None
         try:
@@ -189,12 +185,7 @@ class AttemptLog:
     def _body(self, number: int, kind: str) -> dict[str, Any]:
         key = attempt_key(number, kind)
         if key not in self._seen:
-            body = self._store.get_json(key)
-            if body is None:
-                problem = Damaged(key, UNREADABLE, self._store.uri, advice=_GOING_ON)
-                logger.warning("%s", problem)
-                body = {}
-            self._seen[key] = body
+            self._seen[key] = self._store.get_record_if_whole(key, advice=_GOING_ON) or {}
         return self._seen[key]
 
 

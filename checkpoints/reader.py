@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from checkpoints.errors import Damaged, NotCommitted, ObjectMissing
 from checkpoints.keys import MANIFEST, CommitRef, Layout
@@ -17,6 +18,8 @@ from checkpoints.manifest import DIGESTS, MAX_BLOCK_BYTES, Block, BlockSource, M
 from checkpoints.store import Store
 
 READ_THREADS = 4
+COPY_BYTES = 64 * 2**20
+"""Of an object in memory at a time while a commit is copied to a folder."""
 _OF_THREAD = threading.local()
 
 
@@ -87,11 +90,9 @@ class CommitReader:
         """
         key = layout.manifest_key(ref)
         try:
-            body = store.get_json(key)
+            body = store.get_record(key, advice=None)
         except ObjectMissing as exc:
             raise _not_committed(store, layout, ref) from exc
-        if body is None:
-            raise Damaged(key, "it is no JSON object, or its own digest does not fit it", store.uri)
         try:
             manifest = Manifest.from_json(body)
         except ValueError as exc:
@@ -113,6 +114,22 @@ class CommitReader:
             return b"".join(self.read_span(spans[0]))
         with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read") as pool:
             return b"".join(part for parts in pool.map(self.read_span, spans) for part in parts)
+
+    def copy_to(self, folder: Path) -> dict[str, int]:
+        """Write every object to a file below `folder`, verified, in bounded memory; returns their sizes by name.
+
+        Raises:
+            Damaged, NotCommitted: as for `read`; what was written by then stays.
+        """
+        sizes = {}
+        for entry in self.manifest.objects:
+            target = folder / entry.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                for start in range(0, entry.size, COPY_BYTES):
+                    file.write(self.read_range(entry.name, start, min(COPY_BYTES, entry.size - start)))
+            sizes[entry.name] = entry.size
+        return sizes
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes of `name` from `start` on; reads and verifies the blocks they lie in, and only those.

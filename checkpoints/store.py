@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from checkpoints.errors import AlreadyExists, CheckpointError, ObjectMissing, PutOnceUnsupported, StoreError
+from checkpoints.errors import AlreadyExists, CheckpointError, Damaged, ObjectMissing, PutOnceUnsupported, StoreError
 from checkpoints.store_driver import Driver
 from checkpoints.store_errors import redact, translate
 from checkpoints.store_open import open_driver
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 BODY_DIGEST = "body_sha256"
+UNREADABLE = "it is no JSON object, or its own digest does not fit it"
+PUT_BACK = "Put back the object's earlier version, if the store keeps versions, or take it from a copy of the run."
 _PROBE_RACERS = 8
 _PATIENT_TRIES, _PATIENT_WAIT_S = 40, 15.0  # about five minutes of waiting in all, if nothing else ends it
 _OUR_MISTAKES = (AssertionError, AttributeError, NameError, TypeError)  # no store's answer: passed on as they are
@@ -147,6 +149,33 @@ class Store:
             ObjectMissing: nothing is there.
         """
         return _parse_object(self.get(key))
+
+    def get_record(self, key: str, *, advice: str | None = PUT_BACK) -> dict[str, Any]:
+        """The record under `key`, as `put_once` put it: what to read one with that nothing can stand in for.
+
+        Args:
+            advice: what the error says to do about a damaged one; None for what is right for a commit.
+
+        Raises:
+            ObjectMissing: nothing is there.
+            Damaged: `get_json` finds no whole JSON object.
+        """
+        body = self.get_json(key)
+        if body is None:
+            raise Damaged(key, UNREADABLE, self.uri, advice=advice)
+        return body
+
+    def get_record_if_whole(self, key: str, *, advice: str) -> dict[str, Any] | None:
+        """The record under `key`; None for a damaged one, which the log names: for what can be done without.
+
+        Raises:
+            ObjectMissing: nothing is there.
+        """
+        try:
+            return self.get_record(key, advice=advice)
+        except Damaged as exc:
+            logger.warning("%s", exc)
+            return None
 
     def put_once(self, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Put the JSON `body` under `key`, unless something is there already.

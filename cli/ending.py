@@ -20,8 +20,9 @@ def end_runs(run_ids: Sequence[str], *, jobs: Jobs | None = None) -> None:
     Args:
         jobs: SkyPilot's managed jobs, for runs on a cloud; None for those of this machine's API server.
     """
+    from checkpoints.errors import CheckpointError
     from cli.finding import find_run
-    from cluster.errors import RunFinished, RunNotFound
+    from cluster.errors import ClusterError, RunFinished, RunNotFound
 
     for run_id in run_ids:
         try:
@@ -36,6 +37,9 @@ def end_runs(run_ids: Sequence[str], *, jobs: Jobs | None = None) -> None:
             said = _end(found, jobs)
         except RunFinished:
             said = f"{run_id} was done already."
+        except (ClusterError, CheckpointError) as exc:  # the others are to be stopped all the same
+            render.say(f"{run_id} could not be stopped: {exc}")
+            continue
         except KeyboardInterrupt:
             render.say(f"It was asked to stop and is left to it.\n{how_to_come_back(found)}")
             return

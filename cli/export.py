@@ -14,8 +14,6 @@ from cli.exits import Refused
 if TYPE_CHECKING:
     from checkpoints.store import Store
 
-COPY_BYTES = 64 * 2**20
-
 
 def export(
     run: options.RunName = None,
@@ -82,14 +80,7 @@ def copy_model(store: Store, run_id: str, folder: Path) -> dict[str, int]:
     partial = folder.with_name(f"{folder.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)  # what an interrupted copy left
-    files = {}
-    for entry in reader.manifest.objects:
-        target = partial / entry.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as file:
-            for start in range(0, entry.size, COPY_BYTES):  # a model may be larger than memory
-                file.write(reader.read_range(entry.name, start, min(COPY_BYTES, entry.size - start)))
-        files[entry.name] = entry.size
+    files = reader.copy_to(partial)
     if folder.exists():
         folder.rmdir()
     partial.rename(folder)  # an interrupted copy leaves FOLDER.partial, never half a model under the name asked for

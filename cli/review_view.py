@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from cli import render, words
 
@@ -58,8 +59,9 @@ def card_file(found: FoundRun) -> Path | str:
 
     if not found.root.child(found.run_id).exists(CARD):
         return words.MISSING
-    if found.root.uri.startswith("file://"):
-        return Path(found.root.uri.removeprefix("file://")) / found.run_id / CARD
+    folder = urlsplit(found.root.uri)
+    if folder.scheme == "file":
+        return Path(unquote(folder.path)) / found.run_id / CARD
     copy = found.home.run(found.run_id).path / "data-card.html"
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_bytes(found.root.child(found.run_id).get(CARD))

@@ -49,14 +49,14 @@ def write_run_rows(path: Path, store: Store) -> int:
     """
     from alpaca_jobs.data.lineage_file import put_lineage
     from alpaca_jobs.run_layout import LAYOUT
-    from alpaca_jobs.spec_io import job_from_dict
     from checkpoints.attempts import AttemptLog
     from checkpoints.lineage import counting_commits
     from checkpoints.reader import list_commits
+    from cluster.job_record import read_job
     from cluster.node.review import run_lineage
     from cluster.node.stored_rows import read_rows
 
-    job = job_from_dict(json.loads(store.get("job.json"))["job"], source="job.json")
+    job = read_job(store)
     if job.data.from_ is not None:
         raise Refused(f"{store.uri} was given its rows ({job.data.from_}); it has written none.")
     commits = counting_commits(AttemptLog(store, LAYOUT).records(), list_commits(store, LAYOUT), LAYOUT)

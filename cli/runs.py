@@ -18,6 +18,7 @@ def runs(
 
     Example: alpaca-jobs runs --store s3://my-runs
     """
+    from checkpoints.errors import Damaged
     from cli.finding import FoundRun, launched_at, open_stores
     from cluster.runs.home import Home
     from cluster.runs.run_view import list_runs, view_run
@@ -25,7 +26,12 @@ def runs(
     home = Home.default()
     found = [FoundRun(root, run_id, home) for root in open_stores(home, store) for run_id in list_runs(root)]
     found.sort(key=lambda one: (launched_at(one.root, one.run_id), one.run_id), reverse=True)
-    views = [view_run(one.root, one.run_id, is_alive=one.is_alive_here).to_json() for one in found[:limit]]
+    views = []
+    for one in found[:limit]:
+        try:
+            views.append(view_run(one.root, one.run_id, is_alive=one.is_alive_here).to_json())
+        except Damaged as exc:
+            render.say(f"{one.run_id} is left out: {exc}")
     if as_json:
         render.out_json(views)
     elif views:

@@ -6,7 +6,6 @@ control/answered-<nonce>.json    a `resume` lists the cancels that came before i
 
 from __future__ import annotations
 
-import json
 import secrets
 
 from checkpoints.store import Store
@@ -42,6 +41,11 @@ class CancelWatch:
         keys = self._store.list(_FOLDER)
         for key in keys:
             if key.startswith(f"{_FOLDER}answered-") and key not in self._answered:
-                self._answered[key] = frozenset(json.loads(self._store.get(key))["cancels"])
+                self._answered[key] = self._read_answered(key)
         answered = frozenset[str]().union(*self._answered.values())
         return frozenset(key for key in keys if key.startswith(f"{_FOLDER}cancel-")) - answered
+
+    def _read_answered(self, key: str) -> frozenset[str]:
+        """Which cancels an answer lists; none where it is damaged, for a run that somebody wanted to stop stops."""
+        body = self._store.get_record_if_whole(key, advice="The cancels it answered count again: resume the run.")
+        return frozenset(body["cancels"] if body else ())

@@ -15,7 +15,6 @@ reason, words).
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import threading
@@ -254,10 +253,9 @@ class EventReader:
     def _next(self, name: tuple[int, str], events: list[Event]) -> bool:
         number = self._read[name] + 1
         try:
-            raw = self._store.get(batch_key(*name, number))
+            events.extend(_read_batch(self._store, name, number))
         except ObjectMissing:
             return False
-        events.extend(_parse_batch(name, raw))
         self._read[name] = number
         return True
 
@@ -301,7 +299,7 @@ def _read_batches(store: Store, name: tuple[int, str], numbers: range) -> list[E
 
     def read(number: int) -> list[Event]:
         try:
-            return _parse_batch(name, store.get(batch_key(*name, number)))
+            return _read_batch(store, name, number)
         except ObjectMissing:  # the run is being removed
             return []
 
@@ -318,8 +316,11 @@ def _last_numbers(store: Store) -> dict[tuple[int, str], int]:
     return last
 
 
-def _parse_batch(name: tuple[int, str], raw: bytes) -> list[Event]:
-    body = json.loads(raw)
+def _read_batch(store: Store, name: tuple[int, str], number: int) -> list[Event]:
+    """Read one batch; a damaged one is named in the log and has no events. Raises ObjectMissing."""
+    body = store.get_record_if_whole(batch_key(*name, number), advice="Going on without what it told.")
+    if body is None:
+        return []
     events = []
     for one in body["events"]:
         fields = {key: value for key, value in one.items() if key not in ("t", "kind")}

@@ -15,8 +15,6 @@ from checkpoints.lineage import counting_commits
 from checkpoints.reader import CommitReader, list_commits
 from checkpoints.store import Store
 
-_COPY_BYTES = 64 * 2**20
-
 
 def is_run(model: str) -> bool:
     """Whether a base model's name is the URI of a run."""
@@ -39,12 +37,7 @@ def run_model_folder(uri: str) -> Path:
     if folder.is_dir():
         return folder
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    for entry in reader.manifest.objects:
-        target = partial / entry.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as file:
-            for start in range(0, entry.size, _COPY_BYTES):
-                file.write(reader.read_range(entry.name, start, min(_COPY_BYTES, entry.size - start)))
+    reader.copy_to(partial)
     try:
         partial.rename(folder)
     except OSError:  # another rank on this machine was faster

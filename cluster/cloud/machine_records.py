@@ -8,7 +8,6 @@ controller, and by `receipt`; what nobody has kept in time is counted by the run
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Iterable
@@ -34,9 +33,14 @@ def aws_regions(plan: LaunchPlan) -> list[str]:
 
 
 def kept_machines(store: Store) -> dict[str, CloudMachine]:
-    """What was kept in a run's folder of the store, by the machine's name."""
-    found = (CloudMachine.from_json(json.loads(store.get(key))) for key in store.list(_MACHINES))
-    return {one.instance_id: one for one in found}
+    """What was kept in a run's folder of the store, by the machine's name; what is damaged is said and left out."""
+    kept: dict[str, CloudMachine] = {}
+    for key in store.list(_MACHINES):
+        body = store.get_record_if_whole(key, advice="The machine counts by the run's own records.")
+        if body is not None:
+            machine = CloudMachine.from_json(body)
+            kept[machine.instance_id] = machine
+    return kept
 
 
 def keep_gone(store: Store, machines: Iterable[CloudMachine]) -> None:

@@ -115,11 +115,9 @@ class CloudRun:
             raise RunNotFound(f"The task's environment has no {exc.args[0]}; it was not made by alpaca-jobs.") from exc
         store = Store.open(root).child(run_id)
         try:
-            body = store.get_json(f"control/session-{number}.json")
+            body = store.get_record(f"control/session-{number}.json")
         except ObjectMissing:
-            body = None
-        if body is None:
-            raise RunNotFound(f"{store.uri} has no session {number} of {run_id}; launch the job again.")
+            raise RunNotFound(f"{store.uri} has no session {number} of {run_id}; launch the job again.") from None
         handed_out = None
         if (attempt := environ.get(ATTEMPT_VARIABLE)) and (place := environ.get(PLACEMENT_VARIABLE)):
             handed_out = int(attempt), Placement.from_json(json.loads(place))

@@ -5,15 +5,13 @@ Clouds forget machines that are gone, so what was read is kept in the run's stor
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.attempts import AttemptLog
-from checkpoints.errors import ObjectMissing
-from checkpoints.manifest import Manifest
-from checkpoints.reader import list_commits
+from checkpoints.errors import NotCommitted
+from checkpoints.reader import CommitReader, list_commits
 from checkpoints.store import Store
 from cluster.cloud.aws_account import AwsAccount
 from cluster.cloud.aws_machines import controllers, machines_of_run
@@ -71,8 +69,8 @@ def stored_bytes(store: Store) -> int:
     total = 0
     for ref in list_commits(store, LAYOUT):
         try:
-            manifest = Manifest.from_json(json.loads(store.get(LAYOUT.manifest_key(ref))))
-        except ObjectMissing:  # retention deletes while we read
+            manifest = CommitReader.open(store, LAYOUT, ref).manifest
+        except NotCommitted:  # retention deletes while we read
             continue
         total += sum(entry.stored_bytes for entry in manifest.objects)
     return total

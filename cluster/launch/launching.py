@@ -19,7 +19,7 @@ import psutil
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import JobSpec
 from checkpoints.attempts import AttemptLog
-from checkpoints.errors import AlreadyExists
+from checkpoints.errors import AlreadyExists, StorePermission
 from checkpoints.store import Store
 from cluster.backend import NODE_COMMAND
 from cluster.cloud.launching import Jobs, JobWatch, cancel_cloud_run, refuse_active_job, submit_session
@@ -32,6 +32,7 @@ from cluster.control import answer_cancels, ask_cancel
 from cluster.errors import ClusterError, LaunchFailed, RunActive, RunFinished, WrongInput
 from cluster.events import Event, EventReader, read_events, seconds_of, utc_now
 from cluster.exits import Notice
+from cluster.job_record import JOB_KEY
 from cluster.local.backend import LocalBackend
 from cluster.node.hard_end import AFTER_WINDOW_S
 from cluster.node.inputs import freeze_inputs
@@ -98,7 +99,7 @@ def start_run(
     folder = home.run(plan.run_id)
     launched_at = utc_now()
     try:
-        store.put_once("job.json", {**plan.to_json(), "launched_at": launched_at})
+        store.put_once(JOB_KEY, {**plan.to_json(), "launched_at": launched_at})
     except AlreadyExists as exc:
         raise RunActive(f"{store.uri} holds a run already. Launch again: it gets another id.") from exc
     # Before anything can cost money: whoever dies while SkyPilot takes the job finds the run again, to cancel it.
@@ -445,10 +446,13 @@ def _lives(pid: int) -> bool:
 def _erase(root: Store, folder: RunFolder) -> int:
     """Delete a run; what makes it a run goes last, so that an interrupted removal can be repeated."""
     store = root.child(folder.run_id)
-    keys = [key for key in store.list() if key != "job.json"]
+    keys = [key for key in store.list() if key != JOB_KEY]
     store.delete(keys)
-    store.abort_unfinished("")  # parts of an upload that was interrupted cost money and are in no listing
-    store.delete(["job.json"])
+    try:
+        store.abort_unfinished("")  # parts of an upload that was interrupted cost money and are in no listing
+    except StorePermission as exc:
+        logger.warning("uploads of %s that never ended may be left: %s", folder.run_id, exc)
+    store.delete([JOB_KEY])
     root.delete([index_key(folder.run_id)])
     folder.remove()
     return len(keys) + 1

@@ -43,6 +43,7 @@ TOKENS_PER_BYTE = 0.27
 """For the price shown before, a prior: English prose has a token every 3.7 bytes or so in today's vocabularies."""
 OUTPUT_FACTOR = 1.6
 """Tokens of a translation per token of its English source, for that price: a prior between Portuguese and Japanese."""
+_BEGIN_ANEW = "Move its folder away and translate again: what it was answered is asked, and paid for, again."
 _RAISE = "Start it again with a higher --max-usd: what was answered is kept, and not asked again."
 _REPORT_EVERY_S = 0.5
 
@@ -120,7 +121,7 @@ def translate_records(
     """
     units = translate.make_units(records)
     state.mkdir(parents=True, exist_ok=True)
-    store = Store.open(f"file://{state.absolute()}")
+    store = Store.open(str(state.absolute()))
     _check_same(store, records, [language, source, teacher if isinstance(teacher, str) else teacher.model], state)
     log = AttemptLog(store, LAYOUT)
     attempt = log.newest() + 1
@@ -270,7 +271,7 @@ def _check_same(store: Store, records: Sequence[Record], about: Sequence[str], s
     try:
         store.put_once("job.json", body)
     except AlreadyExists:
-        if (store.get_json("job.json") or {}).get("digest") != body["digest"]:
+        if store.get_record("job.json", advice=_BEGIN_ANEW).get("digest") != body["digest"]:
             raise DataError(
                 f"{state} holds the answers of another translation (other rows, language or model). Name another OUT, "
                 "or move that folder away."

@@ -13,7 +13,6 @@ for once; if it is not there, it never will be (BatchClient.settle), and the nex
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from alpaca_jobs.generation.batch_lines import Round, first_round
 from alpaca_jobs.generation.teacher_request import TeacherRequest
 from checkpoints.errors import AlreadyExists
 from checkpoints.store import Store
-from cluster.node.ledger import Ledger
+from cluster.node.ledger import ADVICE, Ledger
 
 _RECORD = re.compile(r"(ledger/attempt-(\d{6})/batch-\d{6})(?:\.(round|sent)-(\d+)|\.(done))?\.json")
 
@@ -118,8 +117,7 @@ class BatchRecords:
             self._store.put_once(key, body)
 
     def _read(self, key: str) -> Mapping[str, Any]:
-        body: Mapping[str, Any] = json.loads(self._store.get(key))
-        return body
+        return self._store.get_record(key, advice=ADVICE)
 
 
 def _marker(run_id: str, stem: str, number: int) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +17,8 @@ from typing import Any, Final
 
 from alpaca_jobs.errors import CommandError
 from checkpoints.given import PROGRESS_VARIABLE
+from cluster.node.command_facts import parse_fact
+from cluster.node.ports import free_port
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class CommandProcess:
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._listeners: list[threading.Thread] = []
-        port = _free_port() if setup.ranks > 1 else 0
+        port = free_port() if setup.ranks > 1 else 0
         for rank in range(setup.ranks):
             try:
                 process = subprocess.Popen(
@@ -107,15 +107,7 @@ class CommandProcess:
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self._read_to += len(whole)
-        found = []
-        for line in whole.splitlines():
-            try:
-                fact = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(fact, dict) and isinstance(fact.get("kind", "step"), str):
-                found.append({"kind": "step", **fact})
-        return found
+        return [fact for line in whole.splitlines() if (fact := parse_fact(line)) is not None]
 
     def terminate(self) -> None:
         """SIGTERM to every process of the command: it may save and leave."""
@@ -182,9 +174,3 @@ def command_programs(packages: Sequence[str]) -> Path | None:
 def command_argv(command: str | Sequence[str]) -> tuple[str, ...]:
     """A list is run as it is; a text by the shell, which stops at the first command of a pipe or list that fails."""
     return ("/bin/sh", "-ec", command) if isinstance(command, str) else tuple(command)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Final
 
 from checkpoints.errors import CheckpointError
-from cluster.exits import NODE_EXITS
+from cluster.exits import NODE_EXITS, Notice
 from cluster.node.attempt_context import Interruption
 from cluster.node.failures import Failure
-from cluster.recovery import StopReason
+from cluster.recovery import ALL_DONE, StopReason
 
 logger = logging.getLogger(__name__)
 
@@ -67,15 +67,18 @@ class HardEnd:
                 continue
             if self._interruption.seconds_left or self._stopping.wait(self._after_window_s):
                 continue
-            self._end(notice.reason, notice.window_s)
+            end_hard(self._failure(notice), record=self._record, gone=self._gone, exit=self._exit)
             return
 
-    def _end(self, reason: StopReason, window_s: float) -> None:
+    def _failure(self, notice: Notice) -> Failure:
+        if self._interruption.is_done:
+            words = f"{ALL_DONE}; tidying up afterwards was cut short ({notice.reason.value})"
+            return Failure(StopReason.DONE, words)
         words = (
-            f"{reason.value}: it had {window_s:.0f} s to leave and was still working {self._after_window_s:.0f} s "
-            "later, so it was ended; what was not committed by then is not saved"
+            f"{notice.reason.value}: it had {notice.window_s:.0f} s to leave and was still working "
+            f"{self._after_window_s:.0f} s later, so it was ended; what was not committed by then is not saved"
         )
-        end_hard(Failure(reason, words), record=self._record, gone=self._gone, exit=self._exit)
+        return Failure(notice.reason, words)
 
 
 def end_hard(

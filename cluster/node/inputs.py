@@ -7,7 +7,6 @@ rows of the second. So a run reads its inputs from `inputs/` alone, from its fir
 from __future__ import annotations
 
 import json
-import mmap
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from alpaca_jobs.generation.seeds import load_seed_tasks
 from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.spec_recipe import TokenizerSpec
 from alpaca_jobs.training.vocabulary import read_tokenizer
+from checkpoints.mapped import map_file
 from checkpoints.store import Store
 
 SEED_TASKS = "inputs/seed_tasks.jsonl"
@@ -66,8 +66,7 @@ def _put_file(store: Store, key: str, source: str) -> None:
     with tempfile.TemporaryDirectory() as folder, local_file(source, Path(folder)) as path:
         try:
             with path.open("rb") as file:
-                is_empty = not path.stat().st_size  # nothing cannot be mapped
-                data = b"" if is_empty else memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                data = map_file(file)
         except OSError as exc:
             raise DataError(f"{source} cannot be read: {exc.strerror}. A readable file is wanted.") from exc
         store.put(key, data)

@@ -12,7 +12,6 @@ of an attempt.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,12 +23,14 @@ from alpaca_jobs.generation.completer import TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.pricing import num_billable_tries, worst_try_usd
 from alpaca_jobs.spec import TeacherSpec
 from checkpoints.fence import Fence
-from checkpoints.store import Store
+from checkpoints.store import PUT_BACK, Store
 from cluster.node.limits import TeacherLimit
 
 _ANSWER = re.compile(r"answers/request-(\d{6})/attempt-(\d{6})\.json")
 _READ_THREADS = 16  # a long run has thousands of answers, and a store far away takes its time for each
 _BATCH = re.compile(r"ledger/attempt-(\d{6})/batch-(\d{6})\.json")
+ADVICE = f"Without it nobody knows what the teacher was paid for, so it is asked for nothing more. {PUT_BACK}"
+"""What there is to do about a damaged record of what was asked and answered."""
 
 
 def answer_key(request: int, attempt: int) -> str:
@@ -182,7 +183,7 @@ class Ledger:
             )
 
     def _read(self, request: int, attempt: int) -> TeacherAnswer:
-        return TeacherAnswer.from_json(json.loads(self._store.get(answer_key(request, attempt)))["answer"])
+        return TeacherAnswer.from_json(self._store.get_record(answer_key(request, attempt), advice=ADVICE)["answer"])
 
 
 class Room:
@@ -217,5 +218,5 @@ def count_asked(store: Store) -> Asked:
 def _batches(store: Store) -> list[tuple[str, int, Mapping[str, list[dict[str, Any]]]]]:
     found = [(key, int(match[1])) for key in store.list("ledger/") if (match := _BATCH.fullmatch(key))]
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        bodies = pool.map(lambda place: json.loads(store.get(place[0])), found)
+        bodies = pool.map(lambda place: store.get_record(place[0], advice=ADVICE), found)
         return [(key, attempt, body) for (key, attempt), body in zip(found, bodies, strict=True)]

@@ -7,7 +7,6 @@ A node has no other way to learn of them: `job.json` stays as it was launched.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,9 @@ from cluster.node.cost_so_far import machines_usd
 _ADVICE = (
     "Raise it: alpaca-jobs resume RUN {} USD; or take the rows there are: alpaca-jobs export RUN --rows FILE. A lower "
     "data.teacher.max_tokens or max_billed_retries reserves less."
+)
+_DAMAGED = (
+    "It holds the dollars that a resume allowed. Resume the run with the --budget and --teacher-budget it should have."
 )
 _KEY = re.compile(r"control/limits-(\d{6})\.json")
 
@@ -40,7 +42,7 @@ def read_limits(store: Store, limits: LimitsSpec) -> LimitsSpec:
     numbers = _numbers(store)
     if not numbers:
         return limits
-    body = json.loads(store.get(f"control/limits-{max(numbers):06d}.json"))
+    body = store.get_record(f"control/limits-{max(numbers):06d}.json", advice=_DAMAGED)
     given = {name: body[name] for name in ("max_usd", "teacher_max_usd") if body.get(name) is not None}
     return limits.model_copy(update=given)
 

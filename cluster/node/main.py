@@ -23,7 +23,6 @@ from typing import Any, Protocol
 
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import JobSpec
-from alpaca_jobs.spec_io import job_from_dict
 from checkpoints.attempts import AttemptLog
 from checkpoints.errors import AlreadyExists, CheckpointError, Superseded
 from checkpoints.fence import Fence, LeaseKeeper
@@ -32,6 +31,7 @@ from cluster.code_version import code_version
 from cluster.control import CancelWatch
 from cluster.events import EventLogHandler, EventWriter, utc_now
 from cluster.exits import NODE_EXITS, Notice, read_notice
+from cluster.job_record import read_job
 from cluster.node.attempt_context import AttemptContext, Interruption
 from cluster.node.failures import Failure, describe_failure
 from cluster.node.gpus import check_gpus
@@ -126,8 +126,7 @@ def run_node(arguments: NodeArguments) -> StopReason:
     try:
         store = Store.open(arguments.store_uri).child(arguments.run_id)
         log = AttemptLog(store, LAYOUT)
-        job = job_from_dict(json.loads(store.get("job.json"))["job"], source="job.json")
-        job = with_less_memory(job, log.records(), arguments.attempt)
+        job = with_less_memory(read_job(store), log.records(), arguments.attempt)
         _claim(log, arguments, trained_micro_batch(job))
     except Exception as exc:  # whatever it is, the exit code has to say it: there is no attempt to write it under
         failure = describe_failure(exc)
@@ -177,7 +176,7 @@ def _take_part(arguments: NodeArguments) -> StopReason:
     watch_for_notice(str(arguments.placement.get("infra")), notices.append)
     try:
         store = Store.open(arguments.store_uri).child(arguments.run_id)
-        job = job_from_dict(json.loads(store.get("job.json"))["job"], source="job.json")
+        job = read_job(store)
         check_gpus(arguments.placement.get("gpus"))
     except Exception as exc:  # as in run_node: the exit code has to say it
         failure = describe_failure(exc)

@@ -119,7 +119,7 @@ def pass_notice(store: Store, attempt: int, rank: int, notice: Notice) -> None:
 def passed_notice(store: Store, attempt: int) -> Notice | None:
     """The notice that reached another machine of the attempt; the first machine's, if several."""
     for key in store.list(f"{_FOLDER}{attempt:06d}-"):
-        body = store.get_json(key)
+        body = store.get_record_if_whole(key, advice="Going on without this notice.")
         if body is not None:
             return Notice(StopReason(body["reason"]), float(body["window_s"]))
     return None

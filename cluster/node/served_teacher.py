@@ -10,7 +10,6 @@ import logging
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from typing import Final
 from alpaca_jobs.errors import TeacherError, TeacherUnreachable
 from alpaca_jobs.spec import TeacherSpec
 from alpaca_jobs.spec_server import ServerSpec
+from cluster.node.ports import free_port
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def served_teacher(
         TeacherUnreachable: it did not answer in `server.start_s` seconds, or ended while it was asked.
     """
     assert teacher.serve is not None
-    port, key = _free_port(), secrets.token_urlsafe(32)
+    port, key = free_port(), secrets.token_urlsafe(32)
     address = f"http://127.0.0.1:{port}/v1"
     plain = {"base_url": address, "api_key_env": KEY_VARIABLE, "serve": None, "server": ServerSpec()}
     endpoint = teacher.model_copy(update=plain)
@@ -173,9 +173,3 @@ def _stop(guard: subprocess.Popen[bytes]) -> None:
 def _without_ray() -> dict[str, str]:
     """The server may use Ray itself, but never ours."""
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -38,6 +38,7 @@ def run_stages(ctx: AttemptContext) -> None:
     logger.info("attempt %d starts from %s", ctx.attempt, newest or "nothing")
     if newest is not None and newest.stage == "export":
         ctx.log.put_base(ctx.attempt, newest)
+        ctx.interruption.is_done = True
         delete_trained(ctx)  # which the attempt that exported may not have finished
         return
     if ctx.job.train.method == "command" and ctx.job.data.from_ is not None:

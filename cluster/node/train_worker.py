@@ -6,7 +6,6 @@ questions (`drain`, `notice`) are answered from other threads meanwhile.
 
 from __future__ import annotations
 
-import mmap
 import os
 import shutil
 import threading
@@ -23,6 +22,7 @@ from alpaca_jobs.spec_io import job_from_dict
 from checkpoints.attempts import AttemptLog
 from checkpoints.fence import Fence
 from checkpoints.keys import CommitRef
+from checkpoints.mapped import map_file
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
 from cluster.node.review import CARD, run_lineage
@@ -279,8 +279,7 @@ class TrainWorker:
 def put_file(writer: CommitWriter, name: str, path: Path) -> None:
     """Put a file into a commit, mapped: it is read as it is sent, and never in memory as a whole."""
     with path.open("rb") as file:
-        is_empty = path.stat().st_size == 0
-        writer.put(name, b"" if is_empty else memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        writer.put(name, map_file(file))
 
 
 def card_facts(job: JobSpec, run_id: str, store: Store, *, num_rows: int, cost: str) -> CardFacts:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import mmap
 import re
 import shutil
 import threading
@@ -20,6 +19,7 @@ from typing import Any, Final
 from checkpoints.errors import CheckpointError, Damaged, NoGoodCommit, NotCommitted
 from checkpoints.keys import CommitRef
 from checkpoints.manifest import Manifest
+from checkpoints.mapped import map_file
 from checkpoints.reader import CommitReader
 from checkpoints.retention import Retention
 from checkpoints.writer import CommitWriter
@@ -33,7 +33,6 @@ SETTLE_S: Final = 1.0
 """Time between two looks at a folder that have to agree."""
 
 _STEP = re.compile(r".*?(\d+)")
-_COPY_BYTES = 64 * 2**20
 
 _Look = dict[str, tuple[int, int]]
 """File -> (size, time of the last change in ns)."""
@@ -144,9 +143,7 @@ class WatchedFolder:
         writer = CommitWriter(ctx.store, ctx.layout, CommitRef("train", step, ctx.attempt), fence=ctx.fence)
         for name in sorted(_listing(path)):
             with (path / name).open("rb") as file:
-                is_empty = (path / name).stat().st_size == 0
-                # Not closed here: a digest's thread may hold on to the last view a moment longer than its result.
-                writer.put(name, b"" if is_empty else memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+                writer.put(name, map_file(file))
         meta = {"folder": path.name, **_trainer_state(path)}
         manifest = writer.publish(meta=meta)
         self._tidy(manifest)
@@ -164,12 +161,7 @@ class WatchedFolder:
         name = Path(str(reader.manifest.meta.get("folder", f"checkpoint-{ref.position}"))).name
         partial = self._folder.with_name(f"{self._folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        for entry in reader.manifest.objects:
-            target = partial / entry.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as file:
-                for start in range(0, entry.size, _COPY_BYTES):
-                    file.write(reader.read_range(entry.name, start, min(_COPY_BYTES, entry.size - start)))
+        reader.copy_to(partial)
         self._folder.mkdir(parents=True, exist_ok=True)
         partial.rename(self._folder / name)
         return self._folder / name

@@ -60,9 +60,9 @@ class Standing:
 
 
 def read_estimate(store: Store) -> Mapping[str, Any] | None:
-    """The estimate that was made when a run was launched; None without one."""
+    """The estimate that was made when a run was launched; None without a whole one."""
     try:
-        return store.get_json(ESTIMATE_KEY)
+        return store.get_record_if_whole(ESTIMATE_KEY, advice="Going on without an estimate.")
     except ObjectMissing:
         return None
 

@@ -108,9 +108,13 @@ def put_report(store: Store, plan: LaunchPlan, outcome: Decision, newest: int) -
 
 
 def read_report(store: Store) -> Mapping[str, Any] | None:
-    """The newest report, as JSON; None before the run has ended once."""
+    """The newest report, as JSON; None before the run has ended once, or if it is damaged, which is said."""
     numbers = [int(match[1]) for key in store.list("reports/") if (match := _KEY.fullmatch(key))]
-    return store.get_json(report_key(max(numbers))) if numbers else None
+    if not numbers:
+        return None
+    return store.get_record_if_whole(
+        report_key(max(numbers)), advice="Going on without it; the next end writes another."
+    )
 
 
 def make_report(store: Store, run_id: str, outcome: Decision) -> RunReport:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import mmap
 import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO, Final
 
 from alpaca_jobs.run_layout import LAYOUT
-from checkpoints.attempts import UNREADABLE
 from checkpoints.errors import AlreadyExists, Damaged
-from checkpoints.store import Store
+from checkpoints.mapped import map_file
+from checkpoints.store import UNREADABLE, Store
 from checkpoints.transfer import content_of, copy_run
 from cluster.errors import RunActive
+from cluster.job_record import JOB_KEY
 from cluster.runs.run_view import SAMPLE_S, RunState, index_key, view_run
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def copy_whole_run(source: Store, destination: Store, run_id: str, *, is_alive_h
             _copy_object(here, there, key)
         if keys:
             yield f"{len(keys)} objects of {prefix}" if prefix.endswith("/") else ", ".join(keys)
-    _put_json(here, there, "job.json")
+    _put_json(here, there, JOB_KEY)
     _put_json(source, destination, index_key(run_id))
 
 
@@ -64,9 +64,8 @@ def _copy_object(source: Store, destination: Store, key: str) -> None:
     """Copy one object, which may be larger than memory, and read it again where it went."""
     with tempfile.TemporaryFile() as file:
         digest = _read_whole(source, key, file)
-        is_empty = not file.tell()  # nothing cannot be mapped
         file.flush()
-        destination.put(key, b"" if is_empty else memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        destination.put(key, map_file(file))
     if _read_whole(destination, key, None) != digest:
         problem = f"what was read at {source.uri} is not what lies here now"
         raise Damaged(
@@ -86,9 +85,7 @@ def _read_whole(store: Store, key: str, file: BinaryIO | None) -> tuple[int, str
 
 
 def _put_json(source: Store, destination: Store, key: str) -> None:
-    body = source.get_json(key)
-    if body is None:
-        raise Damaged(key, UNREADABLE, source.uri, advice="Put back a whole one; the copy was not made a run.")
+    body = source.get_record(key, advice="Put back a whole one; the copy was not made a run.")
     try:
         destination.put_once(key, content_of(body))
     except AlreadyExists as exc:

@@ -16,8 +16,7 @@ from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.attempts import AttemptLog
 from checkpoints.keys import CommitRef
 from checkpoints.lineage import counting_commits
-from checkpoints.manifest import Manifest
-from checkpoints.reader import list_commits
+from checkpoints.reader import CommitReader, list_commits
 from checkpoints.store import Store
 from cluster.node.stored_rows import ROWS_OBJECT
 
@@ -133,7 +132,7 @@ def _identity(row: Row) -> tuple[str, str, str]:
 
 
 def _losses(store: Store, ref: CommitRef) -> dict[int, str]:
-    meta = Manifest.from_json(json.loads(store.get(LAYOUT.manifest_key(ref)))).meta
+    meta = CommitReader.open(store, LAYOUT, ref).manifest.meta
     if "trainer_state" in meta:  # a Hugging Face Trainer's, from a command of the user's own
         logged = meta["trainer_state"].get("log_history") or []
         return {int(entry["step"]): float(entry["loss"]).hex() for entry in logged if "loss" in entry}

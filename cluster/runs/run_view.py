@@ -21,6 +21,7 @@ from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from cluster.errors import RunNotFound
 from cluster.events import Event, read_events, read_turns, seconds_of
+from cluster.job_record import read_job_record
 from cluster.node.review import CARD
 from cluster.plan import LaunchPlan
 from cluster.recovery import StopReason
@@ -131,16 +132,15 @@ def read_plan(root: Store, run_id: str) -> tuple[LaunchPlan, str]:
 
     Raises:
         RunNotFound: the store has no such run.
+        Damaged: it has one, and its job.json is not as it was put.
     """
     try:
-        body = root.child(check_run_id(run_id)).get_json("job.json")
+        body = read_job_record(root.child(check_run_id(run_id)))
     except ObjectMissing:
-        body = None
-    if body is None:
         raise RunNotFound(
             f"{root.uri} has no run {run_id}. See what it has with `alpaca-jobs runs --store {root.uri}`, or name "
             "another store."
-        )
+        ) from None
     return LaunchPlan.from_json(body), str(body["launched_at"])
 
 

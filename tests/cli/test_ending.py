@@ -14,6 +14,7 @@ from checkpoints.store import Store
 from cli.ending import end_runs
 from cluster.cloud.run import put_session
 from cluster.cloud.sky_backend import JobStatus
+from cluster.errors import ClusterError
 from cluster.events import utc_now
 from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.recovery import RecoveryPolicy
@@ -79,6 +80,21 @@ def test_a_run_on_a_cloud_is_cancelled_and_what_was_done_is_said(
     assert view_run(root, RUN).exit_code == 130
     end_runs([RUN], jobs=sky)  # it is over: nothing happens to its end
     assert "had stopped before: Cancelled" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_stopped_keeps_no_other_one_running(
+    root: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Silent(OneJob):
+        def cancel(self, name: str) -> JobStatus | None:
+            super().cancel(name)
+            raise ClusterError("SkyPilot's API server does not answer.")
+
+    sky = Silent()
+    end_runs([RUN, "demo-x3fkp", RUN], jobs=sky)
+    said = capsys.readouterr().err
+    assert sky.cancelled == [RUN, RUN]
+    assert said.count(f"{RUN} could not be stopped: SkyPilot's API server does not answer.") == 2
 
 
 def test_a_run_that_is_done_or_was_never_launched_is_named_so(root: Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from alpaca_jobs.data.rows import Row, render_rows, rows_from
 from alpaca_jobs.errors import DataError
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import JobSpec
+from checkpoints import reader
 from checkpoints.attempts import AttemptLog
 from checkpoints.errors import Damaged
 from checkpoints.keys import CommitRef
@@ -43,7 +44,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_files_are_copied_byte_for_byte(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "COPY_BYTES", 1000)  # many pieces, the last one short
+    monkeypatch.setattr(reader, "COPY_BYTES", 1000)  # many pieces, the last one short
     files = export.copy_model(store, "demo-x3fkd", tmp_path / "model")
     assert files == {"model.safetensors": len(WEIGHTS), "config.json": 2}
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == WEIGHTS
@@ -87,7 +88,7 @@ def test_a_review_is_five_lines_and_a_card_that_a_browser_opens(tmp_path: Path) 
     """From a store that no browser reaches the card is copied; memory:// stands for any such store."""
     memory = Store.open(f"memory://{tmp_path.name}")
     home = Home(tmp_path / "home")
-    for root in (memory, Store.open(f"file://{tmp_path}/store")):
+    for root in (memory, Store.open(f"{tmp_path}/my store")):
         store = root.child("rows-x3fkd")
         log = AttemptLog(store, LAYOUT)
         log.claim(1, {"placement": {}})

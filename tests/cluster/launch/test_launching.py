@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from alpaca_jobs.spec_io import change_job
 from checkpoints.attempts import AttemptLog
 from checkpoints.errors import PutOnceUnsupported, StoreError
 from checkpoints.store import Store
+from checkpoints.store_local import LocalDriver
 from cluster.errors import BackendMissing, LaunchFailed, RunActive, RunNotFound, WrongInput
 from cluster.events import utc_now
 from cluster.launch.launching import (
@@ -81,6 +83,20 @@ def test_inputs_that_are_missing_are_refused(runs: Any, plan: LaunchPlan) -> Non
     with pytest.raises(DataError, match=r"rows\.json"):
         start_run(plan, runs.home)
     assert nothing_is_left(runs)
+
+
+def test_a_store_that_does_not_tell_of_unfinished_uploads_gives_a_run_up_all_the_same(
+    runs: Any, plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: LocalDriver, prefix: str, wanted: Callable[[str], bool]) -> int:
+        raise PermissionError("s3:ListBucketMultipartUploads is not allowed")
+
+    monkeypatch.setattr(LocalDriver, "abort_unfinished", refuse)
+    (runs.folder / "rows.json").unlink()
+    with pytest.raises(DataError, match=r"rows\.json"):
+        start_run(plan, runs.home)
+    assert nothing_is_left(runs)
+    assert f"uploads of {plan.run_id} that never ended may be left" in caplog.text
 
 
 def test_a_secret_that_is_not_set_is_named(runs: Any) -> None:

@@ -95,6 +95,15 @@ def test_the_end_is_recorded_then_the_rest_is_said_and_the_process_goes(reason: 
     assert ended.done == [reason, reason, NODE_EXITS[reason]]
 
 
+def test_tidying_up_that_is_cut_short_leaves_the_run_done() -> None:
+    ended = Ended()
+    ended.interruption.is_done = True  # the model is committed; what hangs is the deletion of what it was made from
+    ended.hard_end.start()
+    ended.interruption.notify(Notice(StopReason.DEADLINE, 0.1))
+    assert ended.over.wait(10)
+    assert ended.done == [StopReason.DONE, StopReason.DONE, 0]
+
+
 def test_neither_a_preemption_nor_an_attempt_that_left_in_time_is_ended() -> None:
     preempted, left = Ended(), Ended()
     for one in (preempted, left):
