@@ -84,6 +84,20 @@ def plan_within_account(
     return replace(found, notes=(*found.notes, *asked.notes)), limits
 
 
+def ask_quotas(
+    account: AwsAccount, keys: Iterable[QuotaKey], *, patience_s: float = PATIENCE_S
+) -> tuple[Mapping[QuotaKey, float | None], tuple[str, ...]]:
+    """Ask for some quotas, all at once.
+
+    Returns:
+        vCPUs by quota, None where AWS does not know it or did not answer in time; and what could not be
+        asked, in words.
+    """
+    asked = _Asked(account, time.monotonic() + patience_s)
+    asked.quotas(keys)
+    return asked.answers, asked.notes
+
+
 def place_of(place: Placement | Offer) -> tuple[object, ...]:
     """What tells a place, and an offer of it, from others."""
     return (place.infra, place.region, place.zone, place.instance_type, place.pricing)

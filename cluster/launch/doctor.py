@@ -19,6 +19,7 @@ from cluster.cloud.plugin_install import install_plugin, plugin_status
 from cluster.cloud.sky_account import SkyJob, active_jobs, is_server_running, sky_version
 from cluster.errors import CloudError, ClusterError, NoCredentials
 from cluster.launch.findings import Finding, Level
+from cluster.launch.gpu_quotas import gpu_quotas
 from cluster.launch.leaks import empty_buckets, local_leftovers, machines_that_bill, repair_machine, unwanted_jobs
 from cluster.runs.home import Home
 
@@ -42,6 +43,7 @@ def examine(home: Home, *, account: AwsAccount | None = None, environ: Mapping[s
     if number is not None:
         findings += _guarded("machines of AWS", lambda: machines_that_bill(home, signed_in, jobs))
         findings += _guarded("buckets of AWS", lambda: empty_buckets(home, signed_in))
+        findings += _guarded("GPU quotas of AWS", lambda: gpu_quotas(signed_in))
     findings += unwanted_jobs(home, jobs or [])
     return [*findings, *local_leftovers(home)]
 

@@ -35,6 +35,14 @@ _FAMILIES: Final[dict[str, _Family]] = {
     "x": _Family("L-7295265B", "L-E3A00192", (0, 0)),
 }
 _P5_SPOT: Final = "L-C4BD4855"  # P5 on spot has one of its own; on demand it shares that of P
+GPU_QUOTAS: Final[dict[str, str]] = {
+    "P on spot (A100, V100)": _FAMILIES["p"].spot,
+    "P5 on spot (H100, H200)": _P5_SPOT,
+    "P on demand (A100, H100, H200, V100)": _FAMILIES["p"].on_demand,
+    "G on spot (L4, L40S, A10G, T4)": _FAMILIES["g"].spot,
+    "G on demand (L4, L40S, A10G, T4)": _FAMILIES["g"].on_demand,
+}
+"""Machines with GPUs in words -> the code of their quota."""
 _TYPE: Final = re.compile(r"([a-z]+)(\d+)")
 
 

@@ -15,8 +15,11 @@ from alpaca_jobs.generation.offline_teacher import running
 from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.spec_io import change_job, parse_job
 from cli import starting
+from cluster.cloud.aws_account import AwsAccount
 from cluster.errors import PlanError
 from cluster.launch.asking_account import has_credentials, plan_within_account
+from cluster.launch.findings import Level
+from cluster.launch.gpu_quotas import gpu_quotas
 from cluster.launch.planner import plan_launch
 from cluster.plan import LaunchPlan, Pricing
 from cluster.price.account_limits import AccountLimits
@@ -179,3 +182,23 @@ def test_launch_asks_and_validate_does_not(cloud: Cloud) -> None:
     alone = starting.price(spec, contact=False)
     assert len({place.region for place in alone.plan.candidates}) > 1
     assert len(cloud.asked) == 1
+
+
+def test_doctor_says_what_gpu_machines_the_account_may_have_in_every_region(cloud: Cloud) -> None:
+    cloud.enabled = ("eu-west-1", "us-east-1", "us-west-2")
+    cloud.values = {(P_SPOT, region): 0.0 for region in cloud.enabled}
+    cloud.values |= {(G_SPOT, "us-east-1"): 64.0, (G_SPOT, "us-west-2"): 192.0, (G_SPOT, "eu-west-1"): 0.0}
+    none, some = sorted(gpu_quotas(AwsAccount(max_attempts=1)), key=lambda one: one.level.value)
+    assert (some.level, some.what) == (Level.OK, "quota G on spot (L4, L40S, A10G, T4)")
+    assert some.words == "vCPUs: us-west-2 192, us-east-1 64; 0 in 1 other region"
+    assert (none.level, none.what) == (Level.NOTE, "quota P on spot (A100, V100)")
+    assert none.words.startswith("0 vCPUs in all 3 regions: none can be started")
+    assert none.command.endswith("/quotas?region=us-east-1")
+    assert len(cloud.asked) == 5 * 3  # what AWS does not know is left out
+
+
+def test_doctor_says_what_keeps_the_quotas_from_being_read(cloud: Cloud) -> None:
+    cloud.values = {(P_SPOT, region): -1.0 for region in cloud.enabled}
+    (found,) = gpu_quotas(AwsAccount(max_attempts=1))
+    assert (found.level, found.what) == (Level.NOTE, "GPU quotas of AWS")
+    assert "could not be asked: AWS does not allow reading quota" in found.words
