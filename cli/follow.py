@@ -29,7 +29,7 @@ def follow(events: Iterable[Event], title: str) -> progress.Progress:
             now = progress.after(now, event)
             line = progress.line_of(event)
             if panel is not None:
-                if line and event.kind in ("decision", "log", "attempt"):
+                if line and event.kind in ("decision", "log", "attempt", "stall"):
                     panel.say(line)
                 panel.show(render.pairs(title, progress.panel_rows(now)))
             elif line and thinning.lets_through(event):

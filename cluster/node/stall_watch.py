@@ -7,7 +7,6 @@ hangs in a driver or in a file system that is gone may hear nothing and answer n
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable
@@ -19,8 +18,6 @@ from cluster.node.failures import Failure
 from cluster.node.hard_end import end_hard
 from cluster.node.standstill import Standstill, TrainingProgress
 from cluster.recovery import StopReason
-
-logger = logging.getLogger(__name__)
 
 LEAVE_WITHIN_S: Final = 30.0
 """From the stages being told to the hard end."""
@@ -96,7 +93,6 @@ class StallWatch:
             "(limits.max_stall_min)"
         )
         words = f"Training may hang: {still.words}. {follows}."
-        logger.warning("%s", words)
         self._tell("stall", seconds=round(still.silent_s, 1), usual_s=still.usual_s, step=still.step, words=words)
 
     def _watch(self) -> None:

@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any, Final
 
 TIMES: Final = 10
-"""A pause this many times the usual one is none of the job's own: evaluations and saves recur, and are in the longest."""
+"""A pause this many times the usual one is none of the job's own: evaluations and saves are in the longest one."""
 PATIENCE: Final = 4
 WARN_LEAST_S: Final = 60.0
 """Where steps take seconds, a pause below this is no news (a slow save, a busy network)."""

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class NodeBench:
             "checkpoints": {"interval_steps": 3},
         }  # fmt: skip
         for section, values in changes.items():
-            body[section] = {**body[section], **values} if isinstance(values, dict) else values
+            body[section] = {**body.get(section, {}), **values} if isinstance(values, dict) else values
         if num_rows is not None:
             rows = [
                 {"instruction": f"Add {n} and {n}.", "input": "", "output": f"It is {2 * n}."} for n in range(num_rows)
@@ -80,12 +81,14 @@ class NodeBench:
         self.handles.append(handle)
         return handle
 
-    def wait_for(self, look: Callable[[], Any], what: str, *, timeout_s: float = 240.0) -> Any:
+    def wait_for(
+        self, look: Callable[[], Any], what: str, *, timeout_s: float = 240.0, every_s: float = 0.05
+    ) -> Any:  # fmt: skip
         give_up_at = time.monotonic() + timeout_s
         while time.monotonic() < give_up_at:
             if found := look():
                 return found
-            time.sleep(0.02)
+            time.sleep(every_s)
         said = self.backend.logs(self.handles[-1]).decode(errors="replace")[-3000:] if self.handles else ""
         return pytest.fail(f"no {what} within {timeout_s:.0f} s; the node said:\n{said}")
 
@@ -148,12 +151,27 @@ class NodeBench:
             kill_marked(handle.nonce)
             self.backend.kill(handle)
 
-    def is_gone(self, handle: Handle) -> bool:
-        return not find_marked(handle.nonce)
+    def wait_gone(self, handle: Handle, what: str, *, timeout_s: float = 240.0) -> None:
+        """Wait until none of a node's processes is left; a look goes through every process of this computer."""
+        self.wait_for(lambda: not find_marked(handle.nonce), what, timeout_s=timeout_s, every_s=0.3)
+
+
+@contextmanager
+def _bench(folder: Path) -> Iterator[NodeBench]:
+    given = NodeBench(folder)
+    try:
+        yield given
+    finally:
+        given.clean()
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[NodeBench]:
-    given = NodeBench(tmp_path)
-    yield given
-    given.clean()
+    with _bench(tmp_path) as given:
+        yield given
+
+
+@pytest.fixture(scope="session")
+def make_bench() -> Callable[[Path], AbstractContextManager[NodeBench]]:
+    """`with make_bench(folder) as bench`: for a run that several tests look at."""
+    return _bench
