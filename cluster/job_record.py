@@ -7,6 +7,7 @@ from typing import Any, Final
 from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.spec_io import job_from_dict
 from checkpoints.store import PUT_BACK, Store
+from cluster.other_machines import with_newest_machines
 
 JOB_KEY: Final = "job.json"
 
@@ -22,5 +23,7 @@ def read_job_record(store: Store) -> dict[str, Any]:
 
 
 def read_job(store: Store) -> JobSpec:
-    """Read the job of a run; raises what `read_job_record` does, and SpecError for a job of another version."""
-    return job_from_dict(read_job_record(store)["job"], source=JOB_KEY)
+    """Read the job of a run, with the machines it goes on with now; raises what `read_job_record` does, and SpecError
+    for a job of another version.
+    """
+    return job_from_dict(with_newest_machines(store, read_job_record(store))["job"], source=JOB_KEY)

@@ -18,8 +18,10 @@ from cluster.cloud.aws_machines import controllers, machines_of_run
 from cluster.cloud.machine_records import aws_regions, keep_gone, kept_machines
 from cluster.errors import CloudError
 from cluster.events import read_events
+from cluster.job_record import read_job_record
 from cluster.launch.receipt import Paid
 from cluster.node.ledger import count_asked
+from cluster.other_machines import with_all_places
 from cluster.plan import LaunchPlan, Pricing
 from cluster.price.controller import is_consolidated
 from cluster.price.offers import load_offers
@@ -34,13 +36,15 @@ def read_paid(root: Store, run_id: str, *, account: AwsAccount | None = None) ->
     """Read everything about a run that its receipt needs.
 
     Returns:
-        The plan, what was paid, and why the cloud's records are missing ("" where they are there).
+        The plan with every place the run may have been in, what was paid, and why the cloud's records are missing (""
+        where they are there).
 
     Raises:
         RunNotFound, CheckpointError: the run's store does not say.
     """
     plan, launched_at = read_plan(root, run_id)
     store = root.child(run_id)
+    plan = with_all_places(store, plan, LaunchPlan.from_json(read_job_record(store)))
     events, asked = read_events(store), count_asked(store)
     machines, watching, why = _of_cloud(plan, store, account or AwsAccount())
     paid = Paid(

@@ -39,6 +39,7 @@ from cluster.node.inputs import freeze_inputs
 from cluster.node.leave_time import NEWEST_BATCHES, LeaveTime, expected_save_s
 from cluster.node.limits import put_limits
 from cluster.node.review import accept_rows
+from cluster.other_machines import on_machines, put_machines
 from cluster.plan import LaunchPlan, Placement, PlanPart
 from cluster.process_tree import NODE_MARK, is_alive, kill_marked
 from cluster.recovery import RecoveryPolicy, StopReason
@@ -133,6 +134,7 @@ def resume_run(
     max_usd: float | None = None,
     teacher_max_usd: float | None = None,
     deadline_h: float | None = None,
+    machines: LaunchPlan | None = None,
     timing: Timing = DEFAULT_TIMING,
     node_command: Sequence[str] = NODE_COMMAND,
     environ: Mapping[str, str] = os.environ,
@@ -148,6 +150,7 @@ def resume_run(
         max_usd: replaces the job's limit; counts everything spent since the launch.
         teacher_max_usd: the same for the teacher's own limit.
         deadline_h: replaces the job's limit; hours from now.
+        machines: a plan of the same job for other machines, which this and every later start of the run then uses.
         jobs: as for `start_run`.
 
     Raises:
@@ -156,7 +159,10 @@ def resume_run(
     """
     plan, launched_at = read_plan(root, run_id)
     store = root.child(run_id)
-    plan = _without(replace(plan, store_uri=root.uri), parts_left(store, plan), exclude_regions)
+    if machines is not None:
+        plan = on_machines(plan, machines)
+    whole = replace(plan, store_uri=root.uri)
+    plan = _without(whole, parts_left(store, plan), exclude_regions)
     _check_launchable(plan.job, plan, environ)
     log = AttemptLog(store, LAYOUT)
     if not plan.is_local:
@@ -164,6 +170,8 @@ def resume_run(
     if read_report(store) is not None:  # a node that outlived its supervisor may be done, and nobody has reported it
         _refuse_finished(log, run_id)
     _refuse_active(log, run_id, home, timing, what="resume it")
+    if machines is not None and LocalBackend(home).find(run_id):
+        raise _active(run_id, "resume it on other machines", "a node on this machine still works on it")
     if (now := code_version()) != plan.code_version:
         logger.warning(
             "%s was launched by code %s and goes on with %s: rows and steps stay right, but bits may differ",
@@ -177,6 +185,8 @@ def resume_run(
         policy = replace(policy, max_usd=max_usd)
     if deadline_h is not None:
         policy = replace(policy, deadline_at_s=time.time() + 3600 * deadline_h)
+    if machines is not None:
+        put_machines(store, whole)
     put_limits(store, max_usd=max_usd, teacher_max_usd=teacher_max_usd)
     session = Session(plan, policy, timing, tuple(node_command))
     home.remember_store(root.uri)

@@ -23,6 +23,7 @@ from cluster.errors import RunNotFound
 from cluster.events import Event, read_events, read_turns, seconds_of
 from cluster.job_record import read_job_record
 from cluster.node.review import CARD
+from cluster.other_machines import with_newest_machines
 from cluster.plan import LaunchPlan
 from cluster.recovery import StopReason
 from cluster.runs.attempt_summary import AttemptSummary, summarize_attempts
@@ -69,6 +70,8 @@ class RunView:
             None where its node did not say.
         drops, tokens, teacher_usd: of the generation so far: what was not kept, by reason (None when it is long over);
             tokens as its nodes counted them (TokenCount of alpaca_jobs/generation/statistics.py); dollars.
+        teacher_wait: that the teacher answers nobody now: `words`, with since when; `next_try_in_s` from the moment of
+            this look, None where its node did not say. None while it answers, or is not asked.
         lag_steps: training steps that a kill now would cost; None before training.
         recoveries: what going on after each lost machine took, split; of a run that is over, its report has them.
         evaluated: step, loss, best_step, best_loss of held-out rows as last measured; None before, or once long over.
@@ -99,6 +102,7 @@ class RunView:
     lag_steps: int | None
     exit_code: int | None
     data_card: str | None
+    teacher_wait: Mapping[str, Any] | None = None
     recoveries: tuple[Recovery, ...] = ()
     evaluated: Mapping[str, Any] | None = None
     mfu: float | None = None
@@ -128,14 +132,15 @@ def list_runs(root: Store) -> list[str]:
 
 
 def read_plan(root: Store, run_id: str) -> tuple[LaunchPlan, str]:
-    """Read what was launched, and when (ISO time).
+    """Read what was launched, with the machines it goes on with now, and when (ISO time).
 
     Raises:
         RunNotFound: the store has no such run.
         Damaged: it has one, and its job.json is not as it was put.
     """
     try:
-        body = read_job_record(root.child(check_run_id(run_id)))
+        store = root.child(check_run_id(run_id))
+        body = with_newest_machines(store, read_job_record(store))
     except ObjectMissing:
         raise RunNotFound(
             f"{root.uri} has no run {run_id}. See what it has with `alpaca-jobs runs --store {root.uri}`, or name "
@@ -167,9 +172,9 @@ def view_run(
     attempts = summarize_attempts(records, events)
     state = _state(records, events)
     updated_at = max((event.t for event in events), default="")
-    is_watched = True
+    is_watched, now_s = True, time.time() if now is None else now
     if not state.is_over and is_alive is not True:
-        age_s = (time.time() if now is None else now) - seconds_of(updated_at or launched_at)
+        age_s = now_s - seconds_of(updated_at or launched_at)
         is_watched = is_alive is None
         is_expected = not plan.is_local and age_s <= _MACHINE_S and _awaits_machine(records, events)
         if is_alive is False or (age_s > _QUIET_S and not is_expected):
@@ -196,6 +201,7 @@ def view_run(
         drops=generation.get("drops"),
         tokens=generation.get("tokens", part.get("tokens_total")),
         teacher_usd=generation.get("usd", part.get("teacher_usd")),
+        teacher_wait=_teacher_wait(events, records, now_s) if state is RunState.RUNNING else None,
         step=step.get("step"),
         total_steps=step.get("total_steps"),
         loss=step.get("loss"),
@@ -210,6 +216,21 @@ def view_run(
         step_s=step.get("seconds"),
         data_wait_s=step.get("data_wait_s"),
     )
+
+
+def _teacher_wait(
+    events: Sequence[Event], records: Sequence[AttemptRecord], now_s: float
+) -> Mapping[str, Any] | None:
+    """As the newest news of the newest attempt's generation has it."""
+    number = max((record.number for record in records), default=0)
+    last = next((one for one in reversed(events) if one.kind == "generation" and one.attempt == number), None)
+    if last is None or not last.fields.get("waiting"):
+        return None
+    at = last.fields.get("next_try_at")
+    return {
+        "words": str(last.fields["waiting"]),
+        "next_try_in_s": None if at is None else max(round(seconds_of(str(at)) - now_s, 1), 0.0),
+    }
 
 
 def _recoveries(store: Store, records: Sequence[AttemptRecord]) -> tuple[Recovery, ...]:
@@ -265,7 +286,12 @@ def _words(events: Sequence[Event], state: RunState, run_id: str, *, is_watched:
             "Its node works, but its supervisor on this machine is gone. Unless another machine has resumed it, "
             f"`alpaca-jobs resume {run_id}` watches it again."
         )
-    told = [event for event in events if event.kind in ("decision", "end")]
+    stepped_at = max((event.t for event in events if event.kind in ("step", "attempt")), default="")
+    told = [
+        event
+        for event in events
+        if event.kind in ("decision", "end") or (event.kind == "stall" and event.t > stepped_at)
+    ]
     return str(told[-1].fields.get("words", "")) if told else ""
 
 

@@ -13,6 +13,7 @@ import yaml
 from a_cloud import PLACES, WORKING, ACloud, FakeSky
 
 from alpaca_jobs.run_layout import LAYOUT
+from alpaca_jobs.spec_io import change_job
 from checkpoints.attempts import AttemptLog
 from checkpoints.keys import CommitRef
 from checkpoints.store import Store
@@ -25,7 +26,7 @@ from cluster.code_version import code_version
 from cluster.control import ask_cancel
 from cluster.course import Course
 from cluster.errors import LaunchFailed, RunActive, RunNotFound, WrongInput
-from cluster.events import EventWriter, read_events, utc_now
+from cluster.events import EventWriter, iso_time, read_events, utc_now
 from cluster.launch.launching import resume_run, start_run
 from cluster.plan import Pricing
 from cluster.recovery import Action, Decision, StopReason
@@ -242,6 +243,21 @@ def test_status_shows_what_each_recovery_of_a_run_took_while_it_goes_on(tmp_path
     assert [one["attempt"] for one in (read_report(cloud.store) or {})["recoveries"]] == [2]
 
 
+def test_status_says_that_the_teacher_is_waited_for_while_it_is(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path)
+    cloud.attempt(1, PLACES[0], reason=None)
+    node, now = EventWriter(cloud.store, 1, "node"), time.time()
+    said = "waiting for the teacher since 2026-11-20 10:00:00 UTC: HTTP 503"
+    node.emit("generation", rows=1, waiting=said, next_try_at=iso_time(now + 30))
+    node.flush()
+    view = view_run(cloud.root, "demo-x3fkd", is_alive=True, now=now + 10)
+    assert view.teacher_wait == {"words": said, "next_try_in_s": pytest.approx(20, abs=0.2)}
+    assert view.to_json()["teacher_wait"] == view.teacher_wait
+    node.emit("generation", rows=2, waiting=None, next_try_at=None)
+    node.close()
+    assert view_run(cloud.root, "demo-x3fkd", is_alive=True).teacher_wait is None
+
+
 def test_a_run_whose_next_machine_is_being_set_up_is_not_called_dead_and_one_that_stays_away_is(tmp_path: Path) -> None:
     cloud = ACloud(tmp_path)
     run = cloud.run()
@@ -426,6 +442,22 @@ def test_resuming_without_a_region_keeps_every_part_away_from_it(tmp_path: Path)
     log.put_end(1, {"stop_reason": "preempted", "ended_at": utc_now(), "seconds": 60.0})
     resume_run(cloud.root, "demo-x3fkp", home, exclude_regions=["us-east-1", "us-east-2"], environ=secrets, jobs=sky)
     assert "us-west-2" in sky.submitted[-1][0]  # the rows are there, and need no machine
+
+
+def test_resuming_on_other_machines_asks_skypilot_for_them(tmp_path: Path) -> None:
+    cloud, sky = ACloud(tmp_path / "store"), FakeSky(None)
+    plan = cloud.session.plan
+    both = tuple(replace(place, num_nodes=2) for place in plan.candidates)
+    job = change_job(plan.job, {"compute.num_nodes": 2})
+    other = replace(plan, run_id="demo-other", job=job, candidates=both, world_size=2)
+    for machines in (other, None):  # a later resume stays there
+        resume_run(
+            cloud.root, "demo-x3fkd", Home(tmp_path / "home"), machines=machines, environ={"API_KEY": "x"}, jobs=sky
+        )
+    for text, name, _ in sky.submitted:
+        assert name == "demo-x3fkd"
+        assert yaml.safe_load(text)["num_nodes"] == 2
+    assert len(sky.submitted) == 2
 
 
 def test_a_job_that_dies_without_a_word_is_noticed_at_the_second_look(tmp_path: Path) -> None:
