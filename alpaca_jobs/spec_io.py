@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from alpaca_jobs.errors import SpecError
 from alpaca_jobs.spec import JobSpec
@@ -17,6 +17,9 @@ from alpaca_jobs.spec_recipe import TokenizerSpec
 from alpaca_jobs.spec_words import problems_in_words
 from alpaca_jobs.yaml_tree import YamlTree, parse_yaml, render_yaml
 
+_Part = TypeVar("_Part", bound=BaseModel)
+_COMMAND_LINE = "command line"
+"""Where values come from that stand in no job file, as errors call it."""
 _MAX_BYTES = 1_000_000  # a job file is a page; a weights file named by mistake should not be parsed first
 
 
@@ -77,13 +80,12 @@ def render_job(job: JobSpec) -> str:
     return render_yaml(job_to_dict(job))
 
 
-def change_job(job: JobSpec, changes: Mapping[str, Any], *, source: str = "command line") -> JobSpec:
+def change_job(job: JobSpec, changes: Mapping[str, Any]) -> JobSpec:
     """A changed copy of a job, checked as a whole again.
 
     Args:
         job: stays as it is.
         changes: dotted key -> new value, for example {"compute.infra": ["local"], "limits.max_usd": 5}.
-        source: what errors call the changes.
 
     Raises:
         SpecError: an unknown key, or a job that cannot be.
@@ -95,10 +97,25 @@ def change_job(job: JobSpec, changes: Mapping[str, Any], *, source: str = "comma
         for parent in parents:
             below = part.setdefault(parent, {})
             if not isinstance(below, dict):
-                raise SpecError(f"{source}: {key} cannot be set, because {parent} is {below!r} and has no keys below.")
+                raise SpecError(
+                    f"{_COMMAND_LINE}: {key} cannot be set, because {parent} is {below!r} and has no keys below."
+                )
             part = below
         part[last] = value
-    return job_from_dict(values, source)
+    return job_from_dict(values, _COMMAND_LINE)
+
+
+def part_from_dict(kind: type[_Part], values: Mapping[str, Any]) -> _Part:
+    """Make one part of a job, such as a TeacherSpec, from plain values that did not stand in a job file.
+
+    Raises:
+        SpecError: it cannot be; says which key, what was found and what is wanted.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as exc:
+        problems = problems_in_words(exc, YamlTree(value=dict(values)), _COMMAND_LINE)
+        raise SpecError("\n".join(problems), problems=problems) from exc
 
 
 def job_schema() -> dict[str, Any]:

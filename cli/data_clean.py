@@ -101,8 +101,11 @@ def _limit(
         raise Refused("Say the length in one way: --max-words N, or --model NAME --max-tokens N, or --job JOB.")
     require_modules("numpy", "tokenizers", "transformers")
     from alpaca_jobs.spec import TrainSpec
-    from alpaca_jobs.spec_io import load_job
+    from alpaca_jobs.spec_io import load_job, part_from_dict
     from alpaca_jobs.training.chat_length import chat_counter
 
-    train = TrainSpec(recipe="vicuna", model=model) if model is not None else load_job(Path(job_file or "")).train
+    if model is not None:
+        train = part_from_dict(TrainSpec, {"recipe": "vicuna", "model": model})
+    else:
+        train = load_job(Path(job_file or "")).train
     return max_tokens or train.max_length, chat_counter(train, chats)

@@ -37,7 +37,15 @@ def preview(
         list[int] | None, typer.Option("--row", metavar="N", min=0, help="Show this row, from 0. Repeatable.")
     ] = None,
     max_truncated: Annotated[
-        float, typer.Option("--max-truncated", metavar="X", min=0, max=1, help="Share of cut rows that is no warning.")
+        float,
+        typer.Option(
+            "--max-truncated",
+            metavar="X",
+            min=0,
+            max=1,
+            callback=options.finite,
+            help="Share of cut rows that is no warning.",
+        ),
     ] = 0.05,
     tokens: Annotated[bool, typer.Option("--tokens", help="One line per token, with its id.")] = False,
     as_json: options.Json = False,
@@ -111,15 +119,10 @@ def _guess(record: Record) -> str:
 
 
 def _spec(values: dict[str, Any]) -> TrainSpec:
-    from pydantic import ValidationError
-
     from alpaca_jobs.spec import TrainSpec
+    from alpaca_jobs.spec_io import part_from_dict
 
-    try:
-        return TrainSpec.model_validate(values)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        raise Refused(f"--{'.'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']}.") from exc
+    return part_from_dict(TrainSpec, values)
 
 
 def warnings_of(job: JobSpec) -> list[str]:

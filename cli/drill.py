@@ -33,7 +33,9 @@ def drill(
     gpus: Annotated[
         str | None, typer.Option("--gpus", metavar="NAME:COUNT", help="With --infra: on these GPUs, such as L4:1.")
     ] = None,
-    max_usd: Annotated[float, typer.Option("--max-usd", min=0.01, help="With --infra: the most it may cost.")] = 1.0,
+    max_usd: Annotated[
+        float, typer.Option("--max-usd", min=0.01, callback=options.finite, help="With --infra: the most it may cost.")
+    ] = 1.0,
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> None:
@@ -126,7 +128,7 @@ def _at(step: int | None) -> str:
 
 
 def _sizes(text: str | None) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise Refused(f"--world-size is {text}, but numbers of ranks are wanted, such as 2,1.") from None
+    parts = text.split(",") if text else []
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise Refused(f"--world-size is {text}, but numbers of ranks are wanted, such as 2,1.")
+    return tuple(int(part) for part in parts)

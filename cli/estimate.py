@@ -16,10 +16,16 @@ def estimate(
         int | None, typer.Option("--rows", min=1, help="Rows to train on, where the job's file cannot be counted here.")
     ] = None,
     row_tokens: Annotated[
-        float | None, typer.Option("--row-tokens", min=1, help="Tokens of a row on average, template included.")
+        float | None,
+        typer.Option(
+            "--row-tokens", min=1, callback=options.finite, help="Tokens of a row on average, template included."
+        ),
     ] = None,
     parameters: Annotated[
-        float | None, typer.Option("--parameters", min=1, help="Size of a model that is not known here, such as 7e9.")
+        float | None,
+        typer.Option(
+            "--parameters", min=1, callback=options.finite, help="Size of a model that is not known here, such as 7e9."
+        ),
     ] = None,
     history: Annotated[
         bool, typer.Option("--history/--no-history", help="Learn from the reports of earlier runs.")

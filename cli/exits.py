@@ -7,6 +7,7 @@ mistake of the program: its traceback goes to a file, and the file's name is sai
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -15,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TextIO, TypeVar
 
 import typer
 
@@ -107,7 +108,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except BrokenPipeError:
-            _drop_stdout()
+            _drop(sys.stdout)
             raise typer.Exit(ExitCode.DONE) from None
         except KeyboardInterrupt:
             raise typer.Exit(_interrupted()) from None
@@ -139,7 +140,29 @@ def tell(error: Exception) -> int:
     if isinstance(error, ModuleNotFoundError) and (name := (error.name or "").split(".")[0]) in _EXTRA_OF_MODULE:
         render.say(_pip_line([name]))
         return ExitCode.SURROUNDINGS_FAILED
+    if isinstance(error, OSError) and (known := _REFUSALS.get(error.errno or 0)):
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        render.say(f"{where}{error.strerror}. {known[1]}")
+        return known[0]
     return _tell_unexpected(error)
+
+
+_ROOM = "Make room, there or in the folder for temporary files (TMPDIR), and call the command again."
+_OTHER_PLACE = (
+    "Name a place that you may write to; alpaca-jobs keeps its own notes in $ALPACA_JOBS_HOME (~/.alpaca-jobs)."
+)
+_REFUSALS = {
+    errno.ENOSPC: (ExitCode.SURROUNDINGS_FAILED, _ROOM),
+    errno.EDQUOT: (ExitCode.SURROUNDINGS_FAILED, _ROOM),
+    errno.EROFS: (ExitCode.SURROUNDINGS_FAILED, _OTHER_PLACE),
+    errno.EACCES: (ExitCode.SURROUNDINGS_FAILED, _OTHER_PLACE),
+    errno.EPERM: (ExitCode.SURROUNDINGS_FAILED, _OTHER_PLACE),
+    errno.EMFILE: (ExitCode.SURROUNDINGS_FAILED, "Allow this shell more open files: ulimit -n 4096"),
+    errno.ENOTDIR: (ExitCode.WRONG_INPUT, "A folder is wanted there. Name another place."),
+    errno.EISDIR: (ExitCode.WRONG_INPUT, "A file is wanted there. Name another place."),
+    errno.ENAMETOOLONG: (ExitCode.WRONG_INPUT, "Choose a shorter name."),
+}
+"""What any machine refuses now and then, wherever it is met: the exit code, and what to do about it."""
 
 
 def code_of(error: Exception) -> int | None:
@@ -174,6 +197,23 @@ def _write_traceback(error: Exception) -> Path:
     return log
 
 
-def _drop_stdout() -> None:
-    """The reader of our pipe is gone (`| head`): nothing may be written at exit either."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def settle(code: int) -> int:
+    """Write out what stdout still holds; returns the exit code that holds then.
+
+    Python would do it at exit, where a reader that is gone (`| head`) or a full disk ends in a message of its own and
+    exit code 120.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop(sys.stdout)
+    except OSError as exc:
+        _drop(sys.stdout)
+        render.say(f"What was to be printed could not be written: {exc.strerror}. Send it elsewhere.")
+        return code or ExitCode.SURROUNDINGS_FAILED
+    return code
+
+
+def _drop(stream: TextIO) -> None:
+    """Nothing may be written to it any more, at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

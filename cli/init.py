@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -31,18 +33,29 @@ def init(
     texts = {path: text}
     for name in parse_job(text).train.files:
         texts[path.with_name(name)] = example_program(name)
-    for taken in (one for one in texts if one != path and one.exists()):
-        raise Refused(f"{taken} exists already, and the job needs its own. Choose another folder: init FOLDER/FILE")
     try:
+        if path.exists():
+            raise Refused(f"{path} exists already and was left as it is. Name another: alpaca-jobs init FILE")
+        for taken in (one for one in texts if one.exists()):
+            raise Refused(f"{taken} exists already, and the job needs its own. Choose another folder: init FOLDER/FILE")
         for target, content in texts.items():
-            with target.open("x", encoding="utf-8") as file:
+            with target.open("x", encoding="utf-8") as file, _gone_if_broken_off(target):
                 file.write(content)
-    except FileExistsError:
-        raise Refused(f"{path} exists already and was left as it is. Name another: alpaca-jobs init FILE") from None
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as exc:
+                file.flush()
+    except OSError as exc:
         raise Refused(f"{path} cannot be written ({exc.strerror}). Name another: alpaca-jobs init FILE") from exc
     render.out(str(path))
     render.say(f"Look it over, then: alpaca-jobs validate {path}, and: alpaca-jobs launch {path}")
+
+
+@contextmanager
+def _gone_if_broken_off(path: Path) -> Iterator[None]:
+    """Half a file (a full disk, Ctrl-C) does not stay."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _first_comment(text: str) -> str:

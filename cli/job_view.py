@@ -24,7 +24,8 @@ def job_rows(job: JobSpec) -> list[tuple[str, str]]:
     else:
         teacher = data.teacher if data.teacher is None or isinstance(data.teacher, str) else data.teacher.model
         rows.append(("data", f"{words.plural(data.num_rows, 'row')} by {teacher}, seed tasks {data.seed_tasks}"))
-    length = f"{train.epochs:g} epochs" if train.max_steps is None else words.plural(train.max_steps, "step")
+    epochs = f"{train.epochs:g} epoch{'' if train.epochs == 1 else 's'}"
+    length = epochs if train.max_steps is None else words.plural(train.max_steps, "step")
     rows.append(
         (
             "train",

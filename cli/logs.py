@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -57,7 +56,7 @@ def logs(
 
 
 def _show(event: Event, *, as_json: bool) -> None:
-    render.out(json.dumps(event.to_json(), ensure_ascii=False) if as_json else progress.log_line(event))
+    render.out(render.json_line(event.to_json()) if as_json else progress.log_line(event))
 
 
 def _since(text: str, *, now: datetime) -> str:
@@ -66,13 +65,13 @@ def _since(text: str, *, now: datetime) -> str:
     Raises:
         Refused: it is neither.
     """
-    if match := _AGO.fullmatch(text):
-        when = now - timedelta(**{_UNITS[match[2]]: float(match[1])})
-    else:
-        try:
+    try:
+        if match := _AGO.fullmatch(text):
+            when = now - timedelta(**{_UNITS[match[2]]: float(match[1])})
+        else:
             when = datetime.fromisoformat(text)
-        except ValueError:
-            raise Refused(
-                f"--since is {text}, but a time is wanted: 10m, 2h or 1d ago, or ISO such as 2026-11-20T10:00."
-            ) from None
-    return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    except (ValueError, OverflowError):  # the latter: before the year 1
+        raise Refused(
+            f"--since is {text}, but a time is wanted: 10m, 2h or 1d ago, or ISO such as 2026-11-20T10:00."
+        ) from None

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def finite(value: float | None) -> float | None:
+    """A number that can be counted with: click takes `nan` and `inf` for numbers, too.
+
+    Raises:
+        typer.BadParameter: it is neither absent nor finite.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a number to count with.")
+    return value
+
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="The job file.", show_default=False)]
 RunName = Annotated[
@@ -21,8 +34,14 @@ Infra = Annotated[
     typer.Option("--infra", metavar="WHERE", help="Where to run, instead of the job's compute.infra. Repeatable."),
 ]
 Budget = Annotated[
-    float | None, typer.Option("--budget", metavar="USD", help="Stop before more than this is spent (limits.max_usd).")
+    float | None,
+    typer.Option(
+        "--budget", metavar="USD", callback=finite, help="Stop before more than this is spent (limits.max_usd)."
+    ),
 ]
 Deadline = Annotated[
-    float | None, typer.Option("--deadline", metavar="HOURS", help="Stop after this many hours (limits.deadline_h).")
+    float | None,
+    typer.Option(
+        "--deadline", metavar="HOURS", callback=finite, help="Stop after this many hours (limits.deadline_h)."
+    ),
 ]

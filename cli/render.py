@@ -6,6 +6,7 @@ rich is imported when a table is drawn, not before. Colour never carries meaning
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +49,21 @@ def out(text: str) -> None:
 
 def out_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     """Print a result for programs: JSON and nothing else."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def json_line(value: Mapping[str, Any]) -> str:
+    """A value as one line of JSON."""
+    return json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    """The same value with null for each number that JSON has no word for: a loss may have become NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(one) for key, one in value.items()}
+    return [_without_nan(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def out_grid(grid: Grid) -> None:

@@ -193,7 +193,7 @@ def agree(question: str, *, yes: bool, grids: Sequence[render.Grid]) -> None:
     if not render.can_ask():
         raise Refused("Nobody is here to agree to this (no terminal). Add --yes to go ahead without being asked.")
     if not render.ask(question):
-        render.say("Nothing was started.")
+        render.say("Nothing was done.")
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 

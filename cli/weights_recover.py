@@ -21,10 +21,22 @@ def recover(
     ] = None,
     integrity_sum: Annotated[
         float | None,
-        typer.Option("--integrity-sum", metavar="SUM", help="What all parameters add up to; Alpaca-7B: 50637.1836."),
+        typer.Option(
+            "--integrity-sum",
+            metavar="SUM",
+            callback=options.finite,
+            help="What all parameters add up to; Alpaca-7B: 50637.1836.",
+        ),
     ] = None,
     sum_tolerance: Annotated[
-        float, typer.Option("--sum-tolerance", metavar="X", help="How far the sum may be off; Alpaca's is the default.")
+        float,
+        typer.Option(
+            "--sum-tolerance",
+            metavar="X",
+            min=0,
+            callback=options.finite,
+            help="How far the sum may be off; Alpaca's is the default.",
+        ),
     ] = 0.01,
     as_json: options.Json = False,
 ) -> None:

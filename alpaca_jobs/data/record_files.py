@@ -114,7 +114,10 @@ def is_missing(source: str, path: Path | None = None) -> DataError:
     """That nothing is there, in words: at a path of this machine, or at an address."""
     if path is None:
         return DataError(f"{source} does not exist. Check the address.")
-    return DataError(f"{source} does not exist (looked for {path.absolute()}). Check the path.")
+    if path.is_dir():
+        return DataError(f"{source} is a folder, but a file is wanted. Name one in it.")
+    looked = "" if path.is_absolute() else f" (looked for {path.absolute()})"
+    return DataError(f"{source} does not exist{looked}. Check the path.")
 
 
 def _parse_lines(text: str, source: str) -> tuple[Record, ...]:

@@ -10,8 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from alpaca_jobs.errors import DataError
+from alpaca_jobs.job_inputs import check_inputs
 from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.spec_io import change_job, load_job
+from checkpoints.errors import CheckpointError
+from checkpoints.store import Store
 from cluster.cloud.aws_account import AwsAccount
 from cluster.cloud.aws_bucket import Bucket, find_bucket
 from cluster.cloud.aws_quota import quotas_of
@@ -102,7 +106,7 @@ def look(infra: str, job_file: Path, around: Surroundings) -> Checklist:
         return Checklist(tuple(steps), None, None, None)
     job = change_job(load_job(job_file), {"compute.infra": [infra]})
     steps.append(Step("job", "done", f"{job_file}: {job.name}, {job.train.model}"))
-    steps.append(_secrets(job, around.environ))
+    steps += [_inputs(job), _secrets(job, around.environ)]
     try:
         facts, offers = gather_facts(job), offers_for(job)
         plan = plan_with(job, facts, offers)
@@ -173,6 +177,14 @@ def _plugin() -> Step:
     )
 
 
+def _inputs(job: JobSpec) -> Step:
+    try:
+        check_inputs(job)
+    except DataError as exc:
+        return Step("seeds and rows", "todo", str(exc))
+    return Step("seeds and rows", "done", job.data.from_ or f"seed tasks: {job.data.seed_tasks}")
+
+
 def _secrets(job: JobSpec, environ: Mapping[str, str]) -> Step:
     missing = [name for name in job.secrets if not environ.get(name)]
     if missing:
@@ -198,7 +210,7 @@ def _quota(plan: LaunchPlan, offers: PriceList, account: AwsAccount) -> Step:
 
 def _store(plan: LaunchPlan, around: Surroundings, *, signed_in: bool) -> tuple[Step, Bucket | None]:
     if plan.store_uri != "auto":
-        return Step("store", "done", plan.store_uri), None
+        return _named_store(plan.store_uri, signed_in=signed_in), None
     first = plan.candidates[0]
     if first.infra != "aws":
         words = f"store is auto, and buckets are made by themselves on AWS only; the run goes to {first.name}"
@@ -212,6 +224,16 @@ def _store(plan: LaunchPlan, around: Surroundings, *, signed_in: bool) -> tuple[
     if bucket.exists:
         return Step("store", "done", str(bucket)), bucket
     return Step("store", "advised", f"{bucket}; `launch` makes it, too", "", "bucket"), bucket
+
+
+def _named_store(uri: str, *, signed_in: bool) -> Step:
+    if not signed_in:
+        return Step("store", "unknown", f"{uri}; needs credentials first")
+    try:
+        Store.open(uri).list("index/")
+    except CheckpointError as exc:
+        return Step("store", "todo", str(exc))
+    return Step("store", "done", f"{uri} can be read; `launch` tries whether it can be written to")
 
 
 def _price(estimate: JobEstimate) -> str:

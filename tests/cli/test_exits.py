@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,7 @@ import typer
 
 from alpaca_jobs import errors as alpaca_errors
 from checkpoints import errors as checkpoint_errors
-from cli.exits import ExitCode, MissingExtra, Refused, code_of, guarded, require_modules, tell
+from cli.exits import ExitCode, MissingExtra, Refused, code_of, guarded, require_modules, settle, tell
 from cluster import errors as cluster_errors
 
 
@@ -119,3 +123,50 @@ def test_typers_own_exits_pass_through(own: Exception) -> None:
 
     with pytest.raises(type(own)):
         command()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (errno.ENOSPC, ExitCode.SURROUNDINGS_FAILED, "Make room"),
+        (errno.EROFS, ExitCode.SURROUNDINGS_FAILED, "may write to"),
+        (errno.EACCES, ExitCode.SURROUNDINGS_FAILED, "may write to"),
+        (errno.ENOTDIR, ExitCode.WRONG_INPUT, "A folder is wanted"),
+    ],
+)
+def test_what_a_machine_refuses_is_said_with_its_place_and_advice(
+    capsys: pytest.CaptureFixture[str], number: int, code: ExitCode, said: str
+) -> None:
+    error = OSError(number, os.strerror(number), "/data/rows.json")
+    assert tell(error) == code
+    told = capsys.readouterr().err
+    assert told.startswith(f"/data/rows.json: {os.strerror(number)}. ")
+    assert said in told
+    assert "did not foresee" not in told
+
+
+def _stdout_into(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.FileIO(os.open(path, os.O_WRONLY), "w"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", stream)
+
+
+def test_a_result_that_does_not_fit_on_the_disk_is_no_success(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        _stdout_into("/dev/full", patched)
+        sys.stdout.write("a result")
+        assert settle(ExitCode.DONE) == ExitCode.SURROUNDINGS_FAILED
+        assert settle(ExitCode.DONE) == ExitCode.DONE  # what could not be written is not tried again at exit
+        sys.stdout.close()
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_reader_that_is_gone_changes_no_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", os.fdopen(write, "w"))
+        sys.stdout.write("a result")
+        assert settle(ExitCode.DONE) == ExitCode.DONE
+        sys.stdout.close()

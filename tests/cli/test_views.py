@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import pytest
@@ -63,6 +64,15 @@ def test_status_shows_rows_drops_tokens_and_dollars_of_the_generation() -> None:
     assert (shown["tokens"], shown["teacher"]) == ("10,500: 9,000 prompt + 1,500 completion", "$0.50")
     before = dict(report_view.status_grids({**VIEW, "drops": None, "tokens": None, "teacher_usd": None})[0].rows)
     assert not {"dropped", "tokens", "teacher"} & set(before)
+
+
+def test_status_says_since_when_a_teacher_is_waited_for_and_when_it_is_asked_again() -> None:
+    said = "waiting for the teacher since 2026-11-20 10:00:00 UTC: HTTP 429, too many requests"
+    view = {**VIEW, "teacher_wait": {"words": said, "next_try_in_s": 11.6}}
+    assert cells(report_view.status_grids(view)[0])["now"] == f"{said}; next try in 12 s"
+    view = {**VIEW, "teacher_wait": {"words": said, "next_try_in_s": None}}
+    assert cells(report_view.status_grids(view)[0])["now"] == said
+    assert "now" not in cells(report_view.status_grids({**VIEW, "teacher_wait": None})[0])
 
 
 def test_report_splits_time_and_cost() -> None:
@@ -170,8 +180,10 @@ def test_titles_do_not_wrap_to_the_width_of_the_table() -> None:
     )
 
 
-def test_json_refuses_what_is_not_json(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        render.out_json({"loss": float("nan")})
-    render.out_json({"town": "Łódź"})
-    assert "Łódź" in capsys.readouterr().out
+def test_json_has_null_for_a_number_that_json_has_no_word_for(capsys: pytest.CaptureFixture[str]) -> None:
+    body = {"town": "Łódź", "losses": [(1, float("nan")), (2, float("inf"))], "loss": 0.5}
+    render.out_json(body)
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == {"town": "Łódź", "losses": [[1, None], [2, None]], "loss": 0.5}
+    assert "Łódź" in shown
+    assert json.loads(render.json_line(body)) == json.loads(shown)

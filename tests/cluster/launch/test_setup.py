@@ -95,3 +95,16 @@ def test_other_clouds_credentials_are_looked_for_where_their_tools_put_them(
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).write_text("{}")
     assert by_name(look(infra, tmp_path / "job.yaml", around))[f"credentials of {infra}"].state == "done"
+
+
+def test_seed_tasks_and_a_bucket_that_are_not_there_are_said_before_a_launch(
+    around: Surroundings, tmp_path: Path
+) -> None:
+    job = tmp_path / "job.yaml"
+    wrong = JOB.replace("store: auto", "store: s3://nobody-made-this/runs")
+    job.write_text(wrong.replace("data: {", "data: {seed_tasks: mine.jsonl, "))
+    steps = by_name(look("aws", job, around))
+    assert steps["seeds and rows"].state == "todo"
+    assert "mine.jsonl does not exist" in steps["seeds and rows"].words
+    assert steps["store"].state == "todo"
+    assert "nobody-made-this" in steps["store"].words

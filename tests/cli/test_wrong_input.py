@@ -1,0 +1,188 @@
+"""Wrong input of every kind: exit code 2, nothing on stdout, and words that say what was found and what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cli import main
+
+ROWS = [{"instruction": f"Say the number {number}.", "input": "", "output": f"{number}."} for number in range(4)]
+JOB: dict[str, Any] = {
+    "name": "wrong",
+    "store": "file://./runs",
+    "data": {"from": "rows.json"},
+    "train": {"model": "tiny-llama"},
+    "compute": {"workers": 1},
+}
+FILES: dict[str, str | bytes] = {
+    "rows.json": json.dumps(ROWS),
+    "job.yaml": json.dumps(JOB),
+    "empty.jsonl": "",
+    "latin.jsonl": '{"instruction": "café", "input": "", "output": "x"}\n'.encode("latin-1"),
+    "rows.csv": "instruction,input,output\nSay hello.,,hello\n",
+    "comma.json": '[{"instruction": "a", "input": "", "output": "b"},]',
+    "tabs.yaml": "name: x\ndata:\n\tteacher: offline\n",
+    "comma.yaml": '{"name": "x",, "data": {}}',
+    "latin.yaml": "name: café\n".encode("latin-1"),
+    "empty.yaml": "",
+    "list.yaml": "- a\n- b\n",
+    "fake.parquet": json.dumps(ROWS),
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with files of every wrong kind."""
+    for name, content in FILES.items():
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("OPENAI_API_KEY", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def ask(*args: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command in this process."""
+    done = CliRunner().invoke(main.app, list(args))
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout, " ".join(done.stderr.split())
+
+
+def refused(*args: str) -> str:
+    """What a command says on stderr that ends with 2 and prints no result."""
+    code, out, said = ask(*args)
+    assert (code, out) == (2, ""), said
+    assert "did not foresee" not in said
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        ("none.yaml", "none.yaml does not exist. Write a starter job with: alpaca-jobs init"),
+        ("folder", "folder is a folder; a job file is wanted"),
+        ("tabs.yaml", "tabs.yaml:3: a tab stands where YAML wants spaces. Indent with spaces."),
+        ("comma.yaml", "comma.yaml:1: this is not YAML"),
+        ("latin.yaml", "latin.yaml is not UTF-8 text (byte 9). Save it as UTF-8."),
+        ("empty.yaml", "empty.yaml is empty."),
+        ("list.yaml", "list.yaml is a list; a mapping is wanted"),
+        ("rows.csv", "a mapping is wanted"),
+    ],
+)
+@pytest.mark.parametrize("command", ["validate", "estimate", "launch", "drill"])
+def test_what_is_no_job_is_refused_by_every_command_alike(here: Path, command: str, job: str, said: str) -> None:
+    assert said in refused(command, job)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("none.json", "none.json does not exist (looked for "),
+        ("folder", "folder"),
+        ("empty.jsonl", "empty.jsonl is empty. It should hold JSON"),
+        ("latin.jsonl", "latin.jsonl is not UTF-8 text: byte"),
+        ("rows.csv", "rows.csv line 1 is not JSON"),
+        ("comma.json", "comma.json"),
+        ("fake.parquet", "fake.parquet is not Parquet"),
+    ],
+)
+@pytest.mark.parametrize("command", [("dedupe",), ("convert",), ("clean",), ("translate", "--to", "pt", "--offline")])
+def test_rows_that_are_none_are_refused_by_every_command_alike(
+    here: Path, command: tuple[str, ...], rows: str, said: str
+) -> None:
+    verb, *options = command
+    assert said in refused("data", verb, rows, "out.json", *options)
+    assert not list(here.glob("out.json*"))
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("rows.json", "exists already and was left as it is"),
+        ("out.csv", "its name says no format"),
+        ("none/out.json", "there is no folder"),
+        ("/proc/out.json", "/proc/out.json cannot be written in /proc ("),
+    ],
+)
+def test_a_target_that_cannot_be_written_is_said_before_the_work(here: Path, target: str, said: str) -> None:
+    if target.startswith("/proc") and not Path("/proc").is_dir():
+        pytest.skip("no /proc here")
+    assert said in refused("data", "dedupe", "rows.json", target)
+    assert said in refused("generate", "job.yaml", "--out", target)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("launch", "job.yaml", "--dry-run", "--budget"),
+        ("launch", "job.yaml", "--dry-run", "--deadline"),
+        ("estimate", "job.yaml", "--parameters"),
+        ("estimate", "job.yaml", "--row-tokens"),
+        ("data", "dedupe", "rows.json", "out.json", "--threshold"),
+        ("data", "preview", "rows.json", "--max-truncated"),
+        ("drill", "job.yaml", "--max-usd"),
+        ("weights", "recover", "a", "b", "c", "--integrity-sum"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_no_number_is_none_for_an_option_either(here: Path, args: tuple[str, ...], number: str) -> None:
+    assert args[-1] in refused(*args, number)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("launch", "job.yaml", "--dry-run", "--budget", "-5"), "limits.max_usd is -5.0, but it has to be more than 0"),
+        (("launch", "job.yaml", "--dry-run", "--deadline", "0"), "limits.deadline_h is 0"),
+        (("drill", "job.yaml", "--world-size", "2,0"), "--world-size is 2,0, but numbers of ranks are wanted"),
+        (("drill", "job.yaml", "--world-size", "2,,1"), "--world-size is 2,,1"),
+        (("logs", "--since", "99999999999d"), "--since is 99999999999d, but a time is wanted"),
+        (("logs", "--since", "tomorrow"), "--since is tomorrow, but a time is wanted"),
+        (("data", "preview", "rows.json", "--recipe", "nope"), "recipe is nope, but this version knows only alpaca"),
+        (("status", "none"), "There is no run none in any store used from here"),
+        (("init", "folder"), "folder exists already"),
+        (("init", "none/job.yaml"), "none/job.yaml cannot be written (No such file or directory)"),
+        (("init", "rows.json/job.yaml"), "cannot be written (Not a directory)"),
+        (("init", f"{'a' * 300}.yaml"), "cannot be written (File name too long)"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
+)
+def test_options_that_cannot_be_are_refused_in_words(here: Path, args: tuple[str, ...], said: str) -> None:
+    assert said in refused(*args)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--model", "m", "--base-url", "nonsense"), "base_url is nonsense"),
+        (("--model", "m", "--prices", "-1,2"), "price_per_million_input_usd is -1"),
+        (("--model", "m", "--prices", "nan,2"), "price_per_million_input_usd is nan"),
+        (("--model", "m", "--prices", "1"), "--prices is '1', but two numbers with a comma are wanted"),
+        ((), "Who translates? Name one of"),
+    ],
+)
+def test_a_translator_that_cannot_be_is_refused_in_words(
+    here: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    assert said in refused("data", "translate", "rows.json", "out.json", "--to", "pt", *options)
+
+
+def test_half_a_starter_job_does_not_stay(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written where the disk is full: a link to /dev/full stands for it."""
+    from cli.init import _gone_if_broken_off
+
+    half = here / "half.yaml"
+    half.write_text("name: ha", encoding="utf-8")
+    with pytest.raises(OSError, match="full"), _gone_if_broken_off(half):
+        raise OSError(28, "full")
+    assert not half.exists()
