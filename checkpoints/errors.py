@@ -12,6 +12,7 @@
     ├── Damaged                   there is one, and the bytes do not match it
     ├── NoGoodCommit              commits exist, but none could be read
     ├── StateMismatch             the state in memory and the state in the commit do not fit each other
+    ├── StateChanged              the state was changed while it was being copied
     ├── SaveFailed                a rank could not save its part, so nobody commits
     └── LineageError
         ├── RunActive             the newest attempt is alive, and what was asked for needs it to be over
@@ -24,7 +25,7 @@ because a failure on one rank is carried to every rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 
@@ -127,6 +128,18 @@ class NoGoodCommit(CheckpointError):
 
 class StateMismatch(CheckpointError):
     """A state that cannot be saved, or that does not have the shape of the committed one."""
+
+
+class StateChanged(CheckpointError):
+    """`names` were changed by something else than an optimizer's step while they were being copied for a save."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(
+            f"{len(names)} tensors were changed while they were being copied, the first being {list(names[:3])}: after "
+            "save() only an optimizer's step may change what was given as its optimizer's, because that step waits. "
+            "Call wait_for_copy() before changing it by hand, or give save() no optimizers: then it copies at once."
+        )
+        self.names = tuple(names)
 
 
 class SaveFailed(CheckpointError):

@@ -17,6 +17,7 @@ from typing import Any
 
 from checkpoints.store_body import ViewFile
 from checkpoints.store_errors import error_code, http_status, is_missing
+from checkpoints.store_s3_signing import sign_with_known_digests
 
 PART_BYTES = 8 * 2**20
 """Size of one part of a multipart upload; objects up to twice this go in one request. S3 wants at least 5 MiB and at
@@ -43,6 +44,7 @@ class S3Driver:
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._lock = threading.Lock()
         self._filesystem: Any = None
+        self._signing: Any = None  # the client that signs with known digests
         self._pid = 0
         self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
 
@@ -146,12 +148,16 @@ class S3Driver:
 
         async def call() -> None:
             client = await self._fs().set_session()
+            if client is not self._signing:
+                sign_with_known_digests(client)
+                self._signing = client
             checks = client.meta.config.request_checksum_calculation != "when_required"  # not all stores know these
             checksum = {}
             if sha256 and checks:
                 encoded = b64encode(bytes.fromhex(sha256)).decode()
                 checksum = {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": encoded}
-            await self._fs()._call_s3("put_object", Bucket=self._bucket, Key=key, Body=ViewFile(view), **checksum)
+            body = ViewFile(view, sha256=sha256)
+            await self._fs()._call_s3("put_object", Bucket=self._bucket, Key=key, Body=body, **checksum)
 
         self._run(call)
 

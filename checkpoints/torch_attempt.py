@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import torch
 import torch.distributed as dist
 
 from checkpoints.agreed import on_rank_0
@@ -61,15 +62,30 @@ class AttemptCheckpointer(ABC):
         """Load one commit, perhaps the one that `resume` loaded a part of; see `Checkpointer.load`."""
         return self._checkpointer.load(ref, state, partial=partial)
 
-    def save(self, step: int, state: Mapping[str, Any], *, meta: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        *,
+        meta: Mapping[str, Any] | None = None,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+    ) -> None:
         """Store `state` as the one after `step` steps, in the background; see `Checkpointer.save`.
+
+        Args:
+            optimizers: what is theirs in `state` is copied beside the next forward and backward pass; their next step
+                waits for it by itself.
 
         Raises:
             RuntimeError: `resume` was not called, so nobody knows which older commits this one continues.
         """
         if not self.started:
             raise RuntimeError("call resume() before the first save: it finds out what this run continues")
-        self._checkpointer.save(step, state, meta=meta or {}, fingerprint="")
+        self._checkpointer.save(step, state, meta=meta or {}, fingerprint="", optimizers=optimizers)
+
+    def wait_for_copy(self) -> None:
+        """Call this before changing by hand what was given to `save` as an optimizer's."""
+        self._checkpointer.wait_for_copy()
 
     def poll(self) -> list[SaveResult]:
         """Finished saves, without waiting; raises what a save ran into, at the same call on every rank."""

@@ -5,45 +5,45 @@
     for result in checkpointer.poll(): ...                       # every step; raises what the background ran into
     manifest = checkpointer.load(ref, state)                     # all ranks, any world size
 
-`save` stops training only for a copy to host memory. A thread stores the copy, meets the other ranks, and rank 0
-commits. At most one save is under way. What fails on one rank fails on every rank, at the same call. A store that does
-not answer is waited for, for minutes: training goes on meanwhile.
+`save` stops training only for a copy to host memory; of what belongs to the optimizers that it is given, not even for
+that: a thread copies it beside the next forward and backward pass, and their next step waits until it has been copied
+(torch_overlap.py). The thread stores the copy, meets the other ranks, and rank 0 commits. At most one save is under
+way. What fails on one rank fails on every rank, at the same call. A store that does not answer is waited for, for
+minutes: training goes on meanwhile.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 
 from checkpoints.agreed import AgreedFailure
 from checkpoints.attempts import AttemptLog
 from checkpoints.best import Metric
-from checkpoints.errors import CheckpointError, Damaged, NoGoodCommit, NotCommitted, StateMismatch
+from checkpoints.errors import CheckpointError, Damaged, NoGoodCommit, NotCommitted
 from checkpoints.fence import Fence
 from checkpoints.keys import CommitRef, Layout
 from checkpoints.manifest import Manifest
 from checkpoints.retention import Retention, known_blocks
 from checkpoints.store import Store
 from checkpoints.torch_group import make_exchange
-from checkpoints.torch_plan import SaveLayout, plan_global, plan_local
+from checkpoints.torch_job import SaveJob
+from checkpoints.torch_overlap import LateCopy, StepGate, owned_by
+from checkpoints.torch_prepare import Preparation
 from checkpoints.torch_restore import load_together, verify_together
-from checkpoints.torch_snapshot import Snapshot
-from checkpoints.torch_state import STATE_OBJECT, FlatState, Partial, flatten_state, render_state
+from checkpoints.torch_state import Partial, render_state
 from checkpoints.writer import CommitWriter, commit_together
 
 logger = logging.getLogger(__name__)
 
-SAVE_THREADS = 4
-"""Objects of one rank that are stored at a time."""
 PATIENCE_S = 180.0
 """How long a save goes on asking a store that does not answer: more than a fail-over takes, less than ranks wait for
 each other."""
@@ -53,9 +53,9 @@ each other."""
 class SaveResult:
     """One finished save.
 
-    `stall_s`: training stood still; `seconds`: from the call to the commit; `bytes`: the whole state, all ranks;
-    `stored_bytes`: of these, what was put into the store (the rest is referenced); `committed` is False for a save that
-    was skipped because the one before was under way.
+    `stall_s`: training stood still, in `save` and before the update that waited for the copy; `seconds`: from the call
+    to the commit; `bytes`: the whole state, all ranks; `stored_bytes`: of these, what was put into the store (the rest
+    is referenced); `committed` is False for a save that was skipped because the one before was under way.
     """
 
     position: int
@@ -119,9 +119,8 @@ class Checkpointer:
             if keep is not None and fence is not None and self._exchange.rank == 0
             else None
         )
-        self._structure: tuple[Any, ...] | None = None
-        self._save_layout: SaveLayout | None = None
-        self._snapshot: Snapshot | None = None
+        self._preparation = Preparation(self._exchange)
+        self._gate = StepGate()
         self._last_position = -1
         self._newest: Manifest | None = None
         self._thread: threading.Thread | None = None
@@ -135,7 +134,15 @@ class Checkpointer:
         self.over: CheckpointError | None = None
         """Why this attempt may save no more, set by whoever learns of it; the next save raises it on every rank."""
 
-    def save(self, position: int, state: Mapping[str, Any], *, meta: Mapping[str, Any], fingerprint: str) -> None:
+    def save(
+        self,
+        position: int,
+        state: Mapping[str, Any],
+        *,
+        meta: Mapping[str, Any],
+        fingerprint: str,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+    ) -> None:
         """Snapshot `state` and store it in the background. Collective.
 
         Args:
@@ -144,6 +151,10 @@ class Checkpointer:
                 ranks) and plain JSON values, of which rank 0's are stored.
             meta: JSON that readers see without torch; rank 0's is written.
             fingerprint: stands for what changes the mathematics.
+            optimizers: what is theirs in `state`, parameters and moments, is copied while training goes on, and every
+                optimizer's next step waits for that by itself. Until then nothing else may change it: what does (other
+                weights loaded, an average swapped in) fails the save, or calls `wait_for_copy` first. A step that runs
+                without torch's hooks, as a captured CUDA graph, would not wait: leave such an optimizer out.
 
         Raises:
             StateMismatch: the state or `meta` holds what cannot be saved, on whichever rank.
@@ -157,20 +168,30 @@ class Checkpointer:
             return
         self._join()
         self._failure.raise_if_any()
-        flat, layout, snapshot, written = self._prepare(position, state, meta)
+        ready = self._preparation.prepare(position, state, meta, after=self._last_position, over=self.over)
         self._last_position = self.in_flight = position
         self._tell(position)
-        record, problem = b"", None
+        record, problem, late = b"", None, LateCopy()
         try:
-            snapshot.take(flat)
+            late = ready.snapshot.take(ready.flat, owned_by(optimizers))
             if self._exchange.rank == 0:
-                record = render_state(layout.metadata, layout.places, flat)
+                record = render_state(ready.layout.metadata, ready.layout.places, ready.flat)
         except Exception as exc:  # noqa: BLE001 - the others begin to store by now: they learn of it as of any failure
             problem = exc
-        stall_s = time.monotonic() - started
-        job = _SaveJob(position, layout, snapshot, record, written, fingerprint, started, stall_s, problem)
+        blocked_s = time.monotonic() - started
+        job = SaveJob(
+            position, ready.layout, ready.snapshot, late, record, ready.meta, fingerprint, started, blocked_s, problem
+        )
         self._thread = threading.Thread(target=self._run, args=(job,), name=f"save-{position}", daemon=True)
         self._thread.start()
+        self._gate.hold(late)
+
+    def wait_for_copy(self) -> None:
+        """Return when nothing of the state given to `save` is still to be copied: from now on anything may change it.
+
+        Optimizers' steps, `load`, `wait`, the next `save` and `close` do this by themselves.
+        """
+        self._gate.wait()
 
     def poll(self) -> list[SaveResult]:
         """The saves that have finished since the last call, without waiting. Every rank calls it equally often.
@@ -244,11 +265,6 @@ class Checkpointer:
             "back)."
         )
 
-    def pin(self, refs: Collection[CommitRef]) -> None:
-        """Keep these commits whatever `keep` says; replaces those pinned before."""
-        if self._retention is not None:
-            self._retention.pinned = tuple(refs)
-
     def close(self) -> None:
         """Wait for the save under way and give the process group back.
 
@@ -263,6 +279,7 @@ class Checkpointer:
     def end(self) -> Exception | None:
         """`close`, for callers with more to end: returns the failure that nobody polled, after logging it."""
         self._join()
+        self._gate.close()
         problem = self._failure.take()
         if problem is not None:
             logger.error("a save of %s failed and nobody asked: %s", self._stage, problem)
@@ -277,46 +294,10 @@ class Checkpointer:
         busy = self._thread is not None and self._thread.is_alive()
         return any(self._front.gather(busy))
 
-    def _prepare(
-        self, position: int, state: Mapping[str, Any], meta: Mapping[str, Any]
-    ) -> tuple[FlatState, SaveLayout, Snapshot, dict[str, Any]]:
-        """Flatten the state; plan again if its structure changed on any rank. What is wrong on one is raised on all."""
-        flat, written = FlatState({}, {}), dict[str, Any]()
-        problem: Exception | None = self.over
+    def _run(self, job: SaveJob) -> None:
+        problem = job.copy()
         try:
-            if position <= self._last_position:
-                raise ValueError(
-                    f"position {position} cannot be saved: {self._last_position} was saved (or loaded) before, and "
-                    "paths are never used twice"
-                )
-            flat = flatten_state(state)
-            written = _as_json(meta) if self._exchange.rank == 0 else {}
-        except (StateMismatch, ValueError) as exc:
-            problem = problem or exc
-        structure = flat.structure()
-        answers = self._exchange.gather((problem, structure != self._structure, position))
-        for raised, _, _ in answers:
-            if raised is not None:
-                raise raised
-        if len({at for _, _, at in answers}) > 1:
-            raise ValueError(
-                f"the ranks save different positions, {[at for _, _, at in answers]} by rank: one commit is of one "
-                "position. Count steps alike on all ranks."
-            )
-        if any(changed for _, changed, _ in answers):
-            local = plan_local(flat, is_coordinator=self._exchange.rank == 0)
-            self._save_layout = plan_global(self._exchange.gather(local), self._exchange.rank)
-            self._snapshot = None
-            on_cuda = any(tensor.is_cuda for tensor in flat.tensors.values())
-            self._snapshot = Snapshot(self._save_layout, pinned=on_cuda)
-            self._structure = structure
-        assert self._save_layout is not None
-        assert self._snapshot is not None
-        return flat, self._save_layout, self._snapshot, written
-
-    def _run(self, job: _SaveJob) -> None:
-        try:
-            manifest = self._commit(job)
+            manifest = self._commit(job, problem)
         except Exception as exc:
             logger.exception("the save of %s %d failed", self._stage, job.position)
             self._failure.set(exc)
@@ -333,23 +314,15 @@ class Checkpointer:
             self.in_flight = None
             self._tell(None)
 
-    def _commit(self, job: _SaveJob) -> Manifest:
+    def _commit(self, job: SaveJob, problem: Exception | None) -> Manifest:
         ref = CommitRef(self._stage, job.position, self._attempt)
         known = known_blocks(self._newest, self._layout) if self._newest else {}
         writer = CommitWriter(self._patient, self._layout, ref, fence=self._fence, known=known)
 
         def put_objects(writer: CommitWriter) -> None:
-            if job.problem is not None:
-                raise job.problem
-            prepared = [
-                writer.prepare(planned.name, job.snapshot.bytes_of(planned.name), cuts=planned.cuts)
-                for planned in job.layout.objects
-            ]
-            if job.record:
-                prepared.append(writer.prepare(STATE_OBJECT, job.record))
-            with ThreadPoolExecutor(SAVE_THREADS, thread_name_prefix="store") as pool:
-                for _ in pool.map(writer.store, prepared):
-                    pass
+            if problem is not None:
+                raise problem
+            job.store(writer)
 
         return commit_together(writer, self._exchange, put_objects, fingerprint=job.fingerprint, meta=job.meta)
 
@@ -375,34 +348,3 @@ class Checkpointer:
     def _tell(self, position: int | None) -> None:
         if self.on_saving is not None and self._exchange.rank == 0:
             self.on_saving(position)
-
-
-@dataclass(frozen=True)
-class _SaveJob:
-    """What the background thread needs; nothing of it is shared with training."""
-
-    position: int
-    layout: SaveLayout
-    snapshot: Snapshot
-    record: bytes
-    meta: Mapping[str, Any]
-    fingerprint: str
-    started: float
-    stall_s: float
-    problem: Exception | None = None
-
-
-def _as_json(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """`meta` as readers will see it, and out of reach of whoever changes it later.
-
-    Raises:
-        StateMismatch: it is no JSON.
-    """
-    try:
-        written: dict[str, Any] = json.loads(json.dumps(dict(meta)))
-    except (TypeError, ValueError) as exc:
-        raise StateMismatch(
-            f"meta is no JSON ({exc}): it holds numbers, strings, lists and dicts, for readers without torch. Write "
-            "loss.item() for a tensor, float(loss) for a number of numpy's."
-        ) from exc
-    return written

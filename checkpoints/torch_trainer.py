@@ -245,7 +245,9 @@ class StoreCallback:
         step, numbers = self._metrics
         if step == state.global_step and numbers:
             meta[METRICS] = numbers
-        self._run.save(state.global_step, self._state(parts, random_of=_rank()), meta=meta)
+        # Where nothing trains on, nothing is gained by copying later, and the Trainer may load other weights next.
+        beside = () if must or self._is_leaving or self._sharding == "zero" else (parts["optimizer"],)
+        self._run.save(state.global_step, self._state(parts, random_of=_rank()), meta=meta, optimizers=beside)
         if self._is_leaving:
             self._run.wait()
             self.close("preempted")

@@ -24,6 +24,9 @@ class ShardedAdamW:
 
     Args:
         params: float32, by name; what they hold is updated in place.
+
+    Attributes:
+        adamw: torch's; nothing but its step changes parameters and moments.
     """
 
     def __init__(self, params: Mapping[str, Tensor], train: TrainSpec) -> None:
@@ -33,7 +36,7 @@ class ShardedAdamW:
         device = next(iter(self._locals.values())).device
         self.steps = torch.zeros(len(params), dtype=torch.float32, device=device)
         decayed, others = split_by_decay(params)
-        self._adamw = torch.optim.AdamW(
+        self.adamw = torch.optim.AdamW(
             [
                 {"params": [self._locals[name] for name in decayed], "weight_decay": train.weight_decay},
                 {"params": [self._locals[name] for name in others], "weight_decay": 0.0},
@@ -44,7 +47,7 @@ class ShardedAdamW:
             fused=True,
         )
         for index, (name, local) in enumerate(self._locals.items()):
-            self._adamw.state[local] = {
+            self.adamw.state[local] = {
                 "step": self.steps[index],
                 "exp_avg": local_of(self.exp_avg[name]),
                 "exp_avg_sq": local_of(self.exp_avg_sq[name]),
@@ -69,9 +72,9 @@ class ShardedAdamW:
         gradients = self._gradients()
         if scale != 1.0:
             torch._foreach_mul_(gradients, scale)
-        for group in self._adamw.param_groups:
+        for group in self.adamw.param_groups:
             group["lr"] = learning_rate
-        self._adamw.step()
+        self.adamw.step()
         for local in self._locals.values():
             local.grad = None
 

@@ -39,7 +39,7 @@ class Saves:
         )  # fmt: skip
 
     def save(self) -> None:
-        """Begin to save the state as it is."""
+        """Begin to save the state as it is; the next update waits until all of it has been copied."""
         state, train = self._state, self._ctx.train
         meta = state.meta(
             learning_rate=learning_rate_of(max(1, state.step), train, num_steps=state.num_steps),
@@ -47,7 +47,10 @@ class Saves:
             global_batch_size=train.global_batch_size,
         )
         self._requested = state.step
-        self._ctx.checkpointer.save(state.step, state.engine.state(), meta=meta, fingerprint=state.fingerprint)
+        self._ctx.checkpointer.save(
+            state.step, state.engine.state(), meta=meta, fingerprint=state.fingerprint,
+            optimizers=state.engine.optimizers,
+        )  # fmt: skip
 
     def poll(self) -> None:
         """Take what has ended meanwhile."""

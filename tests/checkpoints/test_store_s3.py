@@ -42,6 +42,41 @@ def test_s3_is_given_the_digest_that_is_known(s3_options: dict[str, str], make_s
 
 
 @pytest.mark.process
+def test_a_body_whose_digest_is_known_is_signed_with_it_and_not_hashed_again(
+    make_store: Callable[[str], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import botocore.auth
+
+    store, hashed, signed = make_store("s3"), [], []
+    driver: Any = store._driver
+    client = driver._run(driver._fs().set_session)
+    note = lambda request, **_: signed.append(request.headers["X-Amz-Content-SHA256"])  # noqa: E731
+    client.meta.events.register("before-send.s3.PutObject", note, unique_id="note")
+    true = botocore.auth.sha256
+
+    class Counting:
+        def __init__(self, data: bytes = b"") -> None:
+            self._inner = true()
+            self.update(data)
+
+        def update(self, data: bytes) -> None:
+            hashed.append(len(data))
+            self._inner.update(data)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+    monkeypatch.setattr(botocore.auth, "sha256", Counting)
+    digest = hashlib.sha256(DATA).hexdigest()
+    store.put("a", DATA, sha256=digest)
+    assert max(hashed) < len(DATA), "only what is signed, which has the digest in it"
+    store.put("a", DATA)
+    assert max(hashed) == len(DATA)
+    client.meta.events.unregister("before-send.s3.PutObject", unique_id="note")
+    assert [header if isinstance(header, str) else header.decode() for header in signed] == [digest, digest]
+
+
+@pytest.mark.process
 def test_a_store_that_knows_no_checksums_is_sent_none(s3_options: dict[str, str]) -> None:
     options = {**s3_options, "config_kwargs": {"request_checksum_calculation": "when_required"}}
     store = Store.open("s3://bucket/no-checksums", storage_options=options)

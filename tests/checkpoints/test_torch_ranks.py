@@ -37,6 +37,12 @@ def test_two_ranks_save_and_say_so(answers: dict[str, Any]) -> None:
     assert save["again"], "a position is never saved twice"
 
 
+def test_sharded_weights_and_moments_are_copied_while_training_goes_on(answers: dict[str, Any]) -> None:
+    """The ranks made the next update at once; that "saved" is loaded everywhere (below) says that it had waited."""
+    assert answers["save"]["copied late"] == ["model", "optim"]
+    assert min(answers["save"]["stalls"]) > 0.03, "the update waited for more than six tensors"
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_what_two_ranks_saved_is_identical_on_any_world_size(answers: dict[str, Any], world_size: int) -> None:
     saved, load = answers["save"]["saved"], answers[f"load {world_size}"]

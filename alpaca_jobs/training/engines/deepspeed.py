@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -52,6 +52,8 @@ class DeepSpeedZero:
         self._stage = stage
         self.model = _Called(self._engine, model)
         self.mask_dtype = getattr(torch, train.dtype)
+        # DeepSpeed's step is not torch's, and what else changes its flat partitions it does not say.
+        self.optimizers: Sequence[torch.optim.Optimizer] = ()
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """As the protocol says."""

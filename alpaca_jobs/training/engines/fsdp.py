@@ -13,7 +13,7 @@ GPUs, is reduced once in any case.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,6 +54,7 @@ class Fsdp:
         self._params = trained_parameters(model)
         self._holds = not train.cpu_offload and holds_gradients(self._params.values(), device)
         self._optimizer = ShardedAdamW(self._params, train)
+        self.optimizers: Sequence[torch.optim.Optimizer] = (self._optimizer.adamw,)
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """As the protocol says; when gradients are reduced is said at the top of this file."""

@@ -7,7 +7,7 @@ shapes, so that a checkpoint of one engine is continued by another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -21,10 +21,12 @@ class Engine(Protocol):
     Attributes:
         model: what is called for a forward pass; has the configuration and the parameters' names.
         mask_dtype: the type in which an additive attention mask is handed in.
+        optimizers: torch's, whose steps alone change what they own of `state`; none where an engine cannot promise it.
     """
 
     model: Any
     mask_dtype: Any
+    optimizers: Sequence[torch.optim.Optimizer]
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Add a micro batch's gradients; with `is_last` the step's mean over ranks is complete, or under way."""

@@ -43,6 +43,7 @@ class Replicated:
             param.data = param.data.to(compute)
         self.mask_dtype = compute
         self._optimizer = ShardedAdamW(self._masters, train)
+        self.optimizers: Sequence[torch.optim.Optimizer] = (self._optimizer.adamw,)
         self._gradients: dict[str, Tensor] = {}
         self._mean = _MeanOverRanks({name: master.shape for name, master in self._masters.items()}, world_size)
         self._is_last = False

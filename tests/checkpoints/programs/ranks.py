@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -30,6 +31,7 @@ from checkpoints.keys import TRAIN_ONLY, CommitRef
 from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from checkpoints.torch_bridge import Checkpointer
+from checkpoints.torch_overlap import Move
 
 WORLD = 4
 RANK = int(sys.argv[1])
@@ -98,6 +100,22 @@ def digests(value: Any, prefix: str = "") -> dict[str, str]:
     return {prefix: repr(value)}
 
 
+@contextmanager
+def slow_copies(late: set[str]) -> Iterator[None]:
+    """What is copied beside training takes longer than a step here; notes its names."""
+    make = Move.make
+
+    def slowly(move: Move) -> None:
+        if threading.current_thread().name.startswith("save-"):
+            late.add(move.name)
+            time.sleep(0.005)
+        make(move)
+
+    Move.make = slowly  # type: ignore[method-assign]
+    yield
+    Move.make = make  # type: ignore[method-assign]
+
+
 def outcome(act: Callable[[], Any]) -> str:
     try:
         act()
@@ -110,14 +128,20 @@ def save_on_two(job: Job) -> dict[str, Any]:
     model, optimizer = job.model(seed=0)
     events: list[int | None] = []
     job.checkpointer.on_saving = events.append
-    results, state = [], {}
-    for position in (1, 2, 3):
-        train(model, optimizer, position)
-        state = job.state(model, optimizer, position)
-        job.checkpointer.save(position, state, meta={"position": position}, fingerprint="f")
-        results += job.checkpointer.wait()
+    results, state, saved = [], {}, {}
+    copied: set[str] = set()
+    with slow_copies(copied):
+        for position in (1, 2, 3):
+            train(model, optimizer, position)
+            state = job.state(model, optimizer, position)
+            saved = digests(state)
+            job.checkpointer.save(position, state, meta={"position": position}, fingerprint="f", optimizers=[optimizer])
+            train(model, optimizer, 10 + position)  # its update waits until the sharded weights and moments are copied
+            results += job.checkpointer.wait()
     answer = {
-        "saved": digests(state),
+        "saved": saved,
+        "copied late": sorted({name.split(".")[0] for name in copied}),
+        "stalls": [result.stall_s for result in results],
         "committed": [(result.position, result.committed) for result in results],
         "bytes": [result.bytes for result in results],
         "events": events,
