@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 import threading
 import warnings
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from forks import free_ports
 from hand_driven import Steps
 
 from checkpoints.attempts import AttemptLog
@@ -31,35 +31,43 @@ RunRanks = Callable[..., list[tuple[str, str]]]
 STEPS = 6
 
 
-def _start(run_ranks: RunRanks, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Two ranks; what rank 0 answered, nothing when the last job died."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+WRAPPED = {"ddp": "DistributedDataParallel", "fsdp": "FSDPLlamaForCausalLM", "zero": "DeepSpeedEngine"}
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory, run_ranks: RunRanks) -> tuple[Path, dict[str, list[Any]]]:
+    """Where the runs are, and what rank 0 of two said of two starts of each kind: one is killed, the other goes on.
+
+    The processes import their libraries once for all of them.
+    """
+    folder = tmp_path_factory.mktemp("trainers")
+
+    def job(how: str, name: str, die_at: int | None = None) -> dict[str, Any]:
+        return {"how": how, "uri": str(folder / how / name), "steps": STEPS, "die_at": die_at}
+
+    starts = [
+        jobs for how in WRAPPED for jobs in ([job(how, "killed", die_at=5)], [job(how, "killed"), job(how, "whole")])
+    ]
+    told = [{"port": port, "jobs": jobs} for port, jobs in zip(free_ports(len(starts)), starts, strict=True)]
     program = Path(__file__).parent / "programs" / "trainer_ranks.py"
     outputs = run_ranks(
-        [[sys.executable, str(program), str(rank), "2", str(port), json.dumps(jobs)] for rank in range(2)], timeout=280
+        [[sys.executable, str(program), str(rank), "2", json.dumps(told)] for rank in range(2)], timeout=480
     )
-    answers = [line for line in outputs[0][0].splitlines() if line.startswith("ANSWER ")]
-    return json.loads(answers[0].removeprefix("ANSWER ")) if answers else []
+    (line,) = (line for line in outputs[0][0].splitlines() if line.startswith("ANSWER "))
+    answers = json.loads(line.removeprefix("ANSWER "))
+    return folder, {how: answers[2 * place : 2 * place + 2] for place, how in enumerate(WRAPPED)}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("how", "wrapped"),
-    [("ddp", "DistributedDataParallel"), ("fsdp", "FSDPLlamaForCausalLM"), ("zero", "DeepSpeedEngine")],
-)
+@pytest.mark.parametrize("how", WRAPPED)
 def test_a_trainer_on_two_ranks_that_was_killed_ends_with_the_same_bits(
-    tmp_path: Path, run_ranks: RunRanks, how: str, wrapped: str
+    how: str, played: tuple[Path, dict[str, list[Any]]]
 ) -> None:
-    def job(name: str, die_at: int | None = None) -> dict[str, Any]:
-        return {"how": how, "uri": str(tmp_path / name), "steps": STEPS, "die_at": die_at}
-
-    assert _start(run_ranks, [job("killed", die_at=5)]) == []
-    killed = Store.open(str(tmp_path / "killed"))
-    assert list_commits(killed, TRAIN_ONLY)[0].position == 4
-    gone_on, whole = _start(run_ranks, [job("killed"), job("whole")])
+    folder, wrapped = played[0] / how, WRAPPED[how]
+    newest_when_killed, (gone_on, whole) = played[1][how]
+    assert newest_when_killed == 4
+    killed = Store.open(str(folder / "killed"))
     assert (gone_on["resumed"], whole["resumed"]) == (4, None)
     assert gone_on["wrapped"] == whole["wrapped"] == wrapped
     assert gone_on["digests"] == whole["digests"]
@@ -73,7 +81,7 @@ def test_a_trainer_on_two_ranks_that_was_killed_ends_with_the_same_bits(
     assert min(stored) > 0.3 * sum(stored), "each rank stores its own part, of what is on both one half"
     assert set(manifest.meta["metrics"]) >= {"loss", "eval_loss"}
     undisturbed = CommitReader.open(
-        Store.open(str(tmp_path / "whole")), TRAIN_ONLY, CommitRef("train", STEPS, 1)
+        Store.open(str(folder / "whole")), TRAIN_ONLY, CommitRef("train", STEPS, 1)
     ).manifest
     assert _digests(manifest) == _digests(undisturbed), "model, moments, counters, every rank's random states, all bits"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from forks import free_ports
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,19 +98,19 @@ def test_an_engine_whose_state_is_not_in_reach_is_refused_in_words(changed: dict
         zero_state(engine)
 
 
-def _start(world_size: int, jobs: list[dict[str, Any]], run_ranks: RunRanks) -> list[dict[str, Any]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def _play(starts: dict[int, list[dict[str, Any]]], run_ranks: RunRanks) -> list[list[dict[str, Any]]]:
+    """Start DeepSpeed once for each number of ranks, in this order, with its jobs; what rank 0 said of each."""
     program = Path(__file__).parent / "programs" / "zero.py"
-    jobs_text = json.dumps(jobs)
-    ranks = range(world_size)
-    outputs = run_ranks(
-        [[sys.executable, str(program), str(rank), str(world_size), str(port), jobs_text] for rank in ranks],
-        timeout=280,
+    ports = free_ports(len(starts))
+    told = json.dumps(
+        [
+            {"world": world, "port": port, "jobs": jobs}
+            for port, (world, jobs) in zip(ports, starts.items(), strict=True)
+        ]
     )
+    outputs = run_ranks([[sys.executable, str(program), str(rank), told] for rank in range(max(starts))], timeout=280)
     (line,) = (line for line in outputs[0][0].splitlines() if line.startswith("ANSWER "))
-    answers: list[dict[str, Any]] = json.loads(line.removeprefix("ANSWER "))
+    answers: list[list[dict[str, Any]]] = json.loads(line.removeprefix("ANSWER "))
     return answers
 
 
@@ -119,7 +119,7 @@ def _start(world_size: int, jobs: list[dict[str, Any]], run_ranks: RunRanks) -> 
 def test_what_zero_saved_on_two_ranks_goes_on_at_any_world_size_stage_and_in_one_process(
     tmp_path: Path, run_ranks: RunRanks
 ) -> None:
-    """One start of DeepSpeed for each world size: imports take most of the time."""
+    """One start of DeepSpeed for each world size, in processes that have imported it once."""
 
     def job(name: str, stage: int, source: str | None, first: int, last: int, dtype: str = "fp32") -> dict[str, Any]:
         origin = None if source is None else [str(tmp_path / source), 3]
@@ -127,20 +127,21 @@ def test_what_zero_saved_on_two_ranks_goes_on_at_any_world_size_stage_and_in_one
             "uri": str(tmp_path / name), "stage": stage, "from": origin, "steps": [first, last], "dtype": dtype
         }  # fmt: skip
 
-    two = _start(
-        2,
-        [
-            job("whole-2", 2, None, 1, 5),
-            job("saved-2", 2, None, 1, 3),
-            job("on-2", 2, "saved-2", 4, 5),
-            job("saved-3", 3, None, 1, 3),
-            job("on-3", 3, "saved-3", 4, 5),
-            job("half", 2, None, 1, 3, "bf16"),
-            job("half-on", 2, "half", 4, 5, "bf16"),
-            job("half-whole", 2, None, 1, 5, "bf16"),
-        ],
-        run_ranks,
-    )
+    on_two = [
+        job("whole-2", 2, None, 1, 5),
+        job("saved-2", 2, None, 1, 3),
+        job("on-2", 2, "saved-2", 4, 5),
+        job("saved-3", 3, None, 1, 3),
+        job("on-3", 3, "saved-3", 4, 5),
+        job("half", 2, None, 1, 3, "bf16"),
+        job("half-on", 2, "half", 4, 5, "bf16"),
+        job("half-whole", 2, None, 1, 5, "bf16"),
+    ]
+    elsewhere = {
+        world: [job(f"saved-3-on-{world}", 2, "saved-3", 4, 5), *others]
+        for world, others in ((1, []), (3, [job("saved-2-on-3", 3, "saved-2", 4, 5)]), (4, []))
+    }  # to the other stage, once, is enough
+    two, *told = _play({2: on_two, **elsewhere}, run_ranks)
     whole, saved_2, on_2, saved_3, on_3, half, half_on, half_whole = two
     assert on_2["loaded"] == saved_2["trained"]
     assert on_2["trained"] == whole["trained"], "the same bits as if nothing had happened"
@@ -148,15 +149,12 @@ def test_what_zero_saved_on_two_ranks_goes_on_at_any_world_size_stage_and_in_one
     assert half_on["loaded"] == half["trained"]
     assert half_on["trained"] == half_whole["trained"]
     assert half_on["global_steps"] == 3
-    for world_size in (1, 3, 4):
-        for source, saved, stage in (("saved-2", saved_2, 3), ("saved-3", saved_3, 2)):
-            if world_size != 3 and stage == 3:
-                continue  # the other stage, once, is enough
-            name = f"{source}-on-{world_size}"
-            (answer,) = _start(world_size, [job(name, stage, source, 4, 5)], run_ranks)
-            assert answer["loaded"] == saved["trained"], f"{source} on {world_size} ranks, stage {stage}"
+    for world, answers in zip(elsewhere, told, strict=True):
+        for answer, saved in zip(answers, (saved_3, saved_2), strict=False):
+            assert answer["loaded"] == saved["trained"], f"on {world} ranks"
             assert answer["global_steps"] == 3
             assert len(answer["losses"]) == 2
+    assert [len(answers) for answers in told] == [1, 2, 1]
     _check_one_process(tmp_path / "saved-3", saved_3["trained"])
 
 

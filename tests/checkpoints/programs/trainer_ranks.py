@@ -1,7 +1,9 @@
-"""Hugging Face's Trainer on gloo and the CPU: `python trainer_ranks.py RANK WORLD PORT JOBS`; prints its answers.
+"""Hugging Face's Trainer on gloo and the CPU: `python trainer_ranks.py RANK WORLD STARTS`; prints its answers.
 
-JOBS is JSON: a list of {"how": "ddp", "fsdp" or "zero", "uri": the run, "steps": as planned, "die_at": step or null}.
-At "die_at" the process is gone on the spot, the later jobs with it. test_torch_trainer.py looks at the answers.
+STARTS is JSON: a list of {"port", "jobs"}, each played by processes of their own (forks.py); a job is {"how": "ddp",
+"fsdp" or "zero", "uri": the run, "steps": as planned, "die_at": step or null}. At "die_at" the process is gone on the
+spot, the start's later jobs with it: its answer is the position of the newest commit. test_torch_trainer.py looks at
+the answers.
 """
 
 from __future__ import annotations
@@ -16,11 +18,10 @@ import warnings
 from typing import Any
 
 warnings.simplefilter("ignore")  # what transformers and DeepSpeed warn about is not ours to fix
-RANK, WORLD, PORT = (int(text) for text in sys.argv[1:4])
+RANK, WORLD = (int(text) for text in sys.argv[1:3])
 os.environ.update(
-    DS_ACCELERATOR="cpu", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(PORT), RANK=str(RANK), LOCAL_RANK=str(RANK),
-    WORLD_SIZE=str(WORLD), LOCAL_WORLD_SIZE=str(WORLD), LOCAL_SIZE=str(WORLD), GLOO_SOCKET_IFNAME="lo",
-    DS_SKIP_CUDA_CHECK="1",
+    DS_ACCELERATOR="cpu", MASTER_ADDR="127.0.0.1", RANK=str(RANK), LOCAL_RANK=str(RANK), WORLD_SIZE=str(WORLD),
+    LOCAL_WORLD_SIZE=str(WORLD), LOCAL_SIZE=str(WORLD), GLOO_SOCKET_IFNAME="lo", DS_SKIP_CUDA_CHECK="1",
 )  # fmt: skip
 
 import torch  # noqa: E402
@@ -28,10 +29,14 @@ import torch.distributed as dist  # noqa: E402
 from accelerate import FullyShardedDataParallelPlugin  # noqa: E402
 from accelerate.state import AcceleratorState, DistributedType, PartialState  # noqa: E402
 from accelerate.utils import TorchDynamoPlugin  # noqa: E402
+from forks import in_child  # noqa: E402
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments  # noqa: E402
 
 from checkpoints.best import Metric  # noqa: E402
+from checkpoints.keys import TRAIN_ONLY  # noqa: E402
+from checkpoints.reader import list_commits  # noqa: E402
+from checkpoints.store import Store  # noqa: E402
 from checkpoints.torch_trainer import StoreCallback  # noqa: E402
 
 ZERO = {
@@ -150,13 +155,24 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def play(start: dict[str, Any]) -> list[dict[str, Any]]:
+    """One start: its jobs, one after the other."""
+    os.environ["MASTER_PORT"] = str(start["port"])
     torch.set_num_threads(1)
-    answers = [run(job) for job in json.loads(sys.argv[4])]
-    sys.stdout.write("ANSWER " + json.dumps(answers) + "\n")
-    sys.stdout.flush()
+    answers = [run(job) for job in start["jobs"]]
     dist.barrier()
     dist.destroy_process_group()
+    return answers
+
+
+def main() -> None:
+    answers = []
+    for start in json.loads(sys.argv[3]):
+        answer = in_child(lambda: play(start))  # noqa: B023 - called at once
+        if answer is None:
+            answer = list_commits(Store.open(start["jobs"][0]["uri"]), TRAIN_ONLY)[0].position
+        answers.append(answer)
+    sys.stdout.write("ANSWER " + json.dumps(answers) + "\n")
 
 
 main()

@@ -1,6 +1,7 @@
-"""DeepSpeed's ZeRO on gloo and the CPU: `python zero.py RANK WORLD PORT JOBS`; prints one line of JSON.
+"""DeepSpeed's ZeRO on gloo and the CPU: `python zero.py RANK STARTS`; prints one line of JSON.
 
-JOBS is JSON: a list of {"stage": 1, 2 or 3, "uri": a fresh run, "from": [URI, step] or null, "steps": [first, last],
+STARTS is JSON: a list of {"world": ranks, "port", "jobs"}, each played by processes of its own of the first so many
+ranks (forks.py). A job is {"stage": 1, 2 or 3, "uri": a fresh run, "from": [URI, step] or null, "steps": [first, last],
 "dtype": "fp32" or "bf16"}. Each trains a small model over the given steps, the same rows in the same global batches on
 any number of ranks, from the commit in `from`, and commits the last one. test_torch_zero.py looks at the answers.
 """
@@ -15,10 +16,10 @@ import warnings
 from typing import Any
 
 warnings.simplefilter("ignore")  # what DeepSpeed warns about is not ours to fix
-RANK, WORLD, PORT = (int(text) for text in sys.argv[1:4])
+RANK = int(sys.argv[1])
 os.environ.update(
-    DS_ACCELERATOR="cpu", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(PORT), RANK=str(RANK), LOCAL_RANK=str(RANK),
-    WORLD_SIZE=str(WORLD), LOCAL_SIZE=str(WORLD), GLOO_SOCKET_IFNAME="lo", DS_SKIP_CUDA_CHECK="1",
+    DS_ACCELERATOR="cpu", MASTER_ADDR="127.0.0.1", RANK=str(RANK), LOCAL_RANK=str(RANK), GLOO_SOCKET_IFNAME="lo",
+    DS_SKIP_CUDA_CHECK="1",
 )  # fmt: skip
 
 import deepspeed  # noqa: E402
@@ -26,6 +27,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from deepspeed.ops import __compatible_ops__  # noqa: E402
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state  # noqa: E402
+from forks import in_child  # noqa: E402
 
 from checkpoints.attempts import AttemptLog  # noqa: E402
 from checkpoints.fence import Fence  # noqa: E402
@@ -48,7 +50,7 @@ def make_engine(stage: int, dtype: str) -> Any:
     model[1].register_buffer("seen", torch.zeros(3))
     config = {
         "train_batch_size": BATCH,
-        "train_micro_batch_size_per_gpu": BATCH // WORLD,
+        "train_micro_batch_size_per_gpu": BATCH // dist.get_world_size(),
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}},
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 20},
         "zero_force_ds_cpu_optimizer": False,
@@ -62,7 +64,8 @@ def make_engine(stage: int, dtype: str) -> Any:
 
 def train(engine: Any, step: int) -> float:
     rows = torch.randn(BATCH, 7, generator=torch.Generator().manual_seed(step))
-    mine = rows[RANK * BATCH // WORLD : (RANK + 1) * BATCH // WORLD].to(next(engine.module.parameters()).dtype)
+    world = dist.get_world_size()
+    mine = rows[RANK * BATCH // world : (RANK + 1) * BATCH // world].to(next(engine.module.parameters()).dtype)
     loss = engine(mine).float().square().mean()
     engine.backward(loss)
     engine.step()
@@ -123,10 +126,22 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-if __name__ == "__main__":
+def play(start: dict[str, Any]) -> list[dict[str, Any]]:
+    """One start: a process group, its jobs one after the other."""
+    world = str(start["world"])
+    os.environ.update(MASTER_PORT=str(start["port"]), WORLD_SIZE=world, LOCAL_SIZE=world)
     torch.set_num_threads(1)
     deepspeed.init_distributed("gloo", verbose=False)
-    answers = [run(job) for job in json.loads(sys.argv[4])]
-    sys.stdout.write("ANSWER " + json.dumps(answers) + "\n")  # among what DeepSpeed prints
-    sys.stdout.flush()
+    answers = [run(job) for job in start["jobs"]]
     dist.destroy_process_group()
+    return answers
+
+
+def main() -> None:
+    starts = [start for start in json.loads(sys.argv[2]) if start["world"] > RANK]
+    answers = [in_child(lambda: play(start)) for start in starts]  # noqa: B023 - called at once
+    sys.stdout.write("ANSWER " + json.dumps(answers) + "\n")  # among what DeepSpeed prints
+
+
+if __name__ == "__main__":
+    main()
