@@ -1,7 +1,8 @@
 """LoRA through peft: adapters put into a model in place, their first values, their export and their merge.
 
 The model keeps its class and its parameters' names; each adapted layer gets `lora_A` (rank, in) and `lora_B`
-(out, rank), and adds `alpha / rank * B A x` to its output. These are trained and saved, and where the job enlarges the
+(out, rank), and adds `alpha / rank * B A x` to its output; an adapted embedding has them as `lora_embedding_A` and
+`lora_embedding_B`. These are trained and saved, and where the job enlarges the
 vocabulary both embeddings as well, whole: an adapter beside a frozen one would leave every new word the mean of the old
 ones. The base is named, by model and digest. Source: LoRA, arXiv:2106.09685; exported adapters lie as peft has them
 (adapter_model.safetensors, adapter_config.json with the embeddings as `modules_to_save`).
@@ -31,7 +32,8 @@ def add_adapters(model: Any, train: TrainSpec) -> None:
     Values are first set by `reset_adapters`, once the parameters have memory.
 
     Raises:
-        ModelError: the model has no layers of those names, or embeddings are to be both adapted and trained.
+        ModelError: the model has no layers of those names, or embeddings are to be both adapted and trained, or one
+            that is the other as well is to be adapted.
     """
     assert train.lora is not None
     from peft import LoraConfig, inject_adapter_in_model
@@ -42,6 +44,7 @@ def add_adapters(model: Any, train: TrainSpec) -> None:
             f"train.lora.target_modules has {both.pop()}, an embedding of {train.model} that is trained whole, since "
             "the job adds words to it. Leave it out of target_modules."
         )
+    _refuse_tied(model, train)
     config = LoraConfig(
         r=train.lora.rank,
         lora_alpha=train.lora.alpha,
@@ -66,6 +69,19 @@ def add_adapters(model: Any, train: TrainSpec) -> None:
         module.weight.requires_grad_(True)
 
 
+def _refuse_tied(model: Any, train: TrainSpec) -> None:
+    """An adapter changes one use of a tied embedding; folded into the weight it would change both."""
+    assert train.lora is not None
+    given, out = model.get_input_embeddings(), model.get_output_embeddings()
+    adapted = {name.rpartition(".")[2] for name in _embeddings(model)} & set(train.lora.target_modules)
+    if adapted and out is not None and given is not None and out.weight is given.weight:
+        raise ModelError(
+            f"train.lora.target_modules has {adapted.pop()}, but {train.model} uses one matrix for its input and its "
+            "output embedding, and an adapter of one would change both once it is merged. Leave it out, or set "
+            "lora.train_embeddings: true, which trains that matrix whole."
+        )
+
+
 def trained_embeddings(model: Any) -> dict[str, tuple[str, ...]]:
     """The embeddings of an adapted model that are trained whole: the parameter's name -> the names of all modules that
     have it, the output's as well where it is tied to the input's.
@@ -86,7 +102,8 @@ def _embeddings(model: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def reset_adapters(model: nn.Module, seed: int) -> None:
-    """Give the adapters their first values: A uniform as peft does, B zero, so that training begins at the base model.
+    """Give the adapters their first values as peft does: A uniform and B zero, or for an embedding A zero and B normal,
+    so that training begins at the base model.
 
     Each value depends on (seed, name) alone: the same on every rank, however the model is spread.
     """
@@ -99,13 +116,17 @@ def reset_adapter(name: str, param: Tensor, seed: int) -> None:
     """`reset_adapters` for one parameter; anything but an adapter's is left as it is."""
     from alpaca_jobs.training.optimizer import local_of
 
-    if ".lora_B." in name:
+    if ".lora_B." in name or ".lora_embedding_A." in name:
         local_of(param).zero_()
-    elif ".lora_A." in name:
+    elif ".lora_A." in name or ".lora_embedding_B." in name:
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        bound = math.sqrt(1.0 / param.shape[1])  # kaiming_uniform_(a=sqrt(5)) of torch.nn.init
-        whole = torch.empty(param.shape).uniform_(-bound, bound, generator=generator)
+        whole = torch.empty(param.shape)
+        if ".lora_A." in name:
+            bound = math.sqrt(1.0 / param.shape[1])  # kaiming_uniform_(a=sqrt(5)) of torch.nn.init
+            whole.uniform_(-bound, bound, generator=generator)
+        else:
+            whole.normal_(generator=generator)
         local_of(param).copy_(_my_part(whole, param))
 
 
@@ -115,7 +136,7 @@ def write_adapters(
     """Write trained adapters as peft reads them, with the base's name and revision.
 
     Args:
-        tensors: by the model's names, `...q_proj.lora_A.default.weight`.
+        tensors: by the model's names, `...q_proj.lora_A.default.weight`, `...embed_tokens.lora_embedding_A.default`.
         embeddings: of `trained_embeddings`. Of a tied one peft is told that it is, and looks for it under both names.
     """
     assert train.lora is not None
@@ -125,7 +146,8 @@ def write_adapters(
     folder.mkdir(parents=True, exist_ok=True)
     named = {}
     for name, tensor in tensors.items():
-        plain = [f"{module}.weight" for module in embeddings.get(name, ())] or [name.replace(f".{_ADAPTER}.", ".")]
+        without = name.removesuffix(f".{_ADAPTER}").replace(f".{_ADAPTER}.", ".")
+        plain = [f"{module}.weight" for module in embeddings.get(name, ())] or [without]
         named.update({f"base_model.model.{one}": tensor.clone().contiguous() for one in plain})
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = LoraConfig(

@@ -2,25 +2,30 @@
 
 A model is built with parameters that have no memory yet (meta tensors). `Fill` then gives each of them memory in the
 type and on the device it is kept in, and reads what this rank holds of it out of the safetensors or .bin files. The
-values are those that from_pretrained gives, bit for bit. Where a model's tensors are not stored under the names and
-shapes it uses them by (from_pretrained converts them then), `open_base` says so by returning None, and the whole model
-is loaded, on the CPU.
+values are those that from_pretrained gives, bit for bit. Tensors that are stored otherwise than the model uses them are
+converted a group at a time, as from_pretrained would (conversions.py). Where even that does not give every tensor of
+the model, `open_base` says so by returning None, and the whole model is loaded, on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alpaca_jobs.errors import ModelError
 from alpaca_jobs.training.adapters import reset_adapter, reset_adapters
-from alpaca_jobs.training.weights import StoredTensor, stored_tensors
+from alpaca_jobs.training.base_files import ConvertedFiles, Files, PickledFiles, SafetensorsFiles
+from alpaca_jobs.training.conversions import groups_to_load
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -40,69 +45,15 @@ def parameters_without_memory() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-class _Files(Protocol):
-    """Named tensors of a folder; none is read before it is asked for."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-
-    def part(self, name: str, cut: tuple[slice, ...]) -> Tensor:
-        """A part of a tensor; all of it for ()."""
-        ...
-
-
-class _Safetensors:
-    def __init__(self, folder: Path) -> None:
-        self._stored: dict[str, StoredTensor] = {tensor.name: tensor for tensor in stored_tensors(folder)}
-        self.shapes: Mapping[str, tuple[int, ...]] = {name: tensor.shape for name, tensor in self._stored.items()}
-
-    def part(self, name: str, cut: tuple[slice, ...]) -> Tensor:
-        """Whole rows are read, not mapped: a mapped file counts as this process's memory until somebody needs it."""
-        from safetensors import safe_open
-
-        from alpaca_jobs.weights.sources import DTYPES, read_into
-
-        one = self._stored[name]
-        first, *others = cut or (slice(0, one.shape[0] if one.shape else 1),)
-        has_whole_rows = all(part == slice(0, size) for part, size in zip(others, one.shape[1:], strict=False))
-        if one.dtype not in DTYPES or not has_whole_rows or not one.shape:
-            with safe_open(one.path, framework="pt") as file:
-                part: Tensor = file.get_slice(name)[cut] if cut else file.get_tensor(name)
-                return part
-        begin, end = first.start, min(first.stop, one.shape[0])
-        row_bytes = (one.end - one.begin) // max(one.shape[0], 1)
-        if not (end - begin) * row_bytes:
-            return torch.empty(end - begin, *one.shape[1:], dtype=DTYPES[one.dtype])
-        data = bytearray((end - begin) * row_bytes)
-        with one.path.open("rb", buffering=0) as file:
-            file.seek(one.begin + begin * row_bytes)
-            if read_into(file, data) < len(data):
-                raise ModelError(f"{one.path} ends inside {name}: it was cut short. Copy or download it again.")
-        return torch.frombuffer(data, dtype=DTYPES[one.dtype]).view(end - begin, *one.shape[1:])
-
-
-class _Pickled:
-    def __init__(self, folder: Path) -> None:
-        from alpaca_jobs.weights.sources import PickleSource
-
-        self._source = PickleSource(folder)
-        self.shapes: Mapping[str, tuple[int, ...]] = {
-            name: info.shape for name, info in self._source.tensors.items()
-        }  # fmt: skip
-
-    def part(self, name: str, cut: tuple[slice, ...]) -> Tensor:
-        whole = self._source.mapped(name)
-        return whole[cut] if cut else whole
-
-
 @dataclass(frozen=True)
 class BaseWeights:
-    """A base model's stored tensors, for a model that uses them under their own names.
+    """A base model's tensors as a model has them.
 
     Attributes:
         names: of the tensors that the model has, without its adapters.
     """
 
-    files: _Files
+    files: Files
     names: frozenset[str]
 
     @torch.no_grad()
@@ -133,31 +84,50 @@ def stored_name(name: str) -> str:
 
 
 def open_base(folder: Path, model: Any) -> BaseWeights | None:
-    """Find every tensor of a model in a folder; None where names or shapes differ, so that only from_pretrained can.
+    """Find every tensor of a model in a folder; None where only from_pretrained can make them of what is there.
 
     Raises:
         ModelError: the folder holds broken safetensors.
     """
-    files: _Files
+    files: Files
     if any(folder.glob("*.safetensors")):
-        files = _Safetensors(folder)
+        files = SafetensorsFiles(folder)
     else:
         try:
-            files = _Pickled(folder)
+            files = PickledFiles(folder)
         except ModelError:  # from_pretrained has the better words, or another way
             return None
+    groups = groups_to_load(model, files.shapes)
+    try:
+        converted = ConvertedFiles(files, groups)
+    except (ValueError, RuntimeError, LookupError, AttributeError, TypeError) as exc:
+        logger.warning("The weights in %s cannot be converted part by part (%s): they are loaded whole.", folder, exc)
+        return None
     embeddings = {id(one.weight) for one in (model.get_input_embeddings(), model.get_output_embeddings()) if one}
     persistent = set(model.state_dict())
     wanted: dict[str, Tensor] = dict(model.named_parameters())
     wanted.update({name: buffer for name, buffer in model.named_buffers() if name in persistent})
     for name, tensor in wanted.items():
-        here = files.shapes.get(name)
+        here = converted.shapes.get(name)
         if here is None:
             return None
         grows = id(tensor) in embeddings and here[1:] == tuple(tensor.shape[1:])
         if here != tuple(tensor.shape) and not (grows and here[0] < tensor.shape[0]):
             return None
-    return BaseWeights(files, frozenset(wanted))
+    _tell_unused(folder, model, files.shapes.keys() - {name for group in groups for name in group.names})
+    return BaseWeights(converted, frozenset(wanted))
+
+
+def _tell_unused(folder: Path, model: Any, unused: set[str]) -> None:
+    """Warn of tensors that are in the files and nowhere in the model: its config.json may say too little."""
+    known = (*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"rotary_emb\.inv_freq$")
+    left = sorted(name for name in unused if not any(re.search(pattern, name) for pattern in known))
+    if left:
+        logger.warning(
+            "%d tensors in %s have no place in the model that its config.json describes, and are left out: %s. If they "
+            "belong to it, correct config.json (attention_bias, num_hidden_layers).",
+            len(left), folder, ", ".join(left[:3]) + (", ..." if len(left) > 3 else ""),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Export: the model of a committed step as a folder that from_pretrained of transformers loads; one process, no GPU.
 
-Tensor by tensor (export_parts.py), but for a model whose files have other names or shapes than its tensors: that is put
-together in memory, and transformers converts it.
+Tensor by tensor (export_parts.py). tiny-llama with merged adapters, and a model that transformers stores in a way that
+cannot be taken apart, are put together in memory.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.adapters import add_adapters, merge_adapters, trained_embeddings, write_adapters
 from alpaca_jobs.training.base_weights import Fill, open_base
 from alpaca_jobs.training.engines.protocol import kept_tensors, trained_parameters
-from alpaca_jobs.training.export_parts import Merged, infos, is_stored_as_named, write_committed, write_configuration
+from alpaca_jobs.training.export_parts import Merged, stored_form, write_committed, write_configuration
 from alpaca_jobs.training.hub import TINY_LLAMA
-from alpaca_jobs.training.making import weights_folder
+from alpaca_jobs.training.making import name_base, weights_folder
 from alpaca_jobs.training.model import build_model, build_without_memory
 from alpaca_jobs.training.model_card import DATA_CARD, CardFacts, render_model_card
 from alpaca_jobs.training.tokenizer import RowTokenizer, load_tokenizer, write_folder
@@ -117,15 +117,15 @@ class _Export:
     def whole_model(self) -> Manifest:
         model = self._model()
         tensors = kept_tensors(model, adapters_only=False)
-        if not is_stored_as_named(model, tensors):
+        form = stored_form(model, tensors, self._dtype)
+        if form is None:
             self._give_memory(model)
             manifest = self._load(kept_tensors(model, adapters_only=False))
             self._write_in_memory(model)
             return manifest
-        wanted = infos(tensors, self._dtype)
-        with _disk_errors(self.folder, _written(wanted)), ModelFolder(self.folder, wanted) as out:
+        with _disk_errors(self.folder, _written(form.wanted)), ModelFolder(self.folder, form.wanted) as out:
             self._write_others(model, out.partial)
-            write_committed(out, tensors, wanted, checkpointer=self.checkpointer, ref=self.ref)
+            write_committed(out, tensors, form, dtype=self._dtype, checkpointer=self.checkpointer, ref=self.ref)
         return self._load({})
 
     def adapters(self) -> Manifest:
@@ -138,20 +138,34 @@ class _Export:
         return manifest
 
     def merged(self) -> Manifest:
+        self._check_base()
         model = self._model()
-        plain = is_stored_as_named(model, kept_tensors(model, adapters_only=False))
-        base = None if self.train.model == TINY_LLAMA or not plain else open_base(weights_folder(self.train), model)
-        if base is None:
+        base = None if self.train.model == TINY_LLAMA else open_base(weights_folder(self.train), model)
+        form = None if base is None else stored_form(model, kept_tensors(model, adapters_only=False), self._dtype)
+        if base is None or form is None:
             return self._merged_in_memory()
         add_adapters(model, self.train)
         adapters, manifest = self._trained(model)
         merged = Merged(model, base, adapters)
-        wanted = infos(merged.tensors(), self._dtype)
-        with _disk_errors(self.folder, _written(wanted)), ModelFolder(self.folder, wanted) as out:
+        with _disk_errors(self.folder, _written(form.wanted)), ModelFolder(self.folder, form.wanted) as out:
             write_adapters(adapters, self.train, out.partial / "adapter", embeddings=trained_embeddings(model))
             self._write_others(self._model(), out.partial)
-            merged.write(out, wanted)
+            merged.write(out, form, self._dtype)
         return manifest
+
+    def _check_base(self) -> None:
+        """Adapters belong to the weights they were trained beside: on others they would be noise that looks well."""
+        trained = self._load({}).meta.get("base")
+        if trained is None:
+            return
+        here = name_base(self.train)
+        if trained["weights"] != here["weights"]:
+            raise ModelError(
+                f"The adapters of {self.ref} were trained beside {trained['model']} ({trained['weights']}), but "
+                f"{here['model']} is {here['weights']} now: the base model has changed, and merged into it they would "
+                "make another model. Put the old one back (train.revision pins one of the hub), or set export.merge: "
+                "false."
+            )
 
     def _merged_in_memory(self) -> Manifest:
         model: Any = build_model(self.train, self.tokenizer, device=torch.device("cpu"))

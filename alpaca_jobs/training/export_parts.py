@@ -1,12 +1,14 @@
 """An exported model written tensor by tensor: memory holds the largest of them, whatever the model's size.
 
 Each tensor is read from the commit, or for merged adapters from the base model's files, made the type of the export,
-and put into the shard that it belongs to.
+and put into the shard that it belongs to. Where transformers stores tensors otherwise than the model has them, those
+that are converted together are read together (conversions.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,38 +18,63 @@ from torch import Tensor
 
 from alpaca_jobs.training.adapters import adapted_layers
 from alpaca_jobs.training.base_weights import BaseWeights, stored_name
+from alpaca_jobs.training.conversions import Group, groups_to_save
 from alpaca_jobs.weights.shards import ModelFolder
-from alpaca_jobs.weights.sources import DTYPES, NAMES, TensorInfo
+from alpaca_jobs.weights.sources import NAMES, TensorInfo
 
 if TYPE_CHECKING:
     from checkpoints.keys import CommitRef
     from checkpoints.torch_bridge import Checkpointer
 
+logger = logging.getLogger(__name__)
+
 GROUP_BYTES = 64 * 2**20
 """Tensors read from the commit at a time; a larger one is read alone."""
 
 
-def is_stored_as_named(model: Any, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether transformers stores a model's tensors under the names and shapes the model has them by."""
-    from transformers.core_model_loading import revert_weight_conversion
+@dataclass(frozen=True)
+class StoredForm:
+    """What a model's folder will hold, and of which of the model's tensors it is made.
 
-    without_memory = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    stored = revert_weight_conversion(model, dict(without_memory))
-    same = stored.keys() == tensors.keys() and all(stored[name].shape == tensors[name].shape for name in stored)
-    return same and all(tensor.dtype in NAMES for tensor in tensors.values())
+    Attributes:
+        groups: in the order they are written.
+        wanted: what comes of them, in that order.
+    """
+
+    groups: Sequence[Group]
+    wanted: Mapping[str, TensorInfo]
 
 
-def infos(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, TensorInfo]:
-    """What will be written, sorted by name; numbers with a fraction become `dtype`, as module.to has it."""
-    return {
-        name: TensorInfo(NAMES[dtype if tensor.is_floating_point() else tensor.dtype], tuple(tensor.shape))
-        for name, tensor in sorted(tensors.items())
-    }
+def stored_form(model: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> StoredForm | None:
+    """As transformers stores the model; numbers with a fraction become `dtype`, as module.to has it. None where that
+    cannot be written part by part.
+
+    Args:
+        model: without adapters; no memory is needed.
+        tensors: what the model has, by its names; types and shapes are looked at.
+    """
+    wanted: dict[str, TensorInfo] = {}
+    groups = groups_to_save(model, sorted(tensors))
+    for group in groups:
+        try:
+            made = group.convert(lambda name: as_written(tensors[name].to("meta"), dtype))
+        except (ValueError, RuntimeError, LookupError, AttributeError, TypeError) as exc:
+            logger.warning("The model cannot be written part by part (%s): it is put together in memory.", exc)
+            return None
+        if any(tensor.dtype not in NAMES for tensor in made.values()):
+            return None
+        wanted.update({name: TensorInfo(NAMES[one.dtype], tuple(one.shape)) for name, one in made.items()})
+    return StoredForm(groups, wanted)
+
+
+def as_written(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the type of the export."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def write_committed(
-    folder: ModelFolder, tensors: Mapping[str, Tensor], wanted: Mapping[str, TensorInfo], *, checkpointer: Checkpointer,
-    ref: CommitRef,
+    folder: ModelFolder, tensors: Mapping[str, Tensor], form: StoredForm, *, dtype: torch.dtype,
+    checkpointer: Checkpointer, ref: CommitRef,
 ) -> None:  # fmt: skip
     """Write a commit's tensors.
 
@@ -57,25 +84,33 @@ def write_committed(
     Raises:
         Damaged: the commit's bytes are not what was committed.
     """
-    for names in _groups(tensors, wanted):
-        group = {name: torch.empty_like(tensors[name], device="cpu") for name in names}
-        checkpointer.load(ref, {"model": group}, partial=True)
-        for name in names:
-            folder.append(name, group.pop(name).to(DTYPES[wanted[name].dtype]).view(-1))
+    for groups in _together(form.groups, tensors):
+        read = {
+            name: torch.empty_like(tensors[name], device="cpu") for group in groups for name in group.names
+        }  # fmt: skip
+        checkpointer.load(ref, {"model": read}, partial=True)
+        for group in groups:
+            write_group(folder, group, lambda name: as_written(read.pop(name), dtype))  # noqa: B023 - called at once
 
 
-def _groups(tensors: Mapping[str, Tensor], wanted: Mapping[str, TensorInfo]) -> Iterator[list[str]]:
-    names: list[str] = []
+def write_group(folder: ModelFolder, group: Group, read: Callable[[str], Tensor]) -> None:
+    """Write what a group of tensors becomes."""
+    for name, value in group.convert(read).items():
+        folder.append(name, value.contiguous().view(-1))
+
+
+def _together(groups: Iterable[Group], tensors: Mapping[str, Tensor]) -> Iterator[list[Group]]:
+    some: list[Group] = []
     size = 0
-    for name in wanted:
-        num_bytes = tensors[name].numel() * tensors[name].element_size()
-        if names and size + num_bytes > GROUP_BYTES:
-            yield names
-            names, size = [], 0
-        names.append(name)
+    for group in groups:
+        num_bytes = sum(tensors[name].numel() * tensors[name].element_size() for name in group.names)
+        if some and size + num_bytes > GROUP_BYTES:
+            yield some
+            some, size = [], 0
+        some.append(group)
         size += num_bytes
-    if names:
-        yield names
+    if some:
+        yield some
 
 
 @dataclass(frozen=True)
@@ -90,20 +125,19 @@ class Merged:
     base: BaseWeights
     trained: Mapping[str, Tensor]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What the merged model has, by the names it will have; without memory."""
-        return {stored_name(name): tensor for name, tensor in self._named().items()}
-
     @torch.no_grad()
-    def write(self, folder: ModelFolder, wanted: Mapping[str, TensorInfo]) -> None:
+    def write(self, folder: ModelFolder, form: StoredForm, dtype: torch.dtype) -> None:
         """Write the base model with the adapters folded in, in float32 until the end."""
         layers = adapted_layers(self.model)
         names = {stored_name(name): name for name in self._named()}
-        for plain, info in wanted.items():
+
+        def read(plain: str) -> Tensor:
             name = names[plain]
             owner = name.rpartition(".base_layer.")[0]
-            value = self._folded(owner, layers[owner], name) if owner else self._value(name)
-            folder.append(plain, value.to(DTYPES[info.dtype]).contiguous().view(-1))
+            return as_written(self._folded(owner, layers[owner], name) if owner else self._value(name), dtype)
+
+        for group in form.groups:
+            write_group(folder, group, read)
 
     def _named(self) -> dict[str, Tensor]:
         persistent = set(self.model.state_dict())

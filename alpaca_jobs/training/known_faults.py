@@ -1,4 +1,4 @@
-"""Faults that circulate in base models' files, recognised before training is paid for.
+"""Faults that circulate in base models' files, recognised before training is paid for; and quantised weights.
 
 Early conversions of LLaMA (spring 2023) name the tokenizer's class as a development version of transformers did, and
 leave the special tokens empty or map the end to another token: a model trained with them never stops.
@@ -41,6 +41,29 @@ def check_tokenizer_files(folder: Path, model: str) -> None:
                 "would never stop. Set it to the base model's own end token (LLaMA: '</s>', id 2), or take a newer "
                 "conversion."
             )
+
+
+def check_config(folder: Path, model: str) -> None:
+    """Look at a model's config.json. Raises as `refuse_quantised`."""
+    refuse_quantised(_read(folder / "config.json").get("quantization_config"), model)
+
+
+def refuse_quantised(found: Any, model: str) -> None:
+    """Refuse weights that are codes: read as numbers they are noise, and training has no use for codes.
+
+    Args:
+        found: `quantization_config` of the model's configuration, or None.
+
+    Raises:
+        ModelError: there is one.
+    """
+    if found is None:
+        return
+    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    raise ModelError(
+        f"train.model is {model}, whose weights are quantised ({method or 'quantization_config in its config.json'}); "
+        "training needs them as plain numbers. Name the model that it was made from."
+    )
 
 
 def check_tokenizer(tokenizer: Any, folder: Path | None, model: str) -> None:

@@ -4,7 +4,7 @@ A model is tried out (layout of rows, chunked loss) before it is spread. A pretr
 tried out on a small one of the same architecture. Its weights are then read tensor by tensor (base_weights.py), each in
 the type it is kept in: what is frozen never takes float32's bytes on a device. fsdp reads after it has sharded, each
 rank its own part; deepspeed-zero3 cuts each parameter up before the next one is read; the others read the whole model
-onto the device. A model whose files have to be converted is loaded whole, on the CPU, by every rank.
+onto the device. A model that cannot be read like that is loaded whole, on the CPU, by every rank.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from alpaca_jobs.errors import ModelError
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.adapters import add_adapters, reset_adapters
 from alpaca_jobs.training.attention import use_rows_attention
@@ -25,6 +26,7 @@ from alpaca_jobs.training.flash_check import keep_flash
 from alpaca_jobs.training.hub import TINY_LLAMA, foreign_model_errors, resolve_model
 from alpaca_jobs.training.loss import LossHead, attach_loss_head
 from alpaca_jobs.training.model import build_model, build_trial, build_without_memory
+from alpaca_jobs.training.peak_memory import free_memory_bytes
 from alpaca_jobs.training.tokenizer import RowTokenizer
 from alpaca_jobs.training.weights import files_digest, weights_digest
 
@@ -47,16 +49,23 @@ class Made:
 
 
 def make_model(
-    train: TrainSpec, tokenizer: RowTokenizer, *, device: torch.device, world_size: int, with_weights: bool = True
-) -> Made:
+    train: TrainSpec, tokenizer: RowTokenizer, *, device: torch.device, world_size: int, with_weights: bool = True,
+    ranks_per_node: int = 1,
+) -> Made:  # fmt: skip
     """Build the job's model, with adapters where it has some, and find out how rows and losses go through it.
 
+    Args:
+        ranks_per_node: that share this machine's memory.
+
     Raises:
-        ModelError: the base model cannot be loaded or adapted.
+        ModelError: the base model cannot be loaded or adapted, or would have to be loaded whole by more ranks than this
+            machine has memory for.
     """
     engine, _ = choose_engine(train, world_size=world_size)
     if train.model != TINY_LLAMA:
-        return _make_pretrained(train, tokenizer, engine=engine, device=device, with_weights=with_weights)
+        return _make_pretrained(
+            train, tokenizer, engine=engine, device=device, with_weights=with_weights, ranks=ranks_per_node
+        )
     model = build_model(train, tokenizer, device=device)
     if train.method == "lora":
         add_adapters(model, train)
@@ -103,12 +112,13 @@ def weights_folder(train: TrainSpec) -> Path:
 
 
 def _make_pretrained(
-    train: TrainSpec, tokenizer: RowTokenizer, *, engine: str, device: torch.device, with_weights: bool
+    train: TrainSpec, tokenizer: RowTokenizer, *, engine: str, device: torch.device, with_weights: bool, ranks: int
 ) -> Made:
     model, trial = build_without_memory(train, tokenizer), build_trial(train)
     source = open_base(weights_folder(train), model) if with_weights else None
     is_whole = with_weights and source is None
     if is_whole:
+        check_host_memory(train.model, model, ranks=ranks, free=free_memory_bytes())
         model = build_model(train, tokenizer, device=_CPU)
     if train.method == "lora":
         add_adapters(model, train)
@@ -132,6 +142,27 @@ def _make_pretrained(
                 pass
             fill = None
     return Made(model, layout, attach_loss_head(model) if head is not None else None, fill)
+
+
+def check_host_memory(name: str, model: nn.Module, *, ranks: int, free: int | None) -> None:
+    """Refuse to load a whole float32 model once for each rank of a machine that has no room for that: the system would
+    kill a rank in the middle, and the next attempt again.
+
+    Args:
+        model: without memory.
+        free: bytes; None where nobody knows.
+
+    Raises:
+        ModelError: it does not fit.
+    """
+    needed = 4 * sum(param.numel() for param in model.parameters())
+    if free is not None and ranks * needed > free:
+        raise ModelError(
+            f"{name} is stored in a way that cannot be read part by part, so that each of {ranks} ranks on this "
+            f"machine loads all of it, {needed / 2**30:.1f} GiB in float32, and {free / 2**30:.1f} GiB of host memory "
+            "are free. Save it once with this version of transformers (from_pretrained, then save_pretrained) and name "
+            "that folder, or take a machine with more memory."
+        )
 
 
 def _try_out(

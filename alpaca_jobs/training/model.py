@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 
+from alpaca_jobs.errors import ModelError
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.attention import flash_operators
 from alpaca_jobs.training.base_weights import parameters_without_memory
 from alpaca_jobs.training.hub import TINY_LLAMA, foreign_model_errors, resolve_model
+from alpaca_jobs.training.known_faults import refuse_quantised
+from alpaca_jobs.training.lean_imports import hidden, without_compiler
 from alpaca_jobs.training.rope import stretch_context
 from alpaca_jobs.training.tokenizer import RowTokenizer
 
@@ -83,6 +87,7 @@ def _config(train: TrainSpec) -> Any:
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(folder)
+    refuse_quantised(getattr(config, "quantization_config", None), train.model)
     stretch_context(config, train)
     return config
 
@@ -121,8 +126,13 @@ def preload(train: TrainSpec) -> None:
     modules = ["torch.distributed.fsdp", "transformers.models.llama.modeling_llama"]
     if train.model != TINY_LLAMA:
         modules.append("transformers.models.auto.modeling_auto")
-    for module in modules:
-        importlib.import_module(module)
+    with ExitStack() as lean:
+        if not train.compile and not train.engine.startswith("deepspeed"):
+            lean.enter_context(without_compiler())
+            if train.method == "full":
+                lean.enter_context(hidden("accelerate"))  # adapters need it, a whole model does not
+        for module in modules:
+            importlib.import_module(module)
 
 
 def matrix_parameters(model: Any) -> int:
@@ -173,7 +183,15 @@ def _pretrained(train: TrainSpec, tokenizer: RowTokenizer) -> Any:
     with foreign_model_errors(train.model, "model"):
         from transformers import AutoModelForCausalLM
 
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
+        model, told = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    if missing := sorted(told["missing_keys"]):
+        raise ModelError(
+            f"{train.model} lacks {len(missing)} of the tensors that its config.json describes "
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}), and transformers would fill them with "
+            "random numbers. Copy or download the model again; or correct its config.json."
+        )
     _fit_embeddings(model, tokenizer.vocab_size)
     model.config.pad_token_id = tokenizer.pad_id
     return model

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alpaca_jobs.errors import ModelError
 from alpaca_jobs.training.hub import HUB_TIMEOUT_S, TINY_LLAMA, HubSilent, ask_hub
+from alpaca_jobs.training.known_faults import check_config
 from alpaca_jobs.training.revision import cached_commit
 from alpaca_jobs.training.run_models import check_run_model, is_run
 from checkpoints.errors import CheckpointError
@@ -31,8 +32,8 @@ def pin_revision(model: str, revision: str | None, *, timeout_s: float = HUB_TIM
     commit is taken; where that is not there either, nothing is pinned. Both are said in words.
 
     Raises:
-        ModelError: there is no such model or revision, a revision of something that has none, or a run that has
-            exported no whole model.
+        ModelError: there is no such model or revision, a revision of something that has none, a run that has exported
+            no whole model, or a folder with quantised weights.
     """
     if model == TINY_LLAMA or is_run(model) or Path(model).expanduser().is_dir() or model.startswith((".", "/", "~")):
         if revision is not None:
@@ -40,6 +41,8 @@ def pin_revision(model: str, revision: str | None, *, timeout_s: float = HUB_TIM
                 f"train.revision is {revision}, but train.model is {model}, which is no model of the Hugging Face hub "
                 "and has no revisions. Leave train.revision out."
             )
+        if Path(model).expanduser().is_dir():
+            check_config(Path(model).expanduser(), model)
         return _look_at_run(model) if is_run(model) else Pinned(None)
     if revision is not None and _COMMIT.fullmatch(revision):
         return Pinned(revision)

@@ -87,12 +87,15 @@ def build_state(ctx: TrainContext, *, with_weights: bool | None = None) -> Train
         torch.cuda.set_device(device)
     if with_weights is None:
         with_weights = not ctx.candidates or train.method == "lora"
-    made = make_model(train, tokenizer, device=device, world_size=ctx.world_size, with_weights=with_weights)
+    ranks_per_node = ctx.ranks_per_node or ctx.world_size
+    made = make_model(
+        train, tokenizer, device=device, world_size=ctx.world_size, with_weights=with_weights,
+        ranks_per_node=ranks_per_node,
+    )  # fmt: skip
     use_fast_kernels(made.model, train, device=device)
     engine = make_engine(
-        made.model, train, device=device, world_size=ctx.world_size,
-        ranks_per_node=ctx.ranks_per_node or ctx.world_size, fill=made.fill,
-    )  # fmt: skip
+        made.model, train, device=device, world_size=ctx.world_size, ranks_per_node=ranks_per_node, fill=made.fill
+    )
     return TrainState(
         engine=engine,
         layout=made.layout,

@@ -9,18 +9,16 @@ from typing import Any
 import pytest
 import torch
 
+from alpaca_jobs.errors import ModelError
 from alpaca_jobs.spec import TrainSpec
-from alpaca_jobs.training.base_weights import _Safetensors
+from alpaca_jobs.training.base_files import SafetensorsFiles
 from alpaca_jobs.training.engines import make_engine
-from alpaca_jobs.training.making import make_model
+from alpaca_jobs.training.making import check_host_memory, make_model
 from alpaca_jobs.training.model import build_model
 from alpaca_jobs.training.recipes import build_tokenizer
 from alpaca_jobs.training.tokenizer import load_tokenizer, write_folder
 
 CPU = torch.device("cpu")
-CONVERTED = {"mixtral", "gpt_neox"}
-"""Families whose tensors are stored under other names or shapes than the model's: they are loaded whole."""
-
 spec = importlib.util.spec_from_file_location("families", Path(__file__).with_name("test_architectures.py"))
 assert spec is not None
 assert spec.loader is not None
@@ -58,7 +56,7 @@ def test_a_model_read_in_parts_has_the_bits_of_one_loaded_whole(
         assert torch.equal(one, other), name
     given, out = (part.weight for part in _embeddings(made.model))
     assert (given is out) is (len({id(part.weight) for part in _embeddings(whole)}) == 1)
-    assert (made.fill is None) is (family in CONVERTED)
+    assert made.fill is not None  # nothing was loaded whole
 
 
 def _embeddings(model: Any) -> tuple[Any, Any]:
@@ -71,7 +69,7 @@ def test_any_part_of_a_stored_tensor_is_what_is_stored_there(shape: tuple[int, .
 
     whole = torch.randn(shape).to(torch.bfloat16)
     save_file({"a": torch.ones(3), "w": whole}, tmp_path / "model.safetensors")
-    files = _Safetensors(tmp_path)
+    files = SafetensorsFiles(tmp_path)
     assert torch.equal(files.part("w", ()), whole)
     if shape:
         rows = [slice(0, size) for size in shape]
@@ -80,3 +78,15 @@ def test_any_part_of_a_stored_tensor_is_what_is_stored_there(shape: tuple[int, .
         if len(shape) > 1:
             cut = (slice(1, 4), slice(2, 5), *rows[2:])  # no whole rows
             assert torch.equal(files.part("w", cut), whole[cut])
+
+
+def test_a_model_that_every_rank_would_load_whole_is_refused_where_the_machine_has_no_room() -> None:
+    with torch.device("meta"):
+        model = torch.nn.Linear(2**14, 2**14, bias=False)  # 1 GiB in float32
+    check_host_memory("acme/odd", model, ranks=8, free=9 * 2**30)
+    check_host_memory("acme/odd", model, ranks=8, free=None)
+    words = (
+        r"each of 8 ranks on this machine loads all of it, 1\.0 GiB in float32, and 7\.0 GiB of host memory are free"
+    )
+    with pytest.raises(ModelError, match=words):
+        check_host_memory("acme/odd", model, ranks=8, free=7 * 2**30)

@@ -92,6 +92,23 @@ def test_adapters_do_not_go_on_beside_another_base(worker: Any, one_rank: None, 
     assert "the base model has changed. Put the old one back" in said["text"]
 
 
+def test_adapters_are_not_merged_into_another_base(worker: Any, trained: Path, tiny_opt: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_opt, other)
+    tensors = load_file(other / "model.safetensors")
+    name = sorted(tensors)[0]
+    tensors[name] = tensors[name] + 1e-3
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"were trained beside .* the base model has changed, and merged into it"):
+        _export(worker, trained, tmp_path / "model", _train(other), merge=True)
+    assert not (tmp_path / "model").exists()
+    _export(worker, trained, tmp_path / "adapters", _train(other), merge=False)  # what does not touch the base may go
+
+
 def test_layers_that_a_model_does_not_have_are_refused_with_the_names_it_has(
     worker: Any, one_rank: None, tiny_opt: Path, tmp_path: Path
 ) -> None:

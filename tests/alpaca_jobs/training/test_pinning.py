@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from alpaca_jobs.errors import ModelError
+from alpaca_jobs.generation.offline_teacher import running
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.hub import resolve_model
 from alpaca_jobs.training.pinning import Pinned, pin_revision
@@ -68,16 +68,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(
         huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
     )
-    yield address
-    server.shutdown()
-    server.server_close()
+    with running(server):
+        yield address
 
 
 @pytest.fixture
@@ -187,3 +185,19 @@ def test_a_sound_tokenizer_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptu
     write_folder(build_tokenizer("tiny-llama", ["a text"]), tmp_path)
     build_tokenizer(str(tokenizer_folder(tmp_path)), [])
     assert caplog.text == ""
+
+
+def test_quantised_weights_are_refused_at_launch_and_before_they_are_read(tmp_path: Path) -> None:
+    """Their codes have the names and shapes of weights (fp8), and would be taken for numbers."""
+    from alpaca_jobs.training.model import build_trial
+
+    config = {
+        "model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "quantization_config": {"quant_method": "fp8"},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    words = r"whose weights are quantised \(fp8\); training needs them as plain numbers\. Name the model"
+    with pytest.raises(ModelError, match=words):
+        pin_revision(str(tmp_path), None)
+    with pytest.raises(ModelError, match=words):
+        build_trial(TrainSpec(model=str(tmp_path)))
