@@ -7,7 +7,7 @@ said to be one; else the checks that need its size or context are left to the us
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alpaca_jobs.model_shapes import ModelShape, shape_by_size
 
@@ -40,6 +40,12 @@ class SizedModel:
     num_parameters: int
     shape: ModelShape
     guess: str = ""
+
+    def with_words(self, count: int) -> SizedModel:
+        """The model with so many more words in its vocabulary, each a row of either embedding."""
+        shape = self.shape.with_words(count)
+        grown = shape.embedding_parameters - self.shape.embedding_parameters
+        return replace(self, num_parameters=self.num_parameters + grown, shape=shape)
 
 
 _LLAMA_7B = ModelShape(32, 4096, 11008, 32, 32, 32_000)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _GATED, _PLAIN = 3, 2
+
+EMBEDDINGS = frozenset(("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings"))
+"""What transformers' decoder-only models call their embeddings: Llama, OPT, Qwen; GPT-2; GPT-NeoX; Bloom, Falcon."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class ModelShape:
         """Parameters of LoRA's adapters: rank x (in + out) for each adapted layer (arXiv:2106.09685, section 4.1).
 
         Args:
-            target_modules: names of linear layers; one that is not known here counts as the widest.
+            target_modules: names of linear layers, of which one that is not known here counts as the widest, and of
+                embeddings, which a model has once.
         """
         hidden, query, kv, wide = self.hidden_size, self.query_size, self.kv_size, self.feed_forward
         sizes = {
@@ -70,7 +74,13 @@ class ModelShape:
             **dict.fromkeys(("k_proj", "v_proj"), hidden + kv),
             **dict.fromkeys(("query_key_value", "c_attn", "Wqkv", "wqkv"), hidden + query + 2 * kv),
         }
-        return self.num_layers * rank * sum(sizes.get(name, hidden + wide) for name in set(target_modules))
+        names = set(target_modules)
+        once = len(names & EMBEDDINGS) * (self.vocab_size + hidden)
+        return rank * (self.num_layers * sum(sizes.get(name, hidden + wide) for name in names - EMBEDDINGS) + once)
+
+    def with_words(self, count: int) -> ModelShape:
+        """The shape with so many more words in its vocabulary."""
+        return replace(self, vocab_size=self.vocab_size + count)
 
 
 # (parameters in billions, layers, hidden size, heads), all with plain heads.

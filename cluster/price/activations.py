@@ -17,7 +17,7 @@ Korthikanti et al., arXiv:2205.05198, section 4.1.
 
 from __future__ import annotations
 
-from alpaca_jobs.model_shapes import ModelShape
+from alpaca_jobs.model_shapes import EMBEDDINGS, ModelShape
 from alpaca_jobs.spec import TrainSpec
 
 CHUNK_ELEMENTS = 2**23
@@ -38,7 +38,8 @@ def layer_bytes_per_token(train: TrainSpec, shape: ModelShape) -> float:
     norms = 2 * _FLOAT32 * hidden
     attention = 2 * shape.query_size + 2 * shape.kv_size
     if train.lora is not None:
-        read = sum(wide if name in ("down_proj", "fc2") else hidden for name in set(train.lora.target_modules))
+        adapted = set(train.lora.target_modules) - EMBEDDINGS
+        read = sum(wide if name in ("down_proj", "fc2") else hidden for name in adapted)
         return norms + size * (attention + 3 * wide) + (size + 1) * read
     return norms + size * (4 * hidden + attention + 4 * wide)
 
@@ -77,7 +78,7 @@ def loss_bytes(train: TrainSpec, shape: ModelShape, tokens: float) -> float:
     which adds up in float32 where that embedding is trained (alpaca_jobs/training/loss.py).
     """
     head = shape.vocab_size * shape.hidden_size
-    gradient = 0 if train.lora is not None else (_FLOAT32 + dtype_bytes(train)) * head
+    gradient = (_FLOAT32 + dtype_bytes(train)) * head if train.lora is None or train.trains_embeddings else 0
     if train.cross_entropy == "plain":
         return tokens * shape.vocab_size * _PLAIN_BYTES + gradient
     return min(CHUNK_ELEMENTS, tokens * shape.vocab_size) * _CHUNK_BYTES + gradient

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 
+from alpaca_jobs.errors import AlpacaError
 from alpaca_jobs.known_models import SizedModel, size_of
-from alpaca_jobs.spec import JobSpec
+from alpaca_jobs.spec import JobSpec, TrainSpec
 from cluster.errors import PlanError
 from cluster.price.gpu_choice import join
 from cluster.price.memory_advice import advice
@@ -17,11 +19,27 @@ _MORE_NODES = (2, 3, 4, 6, 8)
 
 
 def model_of(job: JobSpec, work: Workload | None) -> SizedModel | None:
-    """The size of a job's model: counted, known by its name, or guessed; None where nothing tells it."""
+    """The size of a job's model: counted, known by its name, or guessed; None where nothing tells it. With the words
+    that `train.tokenizer` adds to it.
+    """
     told = size_of(job.train.model)
-    if work is None or (told is not None and told.num_parameters == work.num_parameters):
-        return told
-    return size_of(job.train.model, num_parameters=work.num_parameters)
+    if work is not None and (told is None or told.num_parameters != work.num_parameters):
+        told = size_of(job.train.model, num_parameters=work.num_parameters)
+    return None if told is None else told.with_words(words_added(job.train))
+
+
+def words_added(train: TrainSpec) -> int:
+    """Most words that `train.tokenizer` can add: all of the other tokenizer's, where its file is on this machine; 0
+    where it is not (what a training run then needs more is rows of words alone: 16 to 18 bytes x hidden size each).
+    """
+    from alpaca_jobs.training.vocabulary import read_tokenizer
+
+    if train.tokenizer is None or "://" in train.tokenizer.extend:
+        return 0
+    try:
+        return len(json.loads(read_tokenizer(train.tokenizer.extend))["model"]["vocab"])
+    except (AlpacaError, OSError, ValueError, LookupError, TypeError):
+        return 0  # a file that is missing or broken is named by whoever extends the tokenizer with it
 
 
 def fit_of(job: JobSpec, model: SizedModel, offer: Offer, work: Workload | None) -> MemoryFit | None:

@@ -1,13 +1,15 @@
 """Does a model fit? Bytes on each GPU by engine, method, length and offload, against what the GPU has. Pure.
 
-With P all parameters, T the trained ones (P, or LoRA's adapters), F the frozen ones (0, or P), d bytes a number of the
-forward pass (2 in bfloat16), W ranks and S shards (W; with `sharding: hybrid` the GPUs of a machine):
+With P all parameters, T the trained ones (P, or LoRA's adapters and the embeddings that lora.train_embeddings trains
+whole), F the frozen ones (0, or the rest of P), d bytes a number of the forward pass (2 in bfloat16), W ranks and S
+shards (W; with `sharding: hybrid` the GPUs of a machine):
 
     engine   parameters        masters  gradients  optimizer  beside them
     single   d F + d T         4T       4T         8T
     ddp      d F + d T         4T       4T         8T         4T of gradients under way between ranks
     fsdp     (d F + 4T) / S    -        4T / S     8T / S     two layers and both embeddings gathered, in d; one
-                                                              layer's and the embeddings' gradients whole, in d + 4
+                                                              layer's and the embeddings' gradients whole, in d + 4,
+                                                              of those that are trained
     zero2    d F + d T         4T / W   4T / W     8T / W     a bucket of 5e8 gradients, in d + 4
     zero3    (d F + d T) / W   4T / W   4T / W     8T / W     the bucket, and 1e9 parameters gathered, in d
 
@@ -153,10 +155,11 @@ def micro_batch_tokens(train: TrainSpec, row_tokens: float | None) -> float:
 
 
 def trained_parameters(train: TrainSpec, model: SizedModel) -> int:
-    """Parameters that training changes: all, or LoRA's adapters."""
+    """Parameters that training changes: all, or LoRA's adapters and the embeddings that are trained beside them."""
     if train.lora is None:
         return model.num_parameters
-    return model.shape.adapter_parameters(train.lora.rank, train.lora.target_modules)
+    adapters = model.shape.adapter_parameters(train.lora.rank, train.lora.target_modules)
+    return adapters + (model.shape.embedding_parameters if train.trains_embeddings else 0)
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,8 @@ class _Kept:
 
 def _kept(train: TrainSpec, model: SizedModel, machines: Machines, engine: str) -> _Kept:
     trained, size = float(trained_parameters(train, model)), dtype_bytes(train)
-    frozen = 0.0 if train.lora is None else float(model.num_parameters)
+    whole = model.shape.embedding_parameters if train.trains_embeddings else 0
+    frozen = 0.0 if train.lora is None else float(model.num_parameters - whole)
     ranks = machines.num_gpus
     if engine in ("single", "ddp"):
         masters = 4 * trained if size != 4 else 0.0
@@ -202,5 +206,5 @@ def _kept(train: TrainSpec, model: SizedModel, machines: Machines, engine: str) 
 def _gathered(train: TrainSpec, shape: ModelShape, size: int) -> float:
     """What FSDP2 has whole on each GPU for a while: this layer and the next, and the embeddings all the time."""
     layer, ends = shape.layer_parameters, shape.embedding_parameters
-    gradients = 0 if train.lora is not None else (size + 4) * (layer + ends)
-    return float(size * (2 * layer + ends) + gradients)
+    trained = (layer if train.lora is None else 0) + (ends if train.lora is None or train.trains_embeddings else 0)
+    return float(size * (2 * layer + ends) + (size + 4) * trained)

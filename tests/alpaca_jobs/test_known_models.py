@@ -74,3 +74,4 @@ def test_adapters_are_rank_times_in_and_out() -> None:
     # q: 4096 + 4096; v: 4096 + 1024; 32 layers of rank 8.
     assert shape.adapter_parameters(8, ("q_proj", "v_proj")) == 32 * 8 * (8192 + 5120)
     assert shape.adapter_parameters(1, ("gate_proj",)) == 32 * (4096 + 14336)
+    assert shape.adapter_parameters(2, ("embed_tokens", "lm_head")) == 2 * 2 * (shape.vocab_size + 4096)

@@ -6,22 +6,36 @@ LLaMA-7B has 6.2757 GiB of parameters at a byte each (P); its adapters (rank 8 o
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alpaca_jobs.known_models import KNOWN_MODELS, size_of
 from alpaca_jobs.spec import TrainSpec
+from alpaca_jobs.spec_io import parse_job
+from alpaca_jobs.spec_train import TokenizerSpec
 from alpaca_jobs.training.engines import fsdp
 from alpaca_jobs.training.engines.choice import choose_engine
 from alpaca_jobs.training.loss import CHUNK_ELEMENTS
 from cluster.price import activations
 from cluster.price.hardware import GPUS
 from cluster.price.memory_advice import advice
-from cluster.price.memory_fit import HELD_SHARE, Machines, MemoryFit, engine_of, memory_fit, micro_batch_tokens
+from cluster.price.memory_check import model_of, words_added
+from cluster.price.memory_fit import (
+    HELD_SHARE,
+    Machines,
+    MemoryFit,
+    engine_of,
+    memory_fit,
+    micro_batch_tokens,
+    trained_parameters,
+)
 
 LLAMA = "huggyllama/llama-7b"
 P, A, L, E = 6.2757, 0.0039, 0.1885, 0.2441
+EMBEDDED = {"method": "lora", "lora": {"train_embeddings": True}}
 
 
 def fit(gpus: str, *, nodes: int = 1, row_tokens: float | None = None, model: str = LLAMA, **train: Any) -> MemoryFit:
@@ -57,6 +71,9 @@ def fit(gpus: str, *, nodes: int = 1, row_tokens: float | None = None, model: st
         ("L4:1", 1, {"method": "lora", "dtype": "float32"}, "single", 4 * P + 16 * A, 0.0, 0.0),
         ("L4:4", 1, {"method": "lora", "engine": "ddp"}, "ddp", 2 * P + 22 * A, 0.0, 0.0),
         ("L4:4", 1, {"method": "lora"}, "fsdp", (2 * P + 16 * A) / 4, 2 * (2 * L + E) + 4 * A, 0.0),
+        # and for embeddings that are trained whole, which are no longer among the frozen.
+        ("L4:1", 1, EMBEDDED, "single", 2 * P + 18 * A + 16 * E, 0.0, 0.0),
+        ("L4:4", 1, EMBEDDED, "fsdp", (2 * P + 16 * A + 14 * E) / 4, 2 * (2 * L + E) + 6 * E + 4 * (A + E), 0.0),
         ("L4:4", 1, {"method": "lora", "engine": "deepspeed-zero3"}, "deepspeed-zero3", 0.5 * P + 4.5 * A, 2.81, 0.0),
     ],
 )  # fmt: skip
@@ -91,6 +108,33 @@ def test_activations_are_so_many_kib_a_token(train: dict[str, Any], kib_a_token:
     loss = 10 * 2**23 / 2**30 + (0.0 if train.get("method") else (4 + (4 if "dtype" in train else 2)) * E / 2)
     assert found.tokens == 2048
     assert found.parts_gib["activations"] - loss == pytest.approx(kib_a_token * 2048 / 2**20, rel=1e-3)
+
+
+def test_the_loss_keeps_the_gradient_of_an_output_embedding_that_lora_trains() -> None:
+    trained, frozen = (fit("L4:1", **train).parts_gib["activations"] for train in (EMBEDDED, {"method": "lora"}))
+    assert trained - frozen == pytest.approx(6 * E / 2, rel=2e-3)
+
+
+def test_words_that_a_tokenizer_adds_are_rows_of_both_embeddings(tmp_path: Path) -> None:
+    vocabulary = {f"word{number}": number for number in range(20_000)}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": vocabulary}}))
+    job = parse_job(
+        f"""
+        name: zh
+        store: file:///tmp/store
+        data: {{from: rows.jsonl}}
+        compute: {{workers: 1}}
+        train: {{model: {LLAMA}, method: lora, tokenizer: {{extend: {tmp_path}}}}}
+        """,
+        "zh",
+    )
+    grown, plain = model_of(job, None), size_of(LLAMA)
+    assert grown is not None
+    assert plain is not None
+    assert grown.num_parameters - plain.num_parameters == 2 * 20_000 * 4096
+    assert trained_parameters(job.train, grown) == 4_194_304 + 2 * 52_000 * 4096
+    elsewhere = job.train.model_copy(update={"tokenizer": TokenizerSpec(extend="s3://bucket/run")})
+    assert words_added(elsewhere) == 0
 
 
 def test_plain_cross_entropy_keeps_all_logits() -> None:
