@@ -85,7 +85,10 @@ class _Loop:
         if agreed.stop and not is_last:
             self._saves.save_and_wait()
             return self._result("stop", f"Asked to stop: step {self._saves.committed} is committed.")
-        if self._evaluations.measure() or is_last or self._saves.is_due(agreed):
+        is_best = self._evaluations.measure()
+        if is_best:
+            self._saves.wait()  # when_busy: skip would pass over the state that is exported
+        if is_best or is_last or self._saves.is_due(agreed):
             self._saves.save()
         return None
 

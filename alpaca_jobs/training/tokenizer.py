@@ -45,7 +45,8 @@ class RowTokenizer:
         prefix: ids the tokenizer puts before every text (BOS for LLaMA, nothing for GPT-2).
         eos_id: ends every answer.
         pad_id: fills padded batches.
-        vocab_size: ids there are, added tokens included.
+        vocab_size: one more than the highest id, added tokens included: so many rows an embedding needs. Where ids have
+            gaps, that is more than there are tokens.
     """
 
     encode: Encoder
@@ -140,7 +141,7 @@ def load_tokenizer(files: TokenizerFiles) -> RowTokenizer:
         prefix=_prefix(encode(["a"], add_special_tokens=True)[0], encode(["a"])[0]),
         eos_id=_required("end-of-sequence", tokenizer.eos_token_id),
         pad_id=_required("padding", tokenizer.pad_token_id),
-        vocab_size=len(tokenizer),
+        vocab_size=_rows_for(tokenizer.get_vocab()),
     )
 
 
@@ -160,7 +161,7 @@ def _load_generic(definition: bytes, config: Mapping[str, Any]) -> RowTokenizer:
         prefix=_prefix(tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids),
         eos_id=_required("end-of-sequence", _special_id(tokenizer, config, "eos_token")),
         pad_id=_required("padding", _special_id(tokenizer, config, "pad_token")),
-        vocab_size=tokenizer.get_vocab_size(with_added_tokens=True),
+        vocab_size=_rows_for(tokenizer.get_vocab(with_added_tokens=True)),
     )
 
 
@@ -204,6 +205,10 @@ def _special_id(tokenizer: Tokenizer, config: Mapping[str, Any], name: str) -> i
     token = config.get(name)
     text = token.get("content") if isinstance(token, dict) else token
     return tokenizer.token_to_id(text) if isinstance(text, str) else None
+
+
+def _rows_for(vocabulary: Mapping[str, int]) -> int:
+    return max(vocabulary.values(), default=-1) + 1
 
 
 def _prefix(with_specials: Sequence[int], plain: Sequence[int]) -> tuple[int, ...]:

@@ -141,7 +141,8 @@ class BaseTensors:
         """theta ** (-2 i / head size), i from 0; float32. Source: RoFormer, arXiv:2104.09864, equation 15."""
         size = self._head_size()
         assert size is not None, name
-        theta = float(self._config.get("rope_theta", 10000.0))
+        newer = self._config.get("rope_parameters")  # where transformers 5 writes it
+        theta = float({**self._config, **(newer if isinstance(newer, dict) else {})}.get("rope_theta", 10000.0))
         return 1.0 / (theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
 
 

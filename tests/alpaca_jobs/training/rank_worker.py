@@ -107,7 +107,10 @@ def train_once(run: dict[str, Any], *, rank: int, world_size: int) -> dict[str, 
     files = build_tokenizer(train, made)
     tokenizer = load_tokenizer(files)
     store = Store.open(run["store"])
-    checkpointer = Checkpointer(store, LAYOUT, stage="train", attempt=run["attempt"], fence=None, keep=None)
+    checkpointer = Checkpointer(
+        store, LAYOUT, stage="train", attempt=run["attempt"], fence=None, keep=None,
+        when_busy=run.get("when_busy", "wait"),
+    )  # fmt: skip
     commits = sorted(list_commits(store, LAYOUT, "train"), key=LAYOUT.sort_key, reverse=True)
     if "from_step" in run:
         commits = [ref for ref in commits if ref.position == run["from_step"]]

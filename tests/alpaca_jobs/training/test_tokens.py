@@ -234,3 +234,15 @@ def test_the_digest_follows_every_part_of_the_rows() -> None:
     moved = tokenize_examples([(Turn("abc", "d"),)], _letters(), max_length=99)
     assert np.array_equal(base.tokens, moved.tokens)
     assert base.digest != moved.digest
+
+
+def test_an_embedding_has_a_row_for_the_highest_id_where_ids_have_gaps() -> None:
+    from tokenizers import Tokenizer, models
+
+    vocabulary = {"<unk>": 0, "</s>": 1, "a": 2, "b": 40}
+    definition = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>")).to_str()
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "<unk>"}
+    files = {"tokenizer.json": definition.encode(), "tokenizer_config.json": json.dumps(config).encode()}
+    tokenizer = load_tokenizer(files)
+    assert tokenizer.encode(["b"]) == [[40]]
+    assert tokenizer.vocab_size == 41

@@ -129,6 +129,19 @@ def test_a_difference_published_by_others_is_added_and_its_sum_checked(tmp_path:
         torch.testing.assert_close(back[name], value, rtol=0, atol=1e-7)
 
 
+def test_rotary_frequencies_follow_the_base_that_todays_configurations_name(tmp_path: Path) -> None:
+    raw = llama(1)
+    raw.config.rope_parameters = {"rope_type": "default", "rope_theta": 500_000.0}
+    save(raw, tmp_path / "raw")
+    delta = {name: torch.zeros_like(value) for name, value in raw.state_dict().items()}
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    (tmp_path / "diff").mkdir()
+    torch.save({**delta, name: torch.zeros(4)}, tmp_path / "diff" / "pytorch_model.bin")
+    recover(str(tmp_path / "raw"), str(tmp_path / "diff"), tmp_path / "back")
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    torch.testing.assert_close(back[name], torch.tensor([500_000.0 ** (-2 * place / 8) for place in range(4)]))
+
+
 def test_a_wrong_base_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     raw = llama(1)
     save(raw, tmp_path / "raw")
