@@ -30,7 +30,9 @@ Signatures = npt.NDArray[np.uint64]
 
 _REACH_BITS = 16
 _LONGEST = 2**_REACH_BITS - 1  # reaches and lengths beyond it count as this; longer texts are only compared more often
-_HITS_AT_A_TIME = 1 << 20  # bounds memory: 1 M hits are about 40 MB of temporary arrays
+_HITS_AT_A_TIME = 1 << 16  # so that what is made of them stays in the processor's cache
+_PAIRS_AT_A_TIME = 1 << 20  # found before those that were found twice are thrown away
+_TOKEN_BITS = 33  # for the place of a token in the order, with its sign
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,9 @@ class TokenOrder:
 
     def __init__(self, counts: Ints) -> None:
         """Take how often each token id was seen; ids that come later count as rarer than all of these."""
+        self._by_rank = np.argsort(counts, kind="stable")
         self._rank = np.empty(len(counts), np.int64)
-        self._rank[np.argsort(counts, kind="stable")] = np.arange(len(counts))
+        self._rank[self._by_rank] = np.arange(len(counts))
 
     def places(self, tokens: Ints) -> Ints:
         """Return a number per token that sorts tokens; different tokens have different numbers."""
@@ -90,6 +93,12 @@ class TokenOrder:
         if not known:
             return -tokens
         return np.where(tokens < known, self._rank[np.minimum(tokens, known - 1)], -tokens)
+
+    def tokens(self, places: Ints) -> Ints:
+        """Return the tokens that have these places."""
+        if not len(self._rank):
+            return -places
+        return np.where(places < 0, -places, self._by_rank[np.maximum(places, 0)])
 
 
 def find_prefixes(tokens: Ints, lengths: Lengths, order: TokenOrder, share: float) -> Prefixes:
@@ -100,20 +109,21 @@ def find_prefixes(tokens: Ints, lengths: Lengths, order: TokenOrder, share: floa
         order: the same one for everything that is compared.
         share: c, the least LCS as a share of both lengths together.
     """
-    starts = np.cumsum(lengths, dtype=np.int64) - lengths
-    rows = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
-    by_rarity = np.argsort((rows << 33) + order.places(tokens), kind="stable")
-    tokens = tokens[by_rarity]
-    m = lengths[rows].astype(np.int64)
-    left = m - (np.arange(len(tokens)) - starts[rows])  # tokens from this place on
-    reaches = _reach(left, m, share)
+    m = lengths.astype(np.int64)
+    rows = np.repeat(np.arange(len(m)), m)
+    base = (rows << _TOKEN_BITS) + (1 << _TOKEN_BITS - 1)
+    keys = base + order.places(tokens)
+    keys.sort()  # by text, then by rarity
+    places = keys - base  # a text has as many tokens as before
+    left = np.repeat(np.cumsum(m), m) - np.arange(len(keys))  # tokens from this place on
+    reaches = _reach(left, np.repeat(m, m), share)
     # A partner has at least c (m + n) tokens itself, so at least c m / (1 - c).
-    useful = reaches >= np.maximum(1, np.ceil(share / (1 - share) * m - 1e-6))
-    # A repeated token proves most at its first place.
-    useful[1:] &= (tokens[1:] != tokens[:-1]) | (rows[1:] != rows[:-1])
-    places = Prefixes(tokens[useful], rows[useful], reaches[useful])
-    by_key = np.argsort(places.keys, kind="stable")
-    return Prefixes(places.tokens[by_key], places.rows[by_key], places.reaches[by_key])
+    least = np.maximum(1, np.ceil(share / (1 - share) * m - 1e-6)).astype(np.int64)
+    useful = reaches >= np.repeat(least, m)
+    useful[1:] &= keys[1:] != keys[:-1]  # a repeated token proves most at its first place
+    found = Prefixes(order.tokens(places[useful]), rows[useful], reaches[useful])
+    by_key = np.argsort(found.keys)
+    return Prefixes(found.tokens[by_key], found.rows[by_key], found.reaches[by_key])
 
 
 def _reach(left: Ints, m: Ints, share: float) -> Ints:
@@ -146,21 +156,28 @@ def find_pairs(
         prefixes: the places of a block; `block` are its lengths and signatures.
         share: c; the same as for both sides' prefixes.
     """
-    lengths = np.minimum(block[0][prefixes.rows], _LONGEST).astype(np.int64)
+    lengths = np.minimum(block[0], _LONGEST).astype(np.int64)[prefixes.rows]
     first = np.searchsorted(segment.keys, (prefixes.tokens << _REACH_BITS) | lengths)
     counts = np.searchsorted(segment.keys, (prefixes.tokens + 1) << _REACH_BITS) - first
-    some = counts > 0
-    owners, first, counts = np.flatnonzero(some), first[some], counts[some]
-    found = []
+    some = np.flatnonzero(counts)
+    owners, reaches, first, counts = prefixes.rows[some], prefixes.reaches[some], first[some], counts[some]
+    pairs, found, num_found = np.empty(0, np.int64), [], 0
     for part in _chunks(counts):
-        owner, place = _expand(owners[part], first[part], counts[part])
-        rows, others = prefixes.rows[owner], segment.rows[place]
-        near = indexed[0][others] <= prefixes.reaches[owner]
-        rows, others = rows[near], others[near]
+        rows, others = _near(segment, indexed[0], owners[part], reaches[part], first[part], counts[part])
         alike = _may_share_enough(block, rows, indexed, others, share)
-        found.append(np.unique((rows[alike] << 32) | others[alike]))
-    pairs = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        found.append((rows[alike] << 32) | others[alike])
+        num_found += len(found[-1])
+        if num_found > _PAIRS_AT_A_TIME:
+            pairs, found, num_found = _different([pairs, *found]), [], 0
+    pairs = _different([pairs, *found])
     return pairs >> 32, pairs & (2**32 - 1)
+
+
+def _different(parts: Sequence[Ints]) -> Ints:
+    """Return the different numbers of several arrays, sorted."""
+    numbers: Ints = np.concatenate(parts)
+    numbers.sort()
+    return numbers[np.concatenate(([True], numbers[1:] != numbers[:-1]))] if len(numbers) else numbers
 
 
 def _chunks(counts: Ints) -> Iterator[slice]:
@@ -174,11 +191,16 @@ def _chunks(counts: Ints) -> Iterator[slice]:
         start = stop
 
 
-def _expand(owners: Ints, first: Ints, counts: Ints) -> tuple[Ints, Ints]:
-    """Return owner and place of every hit, for runs of `counts` places that begin at `first`."""
+def _near(
+    segment: Segment, lengths: Lengths, owners: Ints, reaches: Ints, first: Ints, counts: Ints
+) -> tuple[Ints, Ints]:
+    """Return owner and other of the hits within reach, of runs of `counts` places that begin at `first`."""
     before = np.cumsum(counts) - counts
-    place = np.arange(int(counts.sum())) + np.repeat(first - before, counts)
-    return np.repeat(owners, counts), place
+    place = np.repeat(first - before, counts)
+    place += np.arange(len(place))
+    others = segment.rows[place]
+    near = np.flatnonzero(lengths[others] <= np.repeat(reaches, counts))
+    return np.repeat(owners, counts)[near], others[near]
 
 
 def _may_share_enough(

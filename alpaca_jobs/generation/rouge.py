@@ -14,25 +14,30 @@ END = "\x00"
 """Stands after each text's tokens in what `tokenize` returns; no token holds it, nor is it white space."""
 
 
-class _OnlyTokens(dict[int, int]):
-    """A table for str.translate: ASCII small letters, digits and END stay, everything else becomes a space."""
-
-    def __missing__(self, code: int) -> int:
-        return self.setdefault(code, code if chr(code) in _KEPT else ord(" "))
-
-
 _KEPT = frozenset("abcdefghijklmnopqrstuvwxyz0123456789" + END)
+_ONLY_TOKENS = bytes(ord(small) if (small := chr(code).lower()) in _KEPT else ord(" ") for code in range(256))
+"""For bytes.translate: ASCII letters become small, digits and END stay, everything else is a space."""
+_BECOME_ASCII = {"\u0130": "i ", "\u212a": "k"}
+"""The two characters beyond ASCII whose small form has an ASCII letter or digit (\u0130: i and a mark)."""
 
 
 def tokenize(texts: Iterable[str]) -> list[str]:
-    """Return rouge_score's tokens of texts, one list for all of them, with END after each text.
+    """Return rouge_score's tokens of texts, one list for all of them, with END after each text."""
+    return token_bytes(texts).decode("ascii").split()
+
+
+def token_bytes(texts: Iterable[str]) -> bytes:
+    """Return the same as one piece: tokens of ASCII letters and digits, and each END, with spaces between them.
 
     rouge_score lowers a text, puts a space for every run of other characters than ASCII letters and digits, splits, and
-    throws empty tokens away; the same here, but on all texts at once, which takes a third of the time.
+    throws empty tokens away; the same here, but on the bytes of all texts at once.
     Source: rouge_score 0.1.2, tokenize.py, with stemmer=None, as Alpaca used it.
     """
     joined = f" {END} ".join([*(text.replace(END, " ") for text in texts), ""])
-    return joined.lower().translate(_OnlyTokens()).split()
+    if not joined.isascii():
+        for character, small in _BECOME_ASCII.items():
+            joined = joined.replace(character, small)
+    return joined.encode("ascii", "replace").translate(_ONLY_TOKENS)
 
 
 def f_measure(lcs: npt.ArrayLike, m: npt.ArrayLike, n: npt.ArrayLike) -> npt.NDArray[np.float64]:

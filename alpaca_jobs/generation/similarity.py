@@ -173,8 +173,12 @@ class SimilarityIndex:
             prefixes = find_prefixes(block.tokens, block.lengths, self._order, self._share)
         mine, indexed = (block.lengths, block.signatures), (self._rows.lengths, self._rows.signatures)
         found: dict[int, int] = {}
-        for segment in self._segments:
+        for segment in self._segments:  # each holds later places than the one before
             assert prefixes is not None
+            if found:
+                is_open = np.ones(len(block.lengths), np.bool_)
+                is_open[list(found)] = False
+                prefixes = prefixes.of_rows(is_open)
             rows, places = find_pairs(segment, prefixes, mine, indexed, self._share)
             sequences = self._rows.sequences(places)
             for row, place in self._exact(block, rows, sequences, places, self._rows.lengths[places]):

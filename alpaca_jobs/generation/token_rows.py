@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from alpaca_jobs.generation.prefix_index import Ints, Lengths, Signatures
-from alpaca_jobs.generation.rouge import END, tokenize
+from alpaca_jobs.generation.rouge import token_bytes
+from alpaca_jobs.generation.vocabulary import Vocabulary
 
 _SURROGATES = range(0xD800, 0xE000)  # code points that are not characters; ids skip them
-_END_ID = -1
 MAX_CHARACTERS = 0x10FFFF - len(_SURROGATES)
 """Ids beyond this have no character; such a stream is compared as lists of numbers, with the same results."""
 
@@ -26,7 +26,7 @@ class TokenRows:
     def __init__(self, *, max_characters: int = MAX_CHARACTERS) -> None:
         """Make an empty table; `max_characters` is smaller only in tests."""
         self._max_characters = max_characters
-        self._vocabulary = _Vocabulary()
+        self._vocabulary = Vocabulary()
         self._counts = _Growing(np.int64)
         self._tokens = _Growing(np.int32)
         self._ends = _Growing(np.int64)
@@ -54,14 +54,10 @@ class TokenRows:
 
     def encode(self, texts: Sequence[str]) -> tuple[Ints, Lengths]:
         """Return the ids of texts one after the other and their lengths, giving new tokens ids; adds no row."""
-        tokens = tokenize(texts)
-        ids = np.fromiter(map(self._vocabulary.__getitem__, tokens), np.int64, len(tokens))
-        is_token = ids != _END_ID
-        lengths = np.diff(np.flatnonzero(~is_token), prepend=-1) - 1
-        ids = ids[is_token]
-        self._counts.extend(np.zeros(self._vocabulary.num_tokens - len(self._counts.values), np.int64))
+        ids, lengths = self._vocabulary.encode(token_bytes(texts))
+        self._counts.extend(np.zeros(len(self._vocabulary) - len(self._counts.values), np.int64))
         np.add.at(self._counts.values, ids, 1)
-        return ids, lengths.astype(np.int32)
+        return ids, lengths
 
     def append(self, tokens: Ints, lengths: Lengths, signatures: Signatures) -> None:
         """Add encoded rows."""
@@ -98,24 +94,9 @@ class TokenRows:
         """
         codes = tokens.astype(np.uint32)
         codes[codes >= _SURROGATES.start] += len(_SURROGATES)
-        if self._vocabulary.num_tokens > self._max_characters:
+        if len(self._vocabulary) > self._max_characters:
             return codes.tolist()
         return codes.tobytes().decode("utf-32-le")
-
-
-class _Vocabulary(dict[str, int]):
-    """Token to id; a token not seen before gets the next one."""
-
-    def __init__(self) -> None:
-        super().__init__({END: _END_ID})
-
-    def __missing__(self, token: str) -> int:
-        return self.setdefault(token, self.num_tokens)
-
-    @property
-    def num_tokens(self) -> int:
-        """How many tokens have ids."""
-        return len(self) - 1
 
 
 class _Growing:
