@@ -1,10 +1,11 @@
-"""The drill on the demo's own job, shortened (another world size, a flipped bit; tests/cli has the same bits), and on
-jobs of other kinds: adapters, DeepSpeed on two machines.
+"""The drill on the demo's own job, shortened (another world size; tests/cli has the same bits), and on jobs of other
+kinds: adapters, DeepSpeed on two machines, a command; the last one's model has a bit flipped.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,21 @@ def test_another_world_size_after_the_kill_trains_on_the_same_batches(demo: JobS
     assert 0 < result.largest_loss_difference < 1e-4
 
 
-def test_one_flipped_bit_of_the_killed_runs_model_is_not_bit_identical(demo: JobSpec, tmp_path: Path) -> None:
+QUICK_TRAINING = """
+import os, struct
+from pathlib import Path
+output = Path(os.environ["ALPACA_JOBS_OUTPUT"])
+head = b'{"w":{"dtype":"U8","shape":[4096],"data_offsets":[0,4096]}}'
+(output / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(range(256)) * 16)
+(output / "config.json").write_text("{}")
+with open(os.environ["ALPACA_JOBS_PROGRESS"], "a") as progress:
+    progress.write('{"step": 1, "loss": 2.0, "total_steps": 1}\\n')
+"""
+
+
+def test_one_flipped_bit_of_the_killed_runs_model_is_not_bit_identical(tmp_path: Path) -> None:
+    """A command that only writes its model: how a run trained is nothing to the comparison."""
+
     def flip_a_bit(run: str, what: Any) -> None:
         if run == "killed" and getattr(what, "kind", None) == "end":
             found = tmp_path.glob(f"store/*/{LAYOUT.commit_prefix(CommitRef('export', 0, 1))}model.safetensors")
@@ -51,10 +66,17 @@ def test_one_flipped_bit_of_the_killed_runs_model_is_not_bit_identical(demo: Job
             data[-1000] ^= 0b100
             weights.write_bytes(data)
 
-    result = run_drill(shortened(demo, max_steps=3), kills=0, home=Home(tmp_path / "home"), on_event=flip_a_bit)
-    assert result.losses_digest[0] == result.losses_digest[1]
-    assert result.weights_digest[0] != result.weights_digest[1]
-    assert result.bit_identical is False
+    (tmp_path / "train.py").write_text(QUICK_TRAINING)
+    train = {"method": "command", "command": [sys.executable, "train.py"], "files": [str(tmp_path / "train.py")]}
+    job = small_job(tmp_path, train={**train, "model": "tiny-llama", "max_steps": 1}, compute={"workers": 1})
+    drills = [
+        run_drill(job, kills=0, home=Home(tmp_path / "home"), on_event=on_event)
+        for on_event in (lambda *_: None, flip_a_bit)
+    ]
+    for result in drills:
+        assert result.losses_digest[0] == result.losses_digest[1]
+    assert [result.weights_digest[0] == result.weights_digest[1] for result in drills] == [True, False]
+    assert [result.bit_identical for result in drills] == [True, False]
 
 
 KINDS: dict[str, dict[str, dict[str, Any]]] = {
@@ -63,23 +85,29 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_jobs_of_other_kinds_end_with_the_bits_of_an_undisturbed_run(kind: str, tmp_path: Path) -> None:
+def small_job(folder: Path, *, train: dict[str, Any], compute: dict[str, Any]) -> JobSpec:
+    """A job over rows that exist, with its store below a folder."""
     rows = [{"instruction": f"Add {n} and {n}.", "input": "", "output": f"It is {2 * n}."} for n in range(48)]
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    job = JobSpec.model_validate(
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return JobSpec.model_validate(
         {
             "name": "small",
-            "store": f"file://{tmp_path}/store",
-            "data": {"from": str(tmp_path / "rows.json")},
-            "train": {
-                "model": "tiny-llama", "exactness": "bits", "global_batch_size": 8, "micro_batch_size": 4,
-                "max_steps": 12, "learning_rate": 3e-3, "max_length": 128, "dtype": "float32", **KINDS[kind]["train"],
-            },
-            "compute": {"infra": ["local"], "regions": ["a", "b"], **KINDS[kind]["compute"]},
+            "store": f"file://{folder}/store",
+            "data": {"from": str(folder / "rows.json")},
+            "train": train,
+            "compute": {"infra": ["local"], "regions": ["a", "b"], **compute},
             "checkpoints": {"interval_steps": 3},
         }
-    )  # fmt: skip
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_jobs_of_other_kinds_end_with_the_bits_of_an_undisturbed_run(kind: str, tmp_path: Path) -> None:
+    train = {
+        "model": "tiny-llama", "exactness": "bits", "global_batch_size": 8, "micro_batch_size": 4, "max_steps": 12,
+        "learning_rate": 3e-3, "max_length": 128, "dtype": "float32", **KINDS[kind]["train"],
+    }  # fmt: skip
+    job = small_job(tmp_path, train=train, compute=KINDS[kind]["compute"])
     result = run_drill(job, kills=1, seed=1, home=Home(tmp_path / "home"), on_event=lambda *_: None)
     assert (result.kills, result.kills_by_phase) == (1, {"step": 1}) or result.kills_by_phase == {"save": 1}
     assert result.attempts >= 2
