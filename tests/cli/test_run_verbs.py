@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from checkpoints.store import Store
+from cluster.runs.run_view import read_plan
+
 pytestmark = pytest.mark.process
 
 RUN_ID = r"quick-[a-z0-9]{5}"
@@ -108,8 +111,13 @@ def test_cancel_stops_a_run_and_resume_finishes_it(quick: Any) -> None:
     saved = status["newest_commit"]["position"]
     assert saved >= 4
     quick.behaviour |= {"steps": saved + 6}
-    resumed = quick("resume", "--yes", "--json", "--exclude-region", "a")
+    refused = quick("resume", "--workers", "3")  # nobody is there to agree; the price of the machines was shown
+    assert refused.returncode == 2
+    assert "before" in refused.stderr
+    resumed = quick("resume", "--yes", "--json", "--exclude-region", "a", "--workers", "3")
     assert resumed.returncode == 0, resumed.stderr
+    plan, _ = read_plan(Store.open(quick.store), run_id)
+    assert (plan.job.compute.workers, plan.world_size) == (3, 3)
     report = json.loads(resumed.stdout)
     assert report["stop_reasons"] == ["cancelled", "done"]
     assert report["attempts"][1]["base"]["position"] == saved
