@@ -32,12 +32,14 @@ import torch.distributed as dist
 from checkpoints.best import METRICS, Metric
 from checkpoints.errors import StateMismatch
 from checkpoints.given import GivenAttempt, Progress
+from checkpoints.keys import CommitRef
 from checkpoints.store import Store
 from checkpoints.torch_bridge import Loaded
 from checkpoints.torch_given import GivenCheckpointer
 from checkpoints.torch_random import random_state, set_random_state
 from checkpoints.torch_run import RunCheckpointer
 from checkpoints.torch_trainer_parts import (
+    SCALER,
     Sharding,
     apply_parts,
     check_unsharded,
@@ -186,11 +188,28 @@ class StoreCallback:
             )
         saved_ranks = self._loaded.manifest.world_size
         everything = self._state(parts, random_of=_rank() % saved_ranks)
-        # Of the random states each rank asks for its own, and on fewer ranks nobody asks for the others'.
-        self._run.load(self._loaded.ref, everything, partial=(_RANDOM,))
+        self._load(self._loaded.ref, everything)
         apply_parts(self._sharding, self._trainer, parts, everything)
         (self._random,) = everything[_RANDOM].values()
         logger.info("resumed at step %d", step)
+
+    def _load(self, ref: CommitRef, everything: dict[str, Any]) -> None:
+        """Load a commit; one of a version that kept no loss scale of fp16 without it."""
+        try:
+            # Of the random states each rank asks for its own, and on fewer ranks nobody asks for the others'.
+            self._run.load(ref, everything, partial=(_RANDOM,))
+        except StateMismatch as first:
+            if everything.pop(SCALER, None) is None:
+                raise
+            try:
+                self._run.load(ref, everything, partial=(_RANDOM,))
+            except StateMismatch:
+                raise first from None
+            logger.warning(
+                "%s holds no loss scale of fp16: it was saved by a version of alpaca-jobs that did not keep it. The "
+                "scale begins anew, so the first steps may be skipped until it has come down again; losses can differ "
+                "from an undisturbed run's by that.", ref,
+            )  # fmt: skip
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """A state saved when training ended with an epoch goes on before the next epoch's data is begun."""

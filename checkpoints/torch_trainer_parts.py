@@ -17,6 +17,8 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from checkpoints.errors import StateMismatch
 from checkpoints.torch_zero import apply_zero_state, zero_state
 
+SCALER = "scaler"
+"""fp16's loss scale and what moves it, in a state."""
 Sharding = Literal["none", "fsdp", "zero"]
 """Whether each rank has all of the model (none), an FSDP2 part of it, or what DeepSpeed's ZeRO leaves it."""
 
@@ -110,7 +112,7 @@ def get_parts(sharding: Sharding, trainer: Any, parts: Mapping[str, Any]) -> dic
     weights, moments = get_state_dict(parts["model"], parts["optimizer"])
     state = {"model": weights, "optim": moments, "scheduler": schedule}
     if (scaler := _scaler(parts)) is not None:
-        state["scaler"] = scaler.state_dict()
+        state[SCALER] = scaler.state_dict()
     return state
 
 
@@ -122,8 +124,8 @@ def apply_parts(sharding: Sharding, trainer: Any, parts: Mapping[str, Any], stat
         set_state_dict(
             parts["model"], parts["optimizer"], model_state_dict=state["model"], optim_state_dict=state["optim"]
         )
-        if (scaler := _scaler(parts)) is not None:
-            scaler.load_state_dict(state["scaler"])
+        if (scaler := _scaler(parts)) is not None and SCALER in state:
+            scaler.load_state_dict(state[SCALER])
     scheduler = parts["lr_scheduler"]
     scheduler.load_state_dict({**scheduler.state_dict(), **state["scheduler"]})
 
