@@ -5,9 +5,6 @@ A model answers well only when inference uses the very text it was trained with,
 
 from __future__ import annotations
 
-IGNORE_INDEX = -100
-"""Label of a token that carries no loss. Source: the default `ignore_index` of torch.nn.functional.cross_entropy."""
-
 PROMPT_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
@@ -30,9 +27,7 @@ VICUNA_SYSTEM = (
 VICUNA_USER = "USER"
 VICUNA_ASSISTANT = "ASSISTANT"
 VICUNA_AFTER_USER = " "
-"""What follows the system text and every user turn."""
-VICUNA_AFTER_ASSISTANT = "</s>"
-"""What follows every assistant turn: LLaMA's end-of-sequence token, spelled out."""
+"""What follows the system text and every user turn; after an assistant turn comes the end-of-sequence token."""
 
 
 def render_prompt(instruction: str, input: str = "") -> str:

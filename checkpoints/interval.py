@@ -39,17 +39,6 @@ def daly_interval_s(cost_s: float, mean_time_between_losses_s: float) -> float:
     return young_s * (1 + math.sqrt(ratio) / 3 + ratio / 9) - cost_s
 
 
-def expected_overhead(
-    interval_s: float, *, stall_s: float, save_s: float, mean_time_between_losses_s: float, restart_s: float = 0.0
-) -> float:
-    """Seconds lost per second of work, to first order: stalls, and per loss half an interval, a save and a restart.
-
-    A loss while a save is under way falls back to the save before it, so what a save takes counts in full.
-    """
-    lost_s = interval_s / 2 + save_s + restart_s
-    return stall_s / interval_s + lost_s / mean_time_between_losses_s
-
-
 @dataclass(frozen=True)
 class Interval:
     """Time between saves, and what decided it: "losses" (Daly), "overhead", "save" (back-pressure), "least", "most"."""

@@ -92,7 +92,6 @@ class Retention:
 
     Args:
         fence: of this attempt; asked before anything is deleted.
-        pinned: commits that stay whatever the numbers say; may be replaced between calls.
         best_by: the best commit by this number stays.
     """
 
@@ -105,12 +104,10 @@ class Retention:
         fence: Fence,
         keep: int,
         keep_every: int | None = None,
-        pinned: Collection[CommitRef] = (),
         best_by: Metric | None = None,
     ) -> None:
         self._store, self._layout, self._stage, self._fence = store, layout, stage, fence
         self._keep, self._keep_every, self._best_by = keep, keep_every, best_by
-        self.pinned = pinned
         self._marked: set[CommitRef] = set()
         self._manifests: dict[CommitRef, Manifest] = {}
         self._swept_uploads = False
@@ -147,7 +144,7 @@ class Retention:
             attempt=self._fence.number,
             keep=self._keep,
             keep_every=self._keep_every,
-            pinned=[*self.pinned, *([best] if best else [])],
+            pinned=[best] if best else [],
         )
 
     def _best(self, contents: StageContents, records: Sequence[AttemptRecord]) -> CommitRef | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,23 +38,17 @@ class CommitReport:
     problem: str | None
 
 
-def verify_commits(
-    store: Store, layout: Layout, *, stage: str | None = None, refs: Iterable[CommitRef] | None = None
-) -> Iterator[CommitReport]:
-    """Read commits whole and say of each whether it is as it was committed; newest first, one at a time.
+def verify_commits(store: Store, layout: Layout) -> Iterator[CommitReport]:
+    """Read every commit whole, whether it counts or not, and say of each whether it is as it was committed.
 
-    What is deleted meanwhile is left out.
-
-    Args:
-        refs: which; default: every commit of `stage` (of all stages), whether it counts or not.
+    Newest first, one at a time; what is deleted meanwhile is left out.
 
     Raises:
         StoreUnreachable, StorePermission: the store cannot be asked, which says nothing about the commits.
     """
     listed = list_commits(store, layout)
     counting = set(counting_commits(AttemptLog(store, layout).records(), listed, layout))
-    wanted = list(refs) if refs is not None else [ref for ref in listed if stage in (None, ref.stage)]
-    for ref in wanted:
+    for ref in listed:
         manifest, problem = None, None
         try:
             reader = CommitReader.open(store, layout, ref)
@@ -169,7 +163,6 @@ def copy_run(
     destination: Store,
     layout: Layout,
     *,
-    stage: str | None = None,
     sample_s: float = 15.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[CommitRef]:
@@ -190,7 +183,7 @@ def copy_run(
     check_same_run(source, destination, layout, sample_s=sample_s, sleep=sleep)
     records = AttemptLog(source, layout).records()
     copy_records(source, destination, layout, kinds=("claim",))
-    for ref in reversed(counting_commits(records, list_commits(source, layout, stage), layout)):
+    for ref in reversed(counting_commits(records, list_commits(source, layout), layout)):
         copy_commit(source, destination, layout, ref)
         yield ref
     copy_records(source, destination, layout, kinds=[kind for kind in COPIED_KINDS if kind != "claim"])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 
 from checkpoints.lineage import AttemptRecord
 from cluster.plan import Placement, Pricing
@@ -12,7 +11,8 @@ from cluster.recovery import StopReason
 
 # Source: preemption traces of 4 x V100 on AWS, three zones of us-east-1, us-east-2 and us-west-2, from 2023-08-03 on:
 # 600 machines were taken away in 3,066 machine hours, 0.06 to 0.46 an hour by zone (skypilot-org/spot-traces,
-# preemption/4-node/aws-08-03-2023; counted by `losses`). No such trace is public for A100 or H100, so this is a prior.
+# preemption/4-node/aws-08-03-2023; a machine is lost where the count falls between two ticks). No such trace is public
+# for A100 or H100, so this is a prior.
 PRIOR_PER_NODE_HOUR = 600 / 3066
 PRIOR_SOURCE = "AWS V100 traces of 2023-08, 0.06 to 0.46 an hour by zone"
 
@@ -46,17 +46,6 @@ def spot_hazard(*, own_preemptions: int = 0, own_node_hours: float = 0.0, prior:
     if own_node_hours > 0:
         source = f"{own_preemptions} preemptions in {own_node_hours:.0f} machine hours of your own, and {PRIOR_SOURCE}"
     return Hazard(weighted / (_PRIOR_WEIGHT_H + own_node_hours), source)
-
-
-def losses(counts: Sequence[int], *, gap_s: float) -> tuple[int, float]:
-    """Count a trace: (machines taken away, machine hours).
-
-    Args:
-        counts: how many machines were held at each tick.
-        gap_s: seconds between ticks.
-    """
-    lost = sum(max(before - after, 0) for before, after in pairwise(counts))
-    return lost, sum(counts) * gap_s / 3600
 
 
 def losses_per_hour(records: Iterable[AttemptRecord], attempt: int) -> float:

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from cluster.course import Course, expected
 from cluster.plan import Placement
 
-_SECONDS_PER_HOUR = 3600.0
-
 
 @dataclass(frozen=True)
 class Outlook:
@@ -71,7 +69,7 @@ def on_demand_need(
         left_s: seconds until the deadline; None without one.
         left_usd: dollars left of the budget; None without one.
     """
-    cost_usd = _cost(on_demand, outlook.held_s)
+    cost_usd = on_demand.usd_for(outlook.held_s)
     needed_s = outlook.undisturbed_s + outlook.then_s
     late, dear = _late(outlook, left_s), _dear(outlook, spot, cost_usd)
     if not late and not dear:
@@ -97,7 +95,7 @@ def _late(outlook: Outlook, left_s: float | None) -> str:
 
 def _dear(outlook: Outlook, spot: Placement, cost_usd: float | None) -> str:
     means = expected(outlook.course)
-    spot_usd = _cost(spot, means.billed_s)
+    spot_usd = spot.usd_for(means.billed_s)
     if spot_usd is None or cost_usd is None or spot_usd <= cost_usd:
         return ""
     if math.isinf(spot_usd):
@@ -112,11 +110,6 @@ def _is_paid(cost_usd: float | None, outlook: Outlook, left_usd: float | None) -
     if left_usd is None:
         return True
     return cost_usd is not None and cost_usd + outlook.other_usd <= left_usd
-
-
-def _cost(place: Placement, seconds: float) -> float | None:
-    price = place.job_price_per_hour_usd
-    return None if price is None else price * seconds / _SECONDS_PER_HOUR
 
 
 def _usd(cost_usd: float | None) -> str:

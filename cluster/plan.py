@@ -12,6 +12,8 @@ from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.spec_io import job_from_dict, job_to_dict
 from cluster.errors import PlanError
 
+SECONDS_PER_HOUR = 3600.0
+
 
 class Pricing(StrEnum):
     """How a machine is paid for."""
@@ -54,6 +56,11 @@ class Placement:
     def job_price_per_hour_usd(self) -> float | None:
         """`price_per_hour_usd * num_nodes`, or None when the price is unknown."""
         return None if self.price_per_hour_usd is None else self.price_per_hour_usd * self.num_nodes
+
+    def usd_for(self, seconds: float) -> float | None:
+        """Dollars for these machines over some seconds; None while their price is unknown."""
+        price = self.job_price_per_hour_usd
+        return None if price is None else price * seconds / SECONDS_PER_HOUR
 
     def __str__(self) -> str:
         nodes = f"{self.num_nodes} x " if self.num_nodes > 1 else ""

@@ -214,4 +214,3 @@ _WRITERS: Mapping[str, Callable[[Sequence[Example]], list[dict[str, Any]]]] = {
     "sharegpt": _write_sharegpt,
     "openai": _write_openai,
 }
-FORMATS = tuple(_WRITERS)

@@ -1,7 +1,7 @@
 """Row: one instruction with its input and output, and how rows are written to and read from files.
 
-`render_rows` and `parse_rows` are the format of a generate commit's `rows.jsonl`; `load_rows` also reads Alpaca's own
-JSON, for jobs whose rows exist already (`data.from`).
+`render_rows` and `parse_rows` are the format of a generate commit's `rows.jsonl`; `rows_from` takes records in Alpaca's
+shape, for jobs whose rows exist already (`data.from`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alpaca_jobs.data.record_files import Record, load_records, parse_records
+from alpaca_jobs.data.record_files import Record, parse_records
 from alpaca_jobs.errors import DataError
 
 
@@ -84,17 +84,6 @@ def parse_rows(data: bytes | memoryview, source: str) -> tuple[Row, ...]:
     """
     text = bytes(data).decode("utf-8")
     return tuple(_row(record) for record in parse_records(text, source)) if text.strip() else ()
-
-
-def load_rows(source: str) -> tuple[Row, ...]:
-    """Read rows from Alpaca JSON (a list) or JSON lines, at a path or an fsspec URI.
-
-    Rows without a place of their own get request 0 and their place in the file as index.
-
-    Raises:
-        DataError: nothing there, not JSON, no rows, or a row without its fields; says which line or item.
-    """
-    return rows_from(load_records(source))
 
 
 def rows_from(records: Iterable[Record]) -> tuple[Row, ...]:

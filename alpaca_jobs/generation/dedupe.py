@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from alpaca_jobs.data.files import NEIGHBOURS
@@ -16,43 +15,6 @@ NUM_NEIGHBOURS = 10
 """Nearest instructions that a kept record names. Source: Stanford Alpaca, generate_instruction.py."""
 
 
-@dataclass(frozen=True)
-class Deduped:
-    """What was kept, every field of it, in order; `num_dropped` were too similar to something before them."""
-
-    kept: tuple[Mapping[str, Any], ...]
-    num_dropped: int
-
-
-def dedupe_records(
-    records: Sequence[Record],
-    *,
-    field: str = "instruction",
-    threshold: float = 0.7,
-    against: Iterable[str] = (),
-    with_neighbours: bool = False,
-    shards: Shards | None = None,
-) -> Deduped:
-    """Keep the records whose text has no ROUGE-L F above `threshold` with any of `against` or kept before it.
-
-    Args:
-        records: in the order in which they are decided.
-        field: which field's text is compared.
-        against: texts that count as kept already, such as the seed tasks.
-        with_neighbours: add Alpaca's `most_similar_instructions` (the 10 nearest of `against` and those kept before,
-            with their F) and `avg_similarity_score` to every kept record; compares with all, so it takes longer.
-        shards: empty ones to share the work among, made with the same threshold; not for neighbours.
-
-    Raises:
-        DataError: a record without a text in that field; says which.
-    """
-    decided = decide_records(
-        records, field=field, threshold=threshold, against=against, with_neighbours=with_neighbours, shards=shards
-    )
-    kept = tuple(fields for fields in decided if fields is not None)
-    return Deduped(kept, len(records) - len(kept))
-
-
 def decide_records(
     records: Iterable[Record],
     *,
@@ -62,9 +24,23 @@ def decide_records(
     with_neighbours: bool = False,
     shards: Shards | None = None,
 ) -> Iterator[Mapping[str, Any] | None]:
-    """The same, one by one: the fields of a record that is kept, None for one that is dropped, in order.
+    """Decide which records are kept: those whose text has no ROUGE-L F above `threshold` with a text kept before.
 
     Of records no more are held than are decided at once (a block); of what was kept, its text alone.
+
+    Args:
+        records: in the order in which they are decided.
+        field: which field's text is compared.
+        against: texts that count as kept already, such as the seed tasks.
+        with_neighbours: add Alpaca's `most_similar_instructions` (the 10 nearest of `against` and those kept before,
+            with their F) and `avg_similarity_score` to every kept record; compares with all, so it takes longer.
+        shards: empty ones to share the work among, made with the same threshold; not for neighbours.
+
+    Returns:
+        Record by record, in order: the fields of one that is kept, None for one that is dropped.
+
+    Raises:
+        DataError: a record without a text in that field; says which.
     """
     index = SimilarityIndex(threshold)
     earlier = list(against)

@@ -82,11 +82,6 @@ class Pipeline:
         self._texts = texts if num_neighbours else []  # by place in the index, to name neighbours
 
     @property
-    def num_kept(self) -> int:
-        """Rows kept so far, those of earlier attempts included."""
-        return self._num_kept
-
-    @property
     def is_done(self) -> bool:
         """Whether `data.num_rows` rows are kept."""
         return self._num_kept >= self._data.num_rows

@@ -7,13 +7,12 @@ can look the next block up while this process settles the one at hand, and no pa
     block k against all kept up to block k - 2: the shards; against block k - 1 and itself: here
 
 The answer to a candidate is the first kept text that it duplicates, as in SimilarityIndex.offer_all. Where shards run
-is the caller's matter (threads: `ThreadShards`; Ray's actors: cluster/node/dedupe_shards.py).
+is the caller's matter (Ray's actors: cluster/node/dedupe_shards.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Protocol
 
@@ -54,35 +53,6 @@ class Shard:
         """Add texts whose places count from `first_place`."""
         self._index.add_all(texts)
         self._places.extend(range(first_place, first_place + len(texts)))
-
-
-class ThreadShards:
-    """Shards in threads of this process, one each; a context. numpy and rapidfuzz let go of the lock for most of it."""
-
-    def __init__(self, count: int, threshold: float) -> None:
-        """Make `count` shards."""
-        self._shards = [Shard(threshold) for _ in range(count)]
-        self._threads = [ThreadPoolExecutor(1) for _ in range(count)]
-
-    def __enter__(self) -> ThreadShards:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for thread in self._threads:
-            thread.shutdown()
-
-    @property
-    def count(self) -> int:
-        """As Shards says."""
-        return len(self._shards)
-
-    def call(self, shard: int, method: str, *args: Any) -> Future[Any]:
-        """As Shards says."""
-        return self._threads[shard].submit(getattr(self._shards[shard], method), *args)
-
-    def result(self, call: Future[Any]) -> Any:
-        """As Shards says."""
-        return call.result()
 
 
 def offer_all_sharded(

@@ -39,11 +39,6 @@ class StepPlan:
     rows: tuple[int, ...]
     ranks: tuple[tuple[Micro, ...], ...]
 
-    @property
-    def num_micros(self) -> int:
-        """Forward passes per rank (the accumulation of this step)."""
-        return len(self.ranks[0])
-
 
 def steps_per_epoch(num_rows: int, global_batch_size: int) -> int:
     """Optimizer steps of one epoch; the last one may be short."""

@@ -10,11 +10,9 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from checkpoints.interval import UNTIL_MEASURED_STEPS, IntervalTuner
+from checkpoints.interval import IntervalTuner
 from checkpoints.torch_bridge import SaveResult
 
-FIRST_AUTO_INTERVAL = UNTIL_MEASURED_STEPS
-"""Steps before the first save of an automatic interval: soon, because that save is what measures the cost."""
 AUTO_LEAST_S = 60.0
 """An automatic interval is not shorter than this in time: more would lose less, but fill the store with requests."""
 AUTO_MOST_S = 600.0

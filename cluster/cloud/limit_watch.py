@@ -26,7 +26,7 @@ from cluster.node.hard_end import AFTER_WINDOW_S
 from cluster.node.leave_time import LeaveTime, expected_save_s
 from cluster.plan import Placement
 from cluster.recovery import StopReason
-from cluster.runs.spending import compute_usd, teacher_usd
+from cluster.runs.spending import teacher_usd
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class LimitWatch:
             told = None
         self._teacher_usd = self._teacher_usd if told is None else told
         seconds = max(now - self._started_at_s, 0.0) + window_s + MARGIN_S + AFTER_S
-        return self._before_usd + self._teacher_usd + (compute_usd(self._place, seconds) or 0.0)
+        return self._before_usd + self._teacher_usd + (self._place.usd_for(seconds) or 0.0)
 
     def _watch(self) -> None:
         while not self._stopping.is_set():

@@ -7,7 +7,7 @@ spot ones come after all of these. On local the pretend regions keep the order t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -68,7 +68,6 @@ def plan_launch(
     offers: PriceList,
     side_offers: PriceList = _NO_OFFERS,
     folder: Path | None = None,
-    exclude_regions: Sequence[str] = (),
     code_version: str | None = None,
     limits: AccountLimits = NOT_ASKED,
     work: Workload | None = None,
@@ -83,7 +82,6 @@ def plan_launch(
         side_offers: the same for machines that write the rows (`side_offers_for(job, offers)`); with none of them the
             rows are written where the training runs.
         folder: what a relative `store` is relative to; None for the working folder.
-        exclude_regions: regions not to use, as us-east-1 or aws/us-east-1.
         code_version: recorded in the plan; None for the code that is running.
         limits: what the account said it may have; machines that it may not have are left out.
         work, assumed: by which memory is checked and `gpus: auto` compares machines; None for what the job says, and
@@ -98,7 +96,7 @@ def plan_launch(
     _check_region_names(job, fitting)
     fitting = within_account(job, fitting, limits, notes)
     fitting = _with_gpus(job, fitting, notes, _counted(job, work), assumed or Assumptions(), limits)
-    fitting = _in_regions(job, fitting, exclude_regions, notes)
+    fitting = _in_regions(job, fitting, notes)
     fitting = _with_pricing(job, fitting, limits)
     places = tuple(placement_of_offer(offer, num_nodes=compute.num_nodes) for offer in fitting)
     world_size = compute.num_nodes * (fitting[0].gpu_count or compute.workers or 1)
@@ -115,7 +113,7 @@ def plan_launch(
         world_size=world_size,
         code_version=code_version or own_code_version(),
         notes=tuple(notes),
-        generation=_writers(job, limits, [one for one in side_offers if one.region not in exclude_regions]),
+        generation=_writers(job, limits, list(side_offers)),
     )
 
 
@@ -274,25 +272,19 @@ def _check_region_names(job: JobSpec, offers: Iterable[Offer]) -> None:
             )
 
 
-def _in_regions(job: JobSpec, offers: list[Offer], exclude: Sequence[str], notes: list[str]) -> list[Offer]:
-    """Keep the regions the job allows and the caller does not exclude; note those that do not sell what is wanted."""
+def _in_regions(job: JobSpec, offers: list[Offer], notes: list[str]) -> list[Offer]:
+    """Keep the regions the job allows; note those that do not sell what is wanted."""
     selling = _region_names(offers)
     absent = [region for region in job.compute.regions or () if region not in selling]
     if absent:
         notes.append(f"Left out, because the price list has no such machine there: {join(absent)}.")
     allowed = [offer for offer in offers if _is_in_regions(job, offer)]
-    kept = [offer for offer in allowed if not {offer.region, f"{offer.infra}/{offer.region}"} & set(exclude)]
-    if kept:
-        return kept
     if not allowed:
         raise PlanError(
             f"compute.regions allows {join(job.compute.regions or ())}, and none of them sells what the job asks for. "
             f"These do: {join(selling)}."
         )
-    raise PlanError(
-        f"No region is left: {join(exclude)} excluded, and the job allows {join(_region_names(allowed))}. "
-        "Allow more in compute.regions, or exclude fewer."
-    )
+    return allowed
 
 
 def _region_names(offers: Iterable[Offer]) -> list[str]:

@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from cluster.events import seconds_of
-from cluster.plan import LaunchPlan, Placement
+from cluster.plan import SECONDS_PER_HOUR, LaunchPlan, Placement
 from cluster.price.assumptions import Assumptions
 from cluster.runs.attempt_summary import AttemptSummary
 from cluster.runs.machines import CloudMachine
-from cluster.runs.spending import SECONDS_PER_HOUR
 
 NOT_THE_INVOICE: Final = (
     "Catalog price x time, not the cloud's invoice: that has taxes, discounts, disks and traffic in it."

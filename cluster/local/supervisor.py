@@ -38,7 +38,7 @@ from cluster.runs.attempt_watch import Ask, AttemptWatch, Ending, patiently
 from cluster.runs.home import Home, RunFolder, read_json, write_json
 from cluster.runs.report import put_report
 from cluster.runs.session import Session
-from cluster.runs.spending import compute_usd, placement_of, teacher_usd
+from cluster.runs.spending import placement_of, teacher_usd
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ class Supervisor:
         self._place = handle.placement
         if ending.reason is not StopReason.SUPERSEDED and not ending.is_recorded:
             self._put_end(handle.attempt, ending, seconds, handle.placement)
-        self._ended_usd += compute_usd(handle.placement, seconds) or 0.0
+        self._ended_usd += handle.placement.usd_for(seconds) or 0.0
         stop = self._stop(handle.attempt, ending)
         logger.info("attempt %d ended: %s (%s)", handle.attempt, ending.reason, ending.detail)
         self._events.emit(
@@ -255,7 +255,7 @@ class Supervisor:
                 newest = None
             self._teacher_usd = self._teacher_usd if newest is None else newest
         running_s = time.monotonic() - self._started_at if self._started_at is not None else 0.0
-        return self._ended_usd + self._teacher_usd + (compute_usd(self._place, running_s) or 0.0)
+        return self._ended_usd + self._teacher_usd + (self._place.usd_for(running_s) or 0.0)
 
     def _tell(self, decision: Decision) -> None:
         logger.info("%s: %s", decision.action, decision.words)

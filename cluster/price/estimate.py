@@ -15,14 +15,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster.course import Course
-from cluster.plan import LaunchPlan, Placement
+from cluster.plan import SECONDS_PER_HOUR, LaunchPlan, Placement
 from cluster.price.assumptions import Assumptions
 from cluster.price.courses import STATE_BYTES_PER_PARAMETER, generation_course, training_course
 from cluster.price.side_machines import SideMachines
 from cluster.price.simulation import Played, Quantiles, play, quantiles
 from cluster.price.teacher_cost import TeacherEstimate
 from cluster.price.workload import Workload
-from cluster.runs.spending import SECONDS_PER_HOUR, compute_usd
 
 _GB = 1e9
 _HOURS_PER_MONTH = 730.0
@@ -196,7 +195,7 @@ def _stage(
     name: str, place: Placement, course: Course, games: Sequence[Played], others: Sequence[list[float] | None] = ()
 ) -> StageEstimate:
     """A stage by its plays; `others`: what it costs beside machines, play by play."""
-    bills = [_all(compute_usd(place, one.billed_s) for one in games), *others]
+    bills = [_all(place.usd_for(one.billed_s) for one in games), *others]
     hours = quantiles([one.wall_s / SECONDS_PER_HOUR for one in games])
     return StageEstimate(name, place, hours, _quantiles_of(_sum(bills)), _mean([one.losses for one in games]), course)
 
@@ -222,8 +221,8 @@ def _bills(
     (writer, written), (place, trained) = generation, training
     bills: dict[str, list[float] | None] = {}
     if case.teacher is not None:
-        bills["generation machine"] = _all(compute_usd(writer, one.billed_s) for one in written)
-    bills["training machines"] = _all(compute_usd(place, one.billed_s) for one in trained)
+        bills["generation machine"] = _all(writer.usd_for(one.billed_s) for one in written)
+    bills["training machines"] = _all(place.usd_for(one.billed_s) for one in trained)
     if place.infra == "local":
         return bills
     bills["state between regions"] = [_egress_usd(case, one) for one in trained]
@@ -231,7 +230,7 @@ def _bills(
     both = list(zip(written, trained, strict=True))
     bills["requests to the store"] = [_requests_usd(case, course, one, other) for one, other in both]
     if case.side.controller is not None:
-        watched = [compute_usd(case.side.controller, one.wall_s + other.wall_s) for one, other in both]
+        watched = [case.side.controller.usd_for(one.wall_s + other.wall_s) for one, other in both]
         bills["controller"] = _all(watched)
     return bills
 

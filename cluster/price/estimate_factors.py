@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.course import Course, expected
-from cluster.plan import LaunchPlan, Placement
+from cluster.plan import SECONDS_PER_HOUR, LaunchPlan, Placement
 from cluster.price.assumptions import PRIOR, Assumptions
 from cluster.price.courses import num_gpus, training_course
 from cluster.price.estimate import kept_gb, state_gb
@@ -16,7 +16,6 @@ from cluster.price.served_cost import COMPARED_API, SERVED_SOURCE, START_S, at_a
 from cluster.price.side_machines import SideMachines
 from cluster.price.teacher_cost import BATCH_SOURCE, SIZES_SOURCE, TeacherEstimate
 from cluster.price.workload import Workload
-from cluster.runs.spending import SECONDS_PER_HOUR
 
 _OURS = f"{PRIOR}: ours, not measured yet"
 

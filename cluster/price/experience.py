@@ -15,14 +15,13 @@ from alpaca_jobs.known_models import size_of
 from alpaca_jobs.spec import DataSpec, JobSpec, TeacherSpec
 from cluster.hazard import spot_hazard
 from cluster.node.pace import Pace, TrainingPace
-from cluster.plan import LaunchPlan, Pricing
+from cluster.plan import SECONDS_PER_HOUR, LaunchPlan, Pricing
 from cluster.price.assumptions import Assumptions, MeasuredSpeed, MeasuredSteps
 from cluster.price.hardware import peak_flops
 from cluster.price.self_instruct_cost import rows_per_instruction_seen
 from cluster.price.teacher_cost import TeacherAssumptions
 from cluster.price.throughput import flops_per_parameter, measured_mfu
 from cluster.recovery import StopReason
-from cluster.runs.spending import SECONDS_PER_HOUR
 
 _SPREAD_MEASURED = 0.1  # of ln(speed), at least: other machines of the same kind, other rows
 _TAKEN_AWAY = (StopReason.PREEMPTED.value, StopReason.LOST.value)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from alpaca_jobs.spec import JobSpec
 from cluster.course import expected
 from cluster.errors import PlanError
+from cluster.plan import SECONDS_PER_HOUR
 from cluster.price.assumptions import Assumptions
 from cluster.price.courses import training_course
 from cluster.price.offers import Offer
 from cluster.price.side_machines import placement_of_offer
 from cluster.price.workload import Workload
-from cluster.runs.spending import SECONDS_PER_HOUR, compute_usd
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _cost(job: JobSpec, offer: Offer, work: Workload, assumed: Assumptions) -> S
     if course is None:
         return None
     mean = expected(course)
-    usd = compute_usd(place, mean.billed_s)
+    usd = place.usd_for(mean.billed_s)
     if usd is None or mean.billed_s == float("inf"):
         return None
     return ShapeCost(offer.gpus or "", usd, mean.wall_s / SECONDS_PER_HOUR)

@@ -13,7 +13,6 @@ from checkpoints.keys import CommitRef
 from checkpoints.lineage import AttemptRecord
 from cluster.events import Event, seconds_of
 from cluster.plan import Placement
-from cluster.runs.spending import compute_usd
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _summarize(record: AttemptRecord, events: Sequence[Event]) -> AttemptSummary
         base=record.base,
         reached=_reached(record.number, end, ended, events),
         seconds=seconds,
-        cost_usd=compute_usd(place, billed_s) if place else None,
+        cost_usd=place.usd_for(billed_s) if place else None,
         billed_s=billed_s,
         on_demand=str(started.fields.get("on_demand", "")) if started else "",
         micro_batch_size=claim.get("micro_batch_size"),

@@ -35,11 +35,6 @@ class Goodput:
         """From the first launch to the end, without the time between an end and a resume."""
         return self.useful_s + self.lost_s + self.saving_s + self.waiting_s
 
-    @property
-    def useful_fraction(self) -> float | None:
-        """Useful over all; None before any time has passed."""
-        return self.useful_s / self.wall_s if self.wall_s > 0 else None
-
     def to_json(self) -> dict[str, float]:
         """Plain values, rounded to milliseconds."""
         return {name: round(value, 3) for name, value in {**asdict(self), "wall_s": self.wall_s}.items()}

@@ -8,14 +8,6 @@ from typing import Any
 from cluster.events import Event
 from cluster.plan import Placement
 
-SECONDS_PER_HOUR = 3600.0
-
-
-def compute_usd(place: Placement, seconds: float) -> float | None:
-    """Dollars for a place's machines over some seconds; None while its price is unknown."""
-    price = place.job_price_per_hour_usd
-    return None if price is None else price * seconds / SECONDS_PER_HOUR
-
 
 def placement_of(claim: Mapping[str, Any] | None) -> Placement | None:
     """Where an attempt ran, by its claim."""

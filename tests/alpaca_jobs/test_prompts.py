@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alpaca_jobs import prompts
-from alpaca_jobs.prompts import IGNORE_INDEX, render_prompt
+from alpaca_jobs.prompts import render_prompt
 
 
 def test_the_template_with_an_input_is_alpacas_to_the_letter() -> None:
@@ -42,13 +42,9 @@ def test_the_vicuna_pieces_make_version_1_1_to_the_letter() -> None:
     user, assistant = prompts.VICUNA_USER, prompts.VICUNA_ASSISTANT
     text = prompts.VICUNA_SYSTEM + prompts.VICUNA_AFTER_USER
     for number in (1, 2):
-        text += f"{user}: q{number}{prompts.VICUNA_AFTER_USER}{assistant}: a{number}{prompts.VICUNA_AFTER_ASSISTANT}"
+        text += f"{user}: q{number}{prompts.VICUNA_AFTER_USER}{assistant}: a{number}</s>"
     assert text == (
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
         "detailed, and polite answers to the user's questions. "
         "USER: q1 ASSISTANT: a1</s>USER: q2 ASSISTANT: a2</s>"
     )
-
-
-def test_the_ignored_label_is_the_one_torch_ignores() -> None:
-    assert IGNORE_INDEX == -100

@@ -13,7 +13,6 @@ from checkpoints.interval import (
     IntervalTuner,
     choose_interval,
     daly_interval_s,
-    expected_overhead,
 )
 
 
@@ -71,11 +70,6 @@ def test_the_overhead_target_and_back_pressure_always_hold(
 def test_impossible_bounds_are_refused() -> None:
     with pytest.raises(ValueError, match=r"max_overhead 1\.5"):
         choose_interval(stall_s=1, save_s=1, mean_time_between_losses_s=1, max_overhead=1.5)
-
-
-def test_overhead_counts_stalls_and_what_a_loss_costs() -> None:
-    overhead = expected_overhead(100, stall_s=1, save_s=10, mean_time_between_losses_s=1000, restart_s=40)
-    assert overhead == pytest.approx(1 / 100 + (50 + 10 + 40) / 1000)
 
 
 def test_the_tuner_follows_the_median_of_what_it_measured() -> None:

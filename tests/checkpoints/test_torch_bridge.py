@@ -118,13 +118,6 @@ def test_frozen_parts_are_stored_once(memory_store: Store, checkpointer: Checkpo
     assert [ref.position for ref in list_commits(memory_store, TRAIN_ONLY)] == [6, 5, 4]
 
 
-def test_a_pinned_commit_stays(memory_store: Store, checkpointer: Checkpointer) -> None:
-    for position in (1, 2, 3, 4, 5, 6):
-        checkpointer.pin([CommitRef("train", 2, 1)])  # the best so far
-        _save(checkpointer, position, {"n": position})
-    assert [ref.position for ref in list_commits(memory_store, TRAIN_ONLY)] == [6, 5, 4, 2]
-
-
 def test_the_next_attempt_refers_to_what_it_loaded(memory_store: Store) -> None:
     frozen = torch.randn(512, 1024)
     first = _checkpointer(memory_store)

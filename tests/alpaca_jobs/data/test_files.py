@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from alpaca_jobs.data.files import NEIGHBOURS, load_table, write_stream, write_table
-from alpaca_jobs.data.rows import load_rows
+from alpaca_jobs.data.record_files import load_records
+from alpaca_jobs.data.rows import rows_from
 from alpaca_jobs.errors import DataError
 
 RECORDS: list[dict[str, Any]] = [
@@ -28,7 +29,7 @@ def test_what_is_written_is_read_back_with_every_field(tmp_path: Path, suffix: s
 
 def test_alpaca_json_is_what_rows_are_read_from(tmp_path: Path) -> None:
     write_table(tmp_path / "rows.json", RECORDS)
-    assert [row.input for row in load_rows(str(tmp_path / "rows.json"))] == ["", "fast"]
+    assert [row.input for row in rows_from(load_records(str(tmp_path / "rows.json")))] == ["", "fast"]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from alpaca_jobs.data.files import load_table, write_table
-from alpaca_jobs.data.formats import FORMATS, read_examples, render_examples
+from alpaca_jobs.data.formats import read_examples, render_examples
 from alpaca_jobs.data.record_files import Record
 from alpaca_jobs.errors import DataError
 
+FORMATS = ("alpaca", "self-instruct", "sharegpt", "openai")
 ALPACA = [
     {"instruction": "Sort.", "input": "b a", "output": "a b"},
     {"instruction": "Sort.", "input": "d c", "output": "c d"},

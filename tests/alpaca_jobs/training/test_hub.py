@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from alpaca_jobs.errors import ModelError
+from alpaca_jobs.generation.offline_teacher import running
 from alpaca_jobs.training.hub import foreign_model_errors
 
 ASK = """
@@ -58,22 +59,16 @@ def answers() -> Iterator[dict[str, str]]:
     """What resolve_model said to each name, in a process that may use our hub on localhost."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     server.released = threading.Event()  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with running(server):
         done = subprocess.run(
             [sys.executable, "-c", ASK, "known/model", "gone/model", "broken/model", "slow/model"],
             env={**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"},
             capture_output=True,
             text=True,
         )
+        server.released.set()  # type: ignore[attr-defined]
         assert done.returncode == 0, done.stderr
         yield json.loads(done.stdout)
-    finally:
-        server.released.set()  # type: ignore[attr-defined]
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def test_a_model_the_hub_knows_is_taken_by_its_name(answers: dict[str, str]) -> None:

@@ -6,11 +6,11 @@ from alpaca_jobs.training.leaving import save_for_notice
 from alpaca_jobs.training.saving import (
     AUTO_LEAST_S,
     AUTO_MOST_S,
-    FIRST_AUTO_INTERVAL,
     SaveSchedule,
     fits_notice,
     is_due,
 )
+from checkpoints.interval import UNTIL_MEASURED_STEPS
 from checkpoints.torch_bridge import SaveResult
 
 
@@ -35,7 +35,7 @@ def test_a_fixed_interval_stays_and_falls_on_its_multiples() -> None:
 def test_an_automatic_interval_begins_with_an_early_save_that_measures() -> None:
     schedule = SaveSchedule("auto", max_overhead=0.01)
     schedule.observe_step(1.0)
-    assert schedule.interval == FIRST_AUTO_INTERVAL
+    assert schedule.interval == UNTIL_MEASURED_STEPS
     assert schedule.estimate_s == 0.0
     assert is_due(10, last_saved=0, interval=schedule.interval, is_fixed=False)
     assert not is_due(9, last_saved=0, interval=schedule.interval, is_fixed=False)

@@ -120,17 +120,6 @@ def test_regions_are_a_filter() -> None:
     assert "Left out, because the price list has no such machine there: us-east1." in mixed.notes
 
 
-def test_excluded_regions_are_left_out() -> None:
-    everywhere = {place.name for place in plan(job()).candidates}
-    rest = {place.name for place in plan(job(), exclude_regions=["us-east-1", "gcp/us-central1"]).candidates}
-    assert everywhere - rest == {"aws/us-east-1", "gcp/us-central1"}
-    said = refusal(job("demo"), exclude_regions=["a", "local/b", "c"])
-    assert said == (
-        "No region is left: a, local/b, c excluded, and the job allows a, b, c. Allow more in compute.regions, or "
-        "exclude fewer."
-    )
-
-
 def _refusals() -> list[tuple[dict[str, Any], str]]:
     """(changes to alpaca-7b, message) of plan_refusals.txt: blocks of JSON, then what is said about such a job."""
     blocks = (Path(__file__).parent / "plan_refusals.txt").read_text(encoding="utf-8").split("\n\n")

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+from alpaca_jobs.generation.offline_teacher import running
+
 
 class MetadataServer(ThreadingHTTPServer):
     """Answers GET with `paths[path]` (404 where there is none), and AWS's PUT for a token.
@@ -87,12 +89,5 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def metadata_server(**wants: str) -> Iterator[MetadataServer]:
     """One server for as long as the block lasts."""
-    server = MetadataServer(**wants)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with running(MetadataServer(**wants)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -14,7 +14,7 @@ from alpaca_jobs.spec import DataSpec, JobSpec, TeacherSpec
 from alpaca_jobs.spec_io import change_job, parse_job
 from cluster.course import Course
 from cluster.errors import PlanError
-from cluster.hazard import PRIOR_PER_NODE_HOUR, Hazard, losses, spot_hazard
+from cluster.hazard import PRIOR_PER_NODE_HOUR, Hazard, spot_hazard
 from cluster.launch.planner import plan_launch
 from cluster.plan import LaunchPlan, Pricing
 from cluster.price.assumptions import Assumptions, MeasuredSpeed, MeasuredSteps
@@ -399,10 +399,6 @@ def test_own_reports_move_the_hazard_away_from_the_prior() -> None:
     assert calm.per_node_hour < 0.01
     assert calm.source.startswith("0 preemptions in 1000 machine hours of your own")
     assert spot_hazard(own_preemptions=1000, own_node_hours=1000.0).per_node_hour == pytest.approx(1.0, rel=0.03)
-
-
-def test_losses_of_a_trace_are_machines_that_went_away() -> None:
-    assert losses([4, 4, 2, 3, 0, 4], gap_s=1800) == (5, 8.5)
 
 
 def test_peaks_are_those_of_the_trainer_and_pcie_cards_are_slower() -> None:

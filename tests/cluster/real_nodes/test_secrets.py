@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,13 +41,8 @@ class _KeyedHandler(offline_teacher._Handler):
 
 @pytest.fixture
 def teacher() -> Iterator[KeyedTeacher]:
-    server = KeyedTeacher()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with offline_teacher.running(KeyedTeacher()) as server:
+        yield server
 
 
 def test_a_key_reaches_the_teacher_and_no_file_log_store_or_command_line(
