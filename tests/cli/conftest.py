@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +26,60 @@ from cluster.runs.home import Home
 from cluster.runs.run_view import view_run
 
 QUICK_RUNS = Path(__file__).with_name("quick_runs.py")
+WARM_CLI = Path(__file__).with_name("warm_cli.py")
+
+
+class WarmCli:
+    """A process that has imported the command line (warm_cli.py), and runs commands forked from it."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def run(self, argv: list[str], *, cwd: Path, environ: dict[str, str], timeout_s: float) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr of `quick_runs.py ARGV`; the two are read to their ends.
+
+        Raises:
+            TimeoutError: it, or what it started with these streams, is still there.
+        """
+        with contextlib.ExitStack() as stack:
+            connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+            connection.settimeout(timeout_s)
+            connection.connect(self._address)
+            pipes = [os.pipe(), os.pipe()]
+            said: list[bytes] = [b"", b""]
+
+            def read(place: int) -> None:
+                with os.fdopen(pipes[place][0], "rb") as pipe:
+                    said[place] = pipe.read()
+
+            message = json.dumps({"argv": argv, "cwd": str(cwd), "environ": environ}).encode()
+            socket.send_fds(connection, [message], [write_end for _, write_end in pipes])
+            for _, write_end in pipes:
+                os.close(write_end)
+            readers = [threading.Thread(target=read, args=(place,), daemon=True) for place in range(2)]
+            for reader in readers:
+                reader.start()
+            code = json.loads(connection.recv(100))
+            for reader in readers:
+                reader.join(timeout_s)
+                if reader.is_alive():
+                    raise TimeoutError(f"{argv}: something it started holds its streams open")
+        return code, said[0].decode(), said[1].decode()
+
+
+@pytest.fixture(scope="session")
+def warm_cli() -> Iterator[WarmCli]:
+    with tempfile.TemporaryDirectory(prefix="aj-cli-", dir="/tmp") as folder:  # short: a socket's path
+        address = f"{folder}/socket"
+        process = subprocess.Popen([sys.executable, str(WARM_CLI), address], stdin=subprocess.DEVNULL)
+        give_up_at = time.monotonic() + 60
+        while not Path(address).exists() and process.poll() is None and time.monotonic() < give_up_at:
+            time.sleep(0.05)
+        try:
+            yield WarmCli(address)
+        finally:
+            process.kill()
+            process.wait()
 
 
 @dataclass
@@ -29,6 +87,7 @@ class QuickCli:
     """Runs `alpaca-jobs ARGS` in a folder of its own, with nodes that behave as told."""
 
     folder: Path
+    warm: WarmCli
     behaviour: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -70,9 +129,9 @@ class QuickCli:
 
     def __call__(self, *args: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        process = self.start(*args)
-        out, err = process.communicate(timeout=timeout_s)
-        return subprocess.CompletedProcess(args, process.returncode, out, err)
+        argv = [str(QUICK_RUNS), json.dumps(self.behaviour), *args]
+        ended = self.warm.run(argv, cwd=self.folder, environ=dict(os.environ), timeout_s=timeout_s)
+        return subprocess.CompletedProcess(args, *ended)
 
     def launch(self, *args: str) -> str:
         """Launch the job detached; returns the run's id."""
@@ -112,7 +171,7 @@ class QuickCli:
 
 
 @pytest.fixture
-def quick(tmp_path: Path, _home_of_its_own: None) -> Iterator[QuickCli]:
-    cli = QuickCli(tmp_path, {"steps": 8, "step_s": 0.02, "save_every": 4})
+def quick(tmp_path: Path, warm_cli: WarmCli, _home_of_its_own: None) -> Iterator[QuickCli]:
+    cli = QuickCli(tmp_path, warm_cli, {"steps": 8, "step_s": 0.02, "save_every": 4})
     yield cli
     cli.clean()
