@@ -9,6 +9,7 @@ import os
 import queue
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -169,7 +170,7 @@ class TestWatch:
         with caplog.at_level(logging.WARNING):
             _, heard = _watch(source)
             while aws.asked.count(REBALANCE) < 3:
-                pass
+                time.sleep(0.01)
             aws.paths[ACTION] = '{"action": "terminate", "time": "2025-11-21T12:02:00Z"}'
             heard.get(timeout=5)
         assert sum("more likely than others" in record.getMessage() for record in caplog.records) == 1
@@ -224,7 +225,7 @@ def test_a_node_on_aws_hears_its_end_commits_what_it_has_and_leaves_with_the_cod
     )  # fmt: skip
     try:
         while not list_commits(store, LAYOUT) and node.poll() is None:
-            pass
+            time.sleep(0.1)
         aws.paths[ACTION] = '{"action": "terminate", "time": "2999-01-01T00:00:00Z"}'
         assert reason_of_exit(node.wait(60)) is StopReason.PREEMPTED
     finally:

@@ -126,4 +126,4 @@ def test_a_command_that_outstays_its_notice_is_killed_with_all_it_started(bench:
     bench.backend.notice(handle, Notice(StopReason.PREEMPTED, 5.0))
     assert bench.wait_exit(handle) is StopReason.PREEMPTED
     assert time.monotonic() - began < 30
-    bench.wait_for(lambda: bench.is_gone(handle), "end of all its processes")
+    bench.wait_gone(handle, "end of all its processes")

@@ -32,7 +32,7 @@ def test_a_lost_machine_ends_the_attempt_and_a_notice_to_one_reaches_the_head(be
     member.terminate()
     assert bench.wait_exit(following, timeout_s=60) is StopReason.PREEMPTED
     assert bench.commits("train")[0].position == bench.backend.marks(following).reached[1]
-    bench.wait_for(lambda: bench.is_gone(following), "end of the second machine", timeout_s=60)
+    bench.wait_gone(following, "end of the second machine", timeout_s=60)
 
 
 def test_losing_the_head_sends_the_second_machine_home(bench: Any) -> None:
@@ -40,4 +40,4 @@ def test_losing_the_head_sends_the_second_machine_home(bench: Any) -> None:
     node = bench.start()
     bench.wait_reached(node, "train", 4, timeout_s=180)
     kill_marked(node.nonce, rank=0)
-    bench.wait_for(lambda: bench.is_gone(node), "end of the second machine", timeout_s=90)
+    bench.wait_gone(node, "end of the second machine", timeout_s=90)

@@ -40,7 +40,7 @@ def test_a_zombie_generator_commits_no_row_and_asks_for_nothing_more(
     sent = count_asked(bench.store).sent
     answered = len(asked.read_text().splitlines())
     bench.signal_tree(node, signal.SIGCONT)
-    bench.wait_for(lambda: bench.is_gone(node), "end of the zombie", timeout_s=60)
+    bench.wait_gone(node, "end of the zombie", timeout_s=60)
     after = bench.contents()
     assert {key: after.get(key) for key in before} == before
     assert bench.commits("generate") == rows
@@ -60,7 +60,7 @@ def test_a_zombie_trainer_commits_and_deletes_nothing(bench: Any) -> None:
     bench.supersede(2)
     before, counting = bench.contents(), bench.commits("train")
     bench.signal_tree(node, signal.SIGCONT)
-    bench.wait_for(lambda: bench.is_gone(node), "end of the zombie", timeout_s=60)
+    bench.wait_gone(node, "end of the zombie", timeout_s=60)
     after, left = bench.contents(), bench.commits("train")
     assert left[:2] == counting[:2]
     assert set(left) <= set(counting)
