@@ -30,6 +30,12 @@ _PERMISSION_CLASSES = {
     "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError",
     "ProfileNotFound", "ClientAuthenticationError", "DefaultCredentialsError", "RefreshError",
 }  # fmt: skip
+_NO_CREDENTIALS_CLASSES = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
+_SIGN_IN = {
+    "s3": "aws configure, or export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "gcloud auth application-default login",
+    "az": "az login",
+}
 _TRANSIENT_CLASSES = {
     "HTTPClientError", "EndpointConnectionError", "ConnectionClosedError", "ReadTimeoutError", "ConnectTimeoutError",
     "ResponseStreamingError", "IncompleteReadError", "IncompleteRead", "ResponseParserError", "FSTimeoutError",
@@ -109,6 +115,14 @@ def translate(error: BaseException, *, uri: str, key: str, doing: str) -> Checkp
             f"{place}: no space or quota left ({doing}; {said}). Nothing was committed and the commits before it are "
             "whole. Free space, or give the run another store, then resume it."
         )
+    if _class_names(error) & _NO_CREDENTIALS_CLASSES:
+        scheme = uri.partition("://")[0]
+        return StorePermission(
+            f"{place}: there are no credentials on this machine for it ({doing}; {said}). "
+            f"Sign in: {_SIGN_IN.get(scheme, 'as its provider says')}."
+        )
+    if _errno(error) == errno.ENOTDIR:
+        return StoreError(f"{uri}: a file stands where a folder is wanted ({doing}; {said}). Name another place.")
     if _is_permission(error):
         return StorePermission(
             f"{place}: the store refused ({doing}; {said}). This identity needs to list, read, write and delete below "

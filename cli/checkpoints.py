@@ -161,12 +161,13 @@ def copy(
 
     Example: alpaca-jobs checkpoints copy demo-x3fkd --to s3://elsewhere/runs
     """
-    from checkpoints.store import Store
-    from cli.finding import find_run
+    from cli.finding import find_run, open_named
     from cluster.runs.run_copy import copy_whole_run
 
     found = find_run(run, store)
-    destination = Store.open(to)
+    destination = open_named(to)
+    if destination.uri == found.root.uri:
+        raise Refused(f"{found.run_id} is in {to} already. Name another store: --to URI")
     copied = []
     for name in copy_whole_run(found.root, destination, found.run_id, is_alive_here=found.is_alive_here):
         render.say(f"copied {name}")

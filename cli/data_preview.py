@@ -62,6 +62,8 @@ def preview(
 
     records, train, about = _open(source, rows, model, recipe, max_length)
     places = row if row else list(range(show))
+    if beyond := [place for place in row or () if place >= len(records)]:
+        raise Refused(f"--row is {beyond[0]}, but {about} has {len(records)} rows, counted from 0.")
     found = preview_tokens(records, train, places=places, max_truncated=max_truncated)
     if as_json:
         render.out_json({"in": about, "model": train.model, "recipe": train.recipe, **token_view.preview_json(found)})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cli import render
+from cli.exits import Refused
 
 if TYPE_CHECKING:
     from checkpoints.store import Store
@@ -48,8 +49,11 @@ def find_run(run: str | None, store: str | None) -> FoundRun:
     found = [(root, run_id) for root in open_stores(home, store) for run_id in _matching(root, run)]
     if not found:
         where = store or ", ".join(home.stores()) or "any store used from here"
-        what = "no run yet" if run is None else f"no run {run}"
-        raise RunNotFound(f"There is {what} in {where}. See: alpaca-jobs runs, or name a store: --store URI")
+        if run is None:
+            raise RunNotFound(
+                f"There is no run yet in {where}. Start one: alpaca-jobs launch JOB; or name a store: --store URI"
+            )
+        raise RunNotFound(f"There is no run {run} in {where}. See: alpaca-jobs runs, or name a store: --store URI")
     if run is None:
         root, run_id = max(found, key=lambda one: (launched_at(*one), one[1]))
     elif len({run_id for _, run_id in found}) > 1:
@@ -67,7 +71,7 @@ def open_stores(home: Home, store: str | None) -> list[Store]:
     from checkpoints.store import Store
 
     if store is not None:
-        return [Store.open(store)]
+        return [open_named(store)]
     opened = []
     for uri in home.stores():
         try:
@@ -78,6 +82,21 @@ def open_stores(home: Home, store: str | None) -> list[Store]:
         else:
             opened.append(root)
     return opened
+
+
+def open_named(uri: str) -> Store:
+    """The store at an address that the user wrote; nothing is asked there yet.
+
+    Raises:
+        Refused: no store can be called that.
+    """
+    from checkpoints.errors import StoreError
+    from checkpoints.store import Store
+
+    try:
+        return Store.open(uri)
+    except StoreError as exc:
+        raise Refused(str(exc)) from exc
 
 
 def launched_at(root: Store, run_id: str) -> str:

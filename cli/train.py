@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import options, plan_view, starting
+from cli import data_preview, options, plan_view, render, starting
 from cli.exits import Refused
 
 
@@ -38,6 +38,8 @@ def train(
         raise Refused(
             f"{job_file} is for {plan.candidates[0].infra}. Set compute.infra: local, or use alpaca-jobs launch."
         )
+    for words in data_preview.warnings_of(plan.job):  # rows that are none are refused here, before a node starts
+        render.say(f"warning: {words}")
     starting.check_installed(plan.job)
     starting.agree(plan_view.question(plan), yes=yes, grids=plan_view.plan_grids(plan))
     starting.leave_or_follow(starting.start(plan), detach=detach, as_json=as_json)

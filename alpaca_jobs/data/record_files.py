@@ -103,11 +103,24 @@ def _read_uri(source: str) -> bytes:
     from checkpoints.errors import ObjectMissing
     from checkpoints.store import Store
 
+    check_address(source)
     folder, _, name = source.rpartition("/")
     try:
         return Store.open(folder).get(name)
     except ObjectMissing as exc:
         raise is_missing(source) from exc
+
+
+def check_address(source: str) -> None:
+    """Turn down what is an address of the web: nothing is fetched from there.
+
+    Raises:
+        DataError: it is one.
+    """
+    if source.startswith(("http://", "https://")):
+        raise DataError(
+            f"{source} is on the web, but a file or an s3://, gs:// or az:// address is wanted. Fetch it: curl -LO URL"
+        )
 
 
 def is_missing(source: str, path: Path | None = None) -> DataError:

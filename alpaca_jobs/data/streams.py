@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from alpaca_jobs.data.files import PARQUET, from_columns
-from alpaca_jobs.data.record_files import Record, is_missing, not_utf8, parse_line, to_record
+from alpaca_jobs.data.record_files import Record, check_address, is_missing, not_utf8, parse_line, to_record
 from alpaca_jobs.errors import DataError
 
 _BLOCK = 2**20  # bytes read at once
@@ -38,6 +38,7 @@ def local_file(source: str, folder: Path) -> Iterator[Path]:
         return
     from checkpoints.store import Store
 
+    check_address(source)
     parent, _, name = source.rpartition("/")
     store = Store.open(parent)
     size = store.size(name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -49,7 +51,8 @@ def _fetch(name: str) -> None:
     before = digest.stat().st_mtime_ns if digest.is_file() else None
     failed = f"SkyPilot could not fetch {name}. What was there before is still used without --live; is there a network?"
     try:
-        _ = common.read_catalog(name, pull_frequency_hours=0).shape  # fetches when the table is first looked at
+        with redirect_stdout(sys.stderr):  # SkyPilot's own talk
+            _ = common.read_catalog(name, pull_frequency_hours=0).shape  # fetches when the table is first looked at
     except requests.exceptions.RequestException as exc:
         raise CatalogError(f"{failed} ({type(exc).__name__})") from exc
     # After a failed fetch SkyPilot warns and goes on with the old file; only a fetch that worked writes the digest.

@@ -124,8 +124,8 @@ def run_drill(
 def _check(job: JobSpec, kills: int, world_sizes: Sequence[int]) -> None:
     if not job.compute.is_local:
         raise WrongInput(
-            f"The drill of this version kills nodes on this machine only, but compute.infra is "
-            f"[{', '.join(job.compute.infra)}]. Set compute.infra: local."
+            "Without --infra the nodes of this machine are killed, but compute.infra is "
+            f"[{', '.join(job.compute.infra)}]. Set compute.infra: local, or kill one there: drill --infra aws"
         )
     if not 0 <= kills <= MOST_KILLS_PER_RUN:
         raise WrongInput(f"--kills is {kills}, but a number from 0 to {MOST_KILLS_PER_RUN} is wanted.")

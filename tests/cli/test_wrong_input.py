@@ -148,6 +148,15 @@ def test_what_is_no_number_is_none_for_an_option_either(here: Path, args: tuple[
         (("logs", "--since", "99999999999d"), "--since is 99999999999d, but a time is wanted"),
         (("logs", "--since", "tomorrow"), "--since is tomorrow, but a time is wanted"),
         (("data", "preview", "rows.json", "--recipe", "nope"), "recipe is nope, but this version knows only alpaca"),
+        (("data", "preview", "rows.json", "--row", "4"), "--row is 4, but rows.json has 4 rows, counted from 0."),
+        (
+            ("data", "dedupe", "http://127.0.0.1/a.json", "out.json"),
+            "is on the web, but a file or an s3://, gs:// or az://",
+        ),
+        (("data", "convert", "https://127.0.0.1/a.json", "out.json"), "Fetch it: curl -LO URL"),
+        (("status",), "There is no run yet in any store used from here. Start one: alpaca-jobs launch JOB"),
+        (("status", "--store", "ftp://x"), "ftp://x: no store here speaks ftp://"),
+        (("runs", "--store", "s3://"), "s3://: the bucket is missing. Write s3://BUCKET/PREFIX."),
         (("status", "none"), "There is no run none in any store used from here"),
         (("init", "folder"), "folder exists already"),
         (("init", "none/job.yaml"), "none/job.yaml cannot be written (No such file or directory)"),
@@ -177,8 +186,20 @@ def test_a_translator_that_cannot_be_is_refused_in_words(
     assert said in refused("data", "translate", "rows.json", "out.json", "--to", "pt", *options)
 
 
+def test_a_translator_that_is_away_is_not_waited_for_in_silence_for_an_hour() -> None:
+    from cli.data_translate import PATIENCE_S, _teacher
+
+    teacher = _teacher("m", "http://127.0.0.1:9/v1", "KEY", None, None, offline=False)
+    assert not isinstance(teacher, str)
+    assert teacher.patience_s == PATIENCE_S <= 60
+
+
+def test_train_looks_into_its_rows_before_anything_starts(here: Path) -> None:
+    assert "rows.csv line 1 is not JSON" in refused("train", "job.yaml", "--rows", "rows.csv", "--yes")
+    assert not (here / "runs").exists()
+
+
 def test_half_a_starter_job_does_not_stay(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written where the disk is full: a link to /dev/full stands for it."""
     from cli.init import _gone_if_broken_off
 
     half = here / "half.yaml"
@@ -186,3 +207,12 @@ def test_half_a_starter_job_does_not_stay(here: Path, monkeypatch: pytest.Monkey
     with pytest.raises(OSError, match="full"), _gone_if_broken_off(half):
         raise OSError(28, "full")
     assert not half.exists()
+
+
+def test_half_a_card_does_not_stay(here: Path) -> None:
+    """A text that no UTF-8 can hold stands for the disk that is full in the middle."""
+    from cli.data_card import _write_whole
+
+    with pytest.raises(UnicodeEncodeError):
+        _write_whole(here / "card.html", "half of it \ud800")
+    assert list(here.glob("card.html*")) == []
