@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,9 +23,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "cloudbox"))
 
 if TYPE_CHECKING:
+    from bills import Bill
     from box import CloudBox, Machine
 
 _NUMBERS = itertools.count()
+DOUBLE_BILLING_S = 60.0  # together, of machines beyond those that a run wants
+LARGEST_RECORD = 1 << 20  # of the store's objects, what is text
 
 JOB = """
 name: demo
@@ -65,10 +69,19 @@ def _closed_network() -> None:
 
 
 @pytest.fixture
-def cloud(box: CloudBox) -> Cloud:
-    """The cloud's user at the command line."""
+def cloud(box: CloudBox) -> Iterator[Cloud]:
+    """The cloud's user at the command line; after every scenario nothing bills, and secrets are where they may be."""
+    from account import SECRETS
+    from secret_places import CommandLines, leaked_files, leaked_objects
+
     box.serve()  # as it is by default, whatever the test before left
-    return Cloud(box, f"user-{next(_NUMBERS)}")
+    user = Cloud(box, f"user-{next(_NUMBERS)}")
+    with CommandLines(SECRETS) as command_lines:
+        yield user
+    assert not box.machines()
+    assert command_lines.looked_at > 0
+    leaks = [*command_lines.leaks, *leaked_files(box.folder, box.home, SECRETS)]
+    assert [*leaks, *leaked_objects(user.records(), SECRETS)] == []
 
 
 class Cloud:
@@ -145,10 +158,45 @@ class Cloud:
         self.box.preempt(machine)
         return machine
 
+    def settle(self, run_id: str, *, num_nodes: int = 1) -> list[Bill]:
+        """Wait until no machine of a run is left; what all of them cost, by the pretend AWS's own records.
+
+        Args:
+            num_nodes: machines that work together; what goes beyond them was billed twice.
+        """
+        from bills import EVER, bill_of, billed_beyond_s
+        from processes import wait_for
+
+        wait_for(lambda: not self.machines(run_id), "end of the last machine", timeout_s=600)
+        bills = [bill_of(one.region, one.said) for one in self.box.machines(run_id, states=EVER)]
+        assert bills, f"{run_id} never had a machine"
+        assert billed_beyond_s(bills, num_nodes, now_s=time.time()) <= DOUBLE_BILLING_S, bills
+        return bills
+
+    def receipt(self, run_id: str, bills: list[Bill]) -> dict[str, Any]:
+        """A run's receipt; its machines cost what the pretend AWS would charge for them, within 1 %."""
+        shown = self.shell("alpaca-jobs", "receipt", run_id, "--json")
+        assert shown.returncode == 0, shown.stderr
+        receipt = dict(json.loads(shown.stdout))
+        machines = (one for one in receipt["lines"] if one["what"].startswith(("attempt", "machines")))
+        told = sum(one["usd"] for one in machines if one["source"] == "the cloud's record")
+        assert told == pytest.approx(sum(bill.usd(now_s=time.time()) for bill in bills), rel=0.01)
+        return receipt
+
     def keys(self, run_id: str, prefix: str) -> list[str]:
         """What lies below a prefix of a run, read in this thread (fsspec's own is on another network)."""
         found = self.box.client("s3").list_objects_v2(Bucket="runs", Prefix=f"here/{run_id}/{prefix}")
         return [one["Key"] for one in found.get("Contents", [])]
+
+    def records(self) -> Iterator[tuple[str, bytes]]:
+        """Every object of the store that is not a block of numbers."""
+        s3 = self.box.client("s3")
+        if "runs" not in [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]]:
+            return
+        for page in s3.get_paginator("list_objects_v2").paginate(Bucket="runs"):
+            for one in page.get("Contents", []):
+                if one["Size"] <= LARGEST_RECORD:
+                    yield one["Key"], self.read_bytes(one["Key"])
 
     def read(self, run_id: str, key: str) -> Any:
         """A JSON object of a run."""

@@ -50,6 +50,8 @@ def test_a_machine_leaves_in_time_its_server_dies_with_it_and_comes_back_and_a_c
     assert not cloud.attempt(run_id, 3, "claim")  # it has been bought, and nothing of ours runs on it yet
     cancelled = cloud.shell("alpaca-jobs", "cancel", run_id)
     assert cancelled.returncode == 0, cancelled.stderr
-    wait_for(lambda: not cloud.machines(run_id), f"end of {second.instance}", timeout_s=300)
+    bills = cloud.settle(run_id)
+    assert {first.instance, second.instance} < {one.instance for one in bills}
+    cloud.receipt(run_id, bills)
     view = cloud.status(run_id)
     assert (view["state"], view["exit_code"]) == ("stopped", 130)

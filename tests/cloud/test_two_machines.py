@@ -32,4 +32,4 @@ def test_two_machines_that_work_together_are_lost_with_one_of_them_and_finish_el
     view = cloud.status(run_id)
     assert [one["stop_reason"] for one in view["attempts"]][1:] == ["done"]
     assert view["attempts"][1]["base"]["stage"] == "train"
-    wait_for(lambda: not cloud.machines(run_id), "end of the last machines", timeout_s=600)
+    cloud.receipt(run_id, cloud.settle(run_id, num_nodes=2))

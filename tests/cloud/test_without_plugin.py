@@ -27,7 +27,7 @@ def test_a_server_without_our_plugin_warns_in_words_and_recovers_in_its_own_way(
     assert (base["stage"], base["attempt"]) == ("train", 1)
     cancelled = cloud.shell("alpaca-jobs", "cancel", run_id)
     assert cancelled.returncode == 0, cancelled.stderr
-    wait_for(lambda: not cloud.machines(run_id), "end of the last machine", timeout_s=300)
+    cloud.receipt(run_id, cloud.settle(run_id))
     view = cloud.status(run_id)
     # The second by the node itself: a cancel leaves it a window to save in.
     assert [one["stop_reason"] for one in view["attempts"]] == ["lost", "cancelled"]
