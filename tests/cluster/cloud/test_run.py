@@ -444,6 +444,20 @@ def test_resuming_without_a_region_keeps_every_part_away_from_it(tmp_path: Path)
     assert "us-west-2" in sky.submitted[-1][0]  # the rows are there, and need no machine
 
 
+def test_status_says_that_training_may_hang_until_there_is_a_step_again(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path)
+    cloud.attempt(1, PLACES[0])
+    node = EventWriter(cloud.store, 1, "node")
+    seen = []
+    for kind, fields in (("step", {"step": 1}), ("stall", {"words": "Training may hang."}), ("step", {"step": 2})):
+        node.emit(kind, **fields)
+        node.flush()
+        seen.append(view_run(cloud.root, "demo-x3fkd", is_alive=True).words)
+        time.sleep(0.002)  # events are dated to the millisecond
+    node.close()
+    assert seen == ["", "Training may hang.", ""]
+
+
 def test_resuming_on_other_machines_asks_skypilot_for_them(tmp_path: Path) -> None:
     cloud, sky = ACloud(tmp_path / "store"), FakeSky(None)
     plan = cloud.session.plan
