@@ -23,7 +23,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
     "s3fs": ("checkpoints/store*.py",),
     "ray": ("cluster/node/ray_runtime*.py",),
     "sky": ("cluster/cloud/sky_*.py",),
-    "botocore": ("cluster/cloud/aws_account.py",),
+    "botocore": ("cluster/cloud/aws_account.py", "checkpoints/store_s3_signing.py"),
     "openai": ("alpaca_jobs/generation/completer.py", "alpaca_jobs/generation/batch_client.py"),
     "torch": (
         "checkpoints/torch_*.py",
