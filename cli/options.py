@@ -20,6 +20,17 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def positive(value: float | None) -> float | None:
+    """A limit: finite, and more than nothing.
+
+    Raises:
+        typer.BadParameter: it is neither absent nor that.
+    """
+    if finite(value) is not None and value is not None and value <= 0:
+        raise typer.BadParameter(f"{value:g} is no limit to work within; more than 0 is wanted.")
+    return value
+
+
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="The job file.", show_default=False)]
 RunName = Annotated[
     str | None, typer.Argument(metavar="RUN", help="The run's id, or the start of it; the latest run if left out.")
@@ -36,12 +47,12 @@ Infra = Annotated[
 Budget = Annotated[
     float | None,
     typer.Option(
-        "--budget", metavar="USD", callback=finite, help="Stop before more than this is spent (limits.max_usd)."
+        "--budget", metavar="USD", callback=positive, help="Stop before more than this is spent (limits.max_usd)."
     ),
 ]
 Deadline = Annotated[
     float | None,
     typer.Option(
-        "--deadline", metavar="HOURS", callback=finite, help="Stop after this many hours (limits.deadline_h)."
+        "--deadline", metavar="HOURS", callback=positive, help="Stop after this many hours (limits.deadline_h)."
     ),
 ]

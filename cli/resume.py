@@ -25,7 +25,7 @@ def resume(
         typer.Option(
             "--teacher-budget",
             metavar="USD",
-            callback=options.finite,
+            callback=options.positive,
             help="The teacher's own limit (limits.teacher_max_usd).",
         ),
     ] = None,

@@ -141,8 +141,10 @@ def test_what_is_no_number_is_none_for_an_option_either(here: Path, args: tuple[
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("launch", "job.yaml", "--dry-run", "--budget", "-5"), "limits.max_usd is -5.0, but it has to be more than 0"),
-        (("launch", "job.yaml", "--dry-run", "--deadline", "0"), "limits.deadline_h is 0"),
+        (("launch", "job.yaml", "--dry-run", "--budget", "-5"), "-5 is no limit to work within"),
+        (("resume", "--budget", "-5"), "-5 is no limit to work within"),
+        (("resume", "--teacher-budget", "0"), "0 is no limit to work within"),
+        (("launch", "job.yaml", "--dry-run", "--deadline", "0"), "0 is no limit to work within"),
         (("drill", "job.yaml", "--world-size", "2,0"), "--world-size is 2,0, but numbers of ranks are wanted"),
         (("drill", "job.yaml", "--world-size", "2,,1"), "--world-size is 2,,1"),
         (("logs", "--since", "99999999999d"), "--since is 99999999999d, but a time is wanted"),
