@@ -24,7 +24,14 @@ def dedupe(
     source: Annotated[str, typer.Argument(metavar="IN", help="JSON, JSON lines or Parquet; a path or a URI.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="A new file: .json, .jsonl or .parquet.")],
     threshold: Annotated[
-        float, typer.Option("--threshold", min=0, max=1, help="Drop what has a ROUGE-L F above this with a kept one.")
+        float,
+        typer.Option(
+            "--threshold",
+            min=0,
+            max=1,
+            callback=options.finite,
+            help="Drop what has a ROUGE-L F above this with a kept one.",
+        ),
     ] = 0.7,
     field: Annotated[str, typer.Option("--field", metavar="NAME", help="Whose text is compared.")] = "instruction",
     against: Annotated[
@@ -50,8 +57,9 @@ def dedupe(
         raise Refused("--neighbours compares every row with all before it, in one process: leave --workers away.")
     needed = [*(["pyarrow"] if ".parquet" in source + out else []), *(["ray"] if workers > 1 else [])]
     require_modules("numpy", "rapidfuzz", *needed)
-    from alpaca_jobs.data.files import check_target, load_table, write_stream
+    from alpaca_jobs.data.files import check_target
     from alpaca_jobs.data.lineage_file import hand_on
+    from alpaca_jobs.data.stream_writing import write_stream
     from alpaca_jobs.data.streams import local_file, stream_table
     from alpaca_jobs.generation.dedupe import decide_records
 
@@ -59,7 +67,6 @@ def dedupe(
         raise Refused(f"--against {source} is the input itself: every row would be a duplicate of itself.")
     check_target(out)
     began = time.monotonic()
-    earlier = [record.text(field, may_be_empty=True) for name in against or () for record in load_table(name)]
     seen = _Seen()
     with (
         _shards(workers, threshold) as shards,
@@ -67,8 +74,8 @@ def dedupe(
         local_file(source, Path(folder)) as path,
     ):
         decided = decide_records(
-            stream_table(path, source), field=field, threshold=threshold, against=earlier, with_neighbours=neighbours,
-            shards=shards,
+            stream_table(path, source), field=field, threshold=threshold,
+            against=_texts(against or (), field), with_neighbours=neighbours, shards=shards,
         )  # fmt: skip
         num_kept = write_stream(out, seen.kept(decided))
     num_rows, num_dropped = seen.count, seen.count - num_kept
@@ -86,6 +93,16 @@ def dedupe(
         f"{words.plural(num_kept, 'row')} kept of {num_rows:,}; {num_dropped:,} dropped ({share}), "
         f"in {words.duration(seconds)}"
     )
+
+
+def _texts(sources: Iterable[str], field: str) -> Iterator[str]:
+    """The texts of whole files, one after the other."""
+    from alpaca_jobs.data.streams import local_file, stream_table
+
+    for source in sources:
+        with tempfile.TemporaryDirectory() as folder, local_file(source, Path(folder)) as path:
+            for record in stream_table(path, source):
+                yield record.text(field, may_be_empty=True)
 
 
 class _Seen:

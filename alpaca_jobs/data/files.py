@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def check_target(target: str | Path) -> None:
     """Find out before the work, not after it, that a file cannot be written.
 
     Raises:
-        DataError: it exists, its folder does not, or its name says no format.
+        DataError: it exists, its folder does not or cannot be written to, or its name says no format.
     """
     path = Path(target)
     if path.suffix not in SUFFIXES:
@@ -57,6 +58,13 @@ def check_target(target: str | Path) -> None:
         raise DataError(f"{target} exists already and was left as it is. Name another file.")
     if not path.absolute().parent.is_dir():
         raise DataError(f"{target} cannot be written: there is no folder {path.absolute().parent}. Make it first.")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as exc:
+        raise DataError(
+            f"{target} cannot be written in {path.absolute().parent} ({exc.strerror}). Name another folder."
+        ) from exc
 
 
 def write_table(target: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -74,38 +82,12 @@ def write_table(target: str | Path, records: Sequence[Mapping[str, Any]]) -> Non
             f"{target}: the records hold something that it cannot hold: {exc}. Try another format."
         ) from exc
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
-
-
-def write_stream(target: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
-    """Write records to a new local file, as they come where its format allows that (JSON lines); returns how many.
-
-    Raises:
-        DataError: as write_table.
-    """
-    path = Path(target)
-    if path.suffix not in (".jsonl", ".ndjson"):
-        held = list(records)
-        write_table(target, held)
-        return len(held)
-    check_target(target)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    count = 0
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            for record in records:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-                count += 1
-    except BaseException as exc:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except BaseException:  # a full disk, Ctrl-C
         partial.unlink(missing_ok=True)
-        if isinstance(exc, TypeError | ValueError):
-            raise DataError(
-                f"{target}: the records hold something that it cannot hold: {exc}. Try another format."
-            ) from exc
         raise
-    partial.replace(path)
-    return count
 
 
 def render_json(records: Sequence[Mapping[str, Any]], suffix: str) -> bytes:
@@ -120,13 +102,14 @@ def _render_parquet(records: Sequence[Mapping[str, Any]]) -> bytes:
     from pyarrow import parquet
 
     names = list(dict.fromkeys(name for record in records for name in record))  # from_pylist looks at the first only
-    rows = [_to_columns(record) for record in records]
+    rows = [to_columns(record) for record in records]
     buffer = io.BytesIO()
     parquet.write_table(pyarrow.table({name: [row.get(name) for row in rows] for name in names}), buffer)
     return buffer.getvalue()
 
 
-def _to_columns(record: Mapping[str, Any]) -> dict[str, Any]:
+def to_columns(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record as a table's row; `from_columns` is the way back."""
     nearest = record.get(NEIGHBOURS)
     if not isinstance(nearest, Mapping):
         return dict(record)

@@ -42,25 +42,33 @@ def decide_records(
     Raises:
         DataError: a record without a text in that field; says which.
     """
-    index = SimilarityIndex(threshold)
-    earlier = list(against)
-    index.add_all(earlier)
-    if not with_neighbours:
-        waiting: deque[Record] = deque()
-
-        def texts() -> Iterator[str]:
-            for record in records:
-                waiting.append(record)
-                yield record.text(field, may_be_empty=True)
-
-        if shards is None:
-            decisions = index.offer_all(texts())
-        else:
-            decisions = offer_all_sharded(texts(), shards, threshold=threshold, against=earlier)
-        for duplicate in decisions:
-            fields = waiting.popleft().fields
-            yield fields if duplicate is None else None
+    if with_neighbours:
+        yield from _with_neighbours(records, field, threshold, list(against))
         return
+    waiting: deque[Record] = deque()
+
+    def texts() -> Iterator[str]:
+        for record in records:
+            waiting.append(record)
+            yield record.text(field, may_be_empty=True)
+
+    if shards is None:
+        index = SimilarityIndex(threshold)
+        index.add_all(against)
+        decisions = index.offer_all(texts())
+    else:
+        decisions = offer_all_sharded(texts(), shards, threshold=threshold, against=list(against))
+    for duplicate in decisions:
+        fields = waiting.popleft().fields
+        yield fields if duplicate is None else None
+
+
+def _with_neighbours(
+    records: Iterable[Record], field: str, threshold: float, earlier: list[str]
+) -> Iterator[Mapping[str, Any] | None]:
+    """The same decisions; a record that is kept names its nearest of those before it, which are held as texts."""
+    index = SimilarityIndex(threshold)
+    index.add_all(earlier)
     for record in records:
         text = record.text(field, may_be_empty=True)
         if index.duplicate_of(text) is not None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from alpaca_jobs.data.files import NEIGHBOURS, load_table, write_stream, write_table
+from alpaca_jobs.data.files import NEIGHBOURS, load_table, write_table
 from alpaca_jobs.data.record_files import load_records
 from alpaca_jobs.data.rows import rows_from
+from alpaca_jobs.data.stream_writing import write_stream
 from alpaca_jobs.errors import DataError
 
 RECORDS: list[dict[str, Any]] = [
