@@ -163,6 +163,13 @@ def _teacher_in_words(value: Any) -> Any:
     return value
 
 
+def _check_concurrency(value: Any) -> Any:
+    """Say what is wanted in one sentence instead of two failed alternatives."""
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        want("a whole number of requests, at least 1, or auto is wanted")
+    return value
+
+
 class DataSpec(SpecPart):
     """Rows to train on: read from a file (`from`), or written by a teacher from seed tasks."""
 
@@ -205,8 +212,9 @@ class DataSpec(SpecPart):
     what was answered before. Raise it with teacher.batch_api, where a round of answers takes an hour."""
     num_actors: PositiveWhole = 2
     """Processes asking the teacher at the same time."""
-    concurrency: PositiveWhole = 8
-    """Requests each of them keeps in flight."""
+    concurrency: Annotated[PositiveWhole | Literal["auto"], BeforeValidator(_check_concurrency)] = "auto"
+    """Requests each of them keeps in flight; auto: 8 at first, and more, up to 256, for as long as answers come faster
+    for it."""
     part_requests: PositiveWhole = 8
     """Requests per committed part of rows."""
     max_requests: PositiveWhole | None = None

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from cluster.launch.translating import Progress, Translated
 
 
+PATIENCE_S = 60.0
+"""How long a teacher that answers nobody is waited for: somebody sits here, and what was answered lies in OUT.state."""
+
+
 def translate(
     source: Annotated[str, typer.Argument(metavar="IN", help="Rows or chats: JSON, JSON lines or Parquet.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="A new file: .json, .jsonl or .parquet.")],
@@ -40,9 +44,17 @@ def translate(
         bool, typer.Option("--offline", help="The demo teacher: no translation, but the whole path, without a key.")
     ] = False,
     max_usd: Annotated[
-        float | None, typer.Option("--max-usd", metavar="USD", min=0, help="Never spend more, over all starts.")
+        float | None,
+        typer.Option(
+            "--max-usd", metavar="USD", min=0, callback=options.finite, help="Never spend more, over all starts."
+        ),
     ] = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", metavar="N", min=1, help="Requests at a time.")] = 16,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            "--concurrency", metavar="N", min=1, help="Requests at a time; else as many as bring more answers."
+        ),
+    ] = None,
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> None:
@@ -97,7 +109,7 @@ def _teacher(
 ) -> TeacherSpec | str:
     """Return whom to ask, from whichever of the three was named."""
     from alpaca_jobs.spec import TeacherSpec
-    from alpaca_jobs.spec_io import load_job
+    from alpaca_jobs.spec_io import load_job, part_from_dict
 
     if sum((model is not None, job_file is not None, offline)) != 1:
         raise Refused("Who translates? Name one of --model NAME, --job JOB or --offline.")
@@ -108,7 +120,7 @@ def _teacher(
         if teacher is None:
             raise Refused(f"{job_file} names no teacher (data.teacher). Name one here: --model NAME")
         return teacher
-    given: dict[str, Any] = {"model": model, "base_url": base_url, "api_key_env": key_env}
+    given: dict[str, Any] = {"model": model, "base_url": base_url, "api_key_env": key_env, "patience_s": PATIENCE_S}
     if prices is not None:
         try:
             given["price_per_million_input_usd"], given["price_per_million_output_usd"] = map(float, prices.split(","))
@@ -116,7 +128,7 @@ def _teacher(
             raise Refused(
                 f"--prices is {prices!r}, but two numbers with a comma are wanted, such as 0.15,0.60"
             ) from None
-    return TeacherSpec.model_validate(given)
+    return part_from_dict(TeacherSpec, given)
 
 
 def _translator(teacher: TeacherSpec | str) -> dict[str, str]:

@@ -50,6 +50,22 @@ def teacher_limit_words(found: JobEstimate) -> list[str]:
     ]
 
 
+def training_limit_words(found: JobEstimate) -> list[str]:
+    """That the rows are expected to leave too little of the budget for training, where they are.
+
+    A run ends then when its rows are written, before a machine is started to train (cluster/node/training_budget.py).
+    """
+    limit, stages = found.plan.job.limits.max_usd, {one.name: one.cost_usd for one in found.candidates[0].stages}
+    rows, training = stages.get("rows"), stages.get("training")
+    if limit is None or rows is None or training is None or not training.p50 or limit - rows.p50 >= training.p50:
+        return []
+    return [
+        f"limits.max_usd, {words.money(limit)}, less the {words.money(rows.p50)} that the rows are expected to cost, "
+        f"does not pay the {words.money(training.p50)} of training (p50 each): the run would end when the rows are "
+        "written, before it buys a machine to train."
+    ]
+
+
 def limit_words(first: CandidateEstimate) -> list[str]:
     """How likely the job's own limits stop it, where that is at least one play in a hundred."""
     told = []
@@ -67,7 +83,7 @@ def _places(found: JobEstimate) -> render.Grid:
     notes = [f"... and {hidden} more places; all of them: --json"] if hidden > 0 else []
     if found.candidates[0].hours is None:
         notes.append(f"No time: {UNKNOWN_TIME}.")
-    notes += [*limit_words(found.candidates[0]), *teacher_limit_words(found)]
+    notes += [*limit_words(found.candidates[0]), *teacher_limit_words(found), *training_limit_words(found)]
     notes += found.unpriced
     notes += found.plan.notes
     notes.append(

@@ -41,7 +41,8 @@ def estimate_rows(priced: Priced) -> list[tuple[str, str]]:
     if priced.estimate is None:
         return [("estimate", f"none: {priced.unknown}")]
     rows = [("estimate", estimate_view.estimate_line(priced.estimate))]
-    told = estimate_view.limit_words(priced.estimate.candidates[0]) + estimate_view.teacher_limit_words(priced.estimate)
+    told = estimate_view.limit_words(priced.estimate.candidates[0])
+    told += estimate_view.teacher_limit_words(priced.estimate) + estimate_view.training_limit_words(priced.estimate)
     return rows + [("", line) for line in told]
 
 

@@ -103,7 +103,7 @@ def after(progress: Progress, event: Event) -> Progress:
                 target_rows=fields.get("target", progress.target_rows),
                 accept_rate=fields.get("accept_rate"),
                 usd=fields.get("usd"),
-                waiting=fields.get("waiting") or "",
+                waiting=words.teacher_wait({"words": fields.get("waiting"), "next_try_at": fields.get("next_try_at")}),
                 tokens=fields.get("tokens") or {},
             )
         case "step":
@@ -202,6 +202,8 @@ def line_of(event: Event) -> str | None:
             return f"step {fields.get('position')} was not saved: the save before it is still under way"
         case "decision" if fields.get("action") in ("finish", "give_up"):
             return None  # the end says it again
+        case "stall":
+            return f"warning: {fields.get('words', '')}"
         case "decision" | "end":
             return str(fields.get("words", "")) or None
         case "log" if fields.get("level") in ("warning", "error", "critical"):

@@ -69,6 +69,18 @@ def tokens(counted: Mapping[str, int] | None) -> str:
     return text + (f"; of {plural(counted['untold'], 'answer')} the server did not say" if counted["untold"] else "")
 
 
+def teacher_wait(waited: Mapping[str, Any]) -> str:
+    """That a teacher is waited for, and when it is asked again: in so many seconds, or at a time; empty if it is not.
+
+    Args:
+        waited: `words`, with since when and why, and `next_try_in_s` or `next_try_at`, where they are known.
+    """
+    text, at = str(waited.get("words") or ""), str(waited.get("next_try_at") or "")
+    if text and waited.get("next_try_in_s") is not None:
+        return f"{text}; next try in {waited['next_try_in_s']:.0f} s"
+    return f"{text}; next try at {at[11:19]}" if text and at else text
+
+
 def drops(counted: Mapping[str, int]) -> str:
     """What was not kept, the commonest reason first: `too_short 30, similar 12`."""
     most = sorted(counted.items(), key=lambda drop: (-drop[1], drop[0]))

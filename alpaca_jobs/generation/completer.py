@@ -140,7 +140,8 @@ class Completer:
             words = f"request {number}, asked {waits + 1} times in {now - since[0]:.0f} s: {fault.words}"
             self._tries.fail(replace(fault, error=TeacherGarbage) if others_are_answered else fault, words)
         if not others_are_answered:
-            self._absence = self._absence or Absence(time.time() - (now - since[0]), fault.words)
+            began_s = time.time() - (now - since[0])
+            self._absence = _longer(self._absence, Absence(began_s, fault.words, time.time() + pause_s))
             if waits:  # once may be chance; now it is not asked for others either
                 await self._gate.tell(RateNews(False, pause_s=pause_s))
         await self._sleep(pause_s)
@@ -218,10 +219,24 @@ async def list_models(teacher: TeacherSpec, api_key: str | None, *, limit_s: flo
 
 @dataclass(frozen=True, slots=True)
 class Absence:
-    """A teacher that answers nobody: since when (seconds since 1970), and what it said, or what happened instead."""
+    """A teacher that answers nobody, times in seconds since 1970.
+
+    Attributes:
+        since_s: when it refused first.
+        words: what it said, or what happened instead, at the newest try.
+        next_try_s: when it is asked again.
+    """
 
     since_s: float
     words: str
+    next_try_s: float
+
+
+def _longer(before: Absence | None, now: Absence) -> Absence:
+    """An absence that goes on: who waits longest has everybody wait."""
+    if before is None:
+        return now
+    return Absence(before.since_s, now.words, max(before.next_try_s, now.next_try_s))
 
 
 class TeacherKey:

@@ -17,7 +17,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import BaseServer
@@ -49,6 +49,7 @@ class OfflineTeacher(ThreadingHTTPServer):
 
     daemon_threads = True
     allow_reuse_address = False
+    stated_limit: Mapping[str, str] = STATED_LIMIT
     request_queue_size = 128  # the default of 5 makes a burst of connections wait a second for a second try
 
     def __init__(
@@ -207,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
             for name, value in {
                 "content-type": "application/json",
                 "x-demo-data": "true",
-                **STATED_LIMIT,
+                **self.server.stated_limit,
                 **headers,
             }.items():
                 self.send_header(name, value)

@@ -70,6 +70,7 @@ class Pace:
         self._step = 0.0  # by which that grows in a second; 0 while its order of magnitude is searched for
         self._mean_tokens: float | None = None
         self._next_request = self._paused_until = self._cut_at = self._grown_at = float("-inf")
+        self._began_at = float("inf")
         self._answered: deque[float] = deque()
 
     @property
@@ -89,6 +90,7 @@ class Pace:
 
     def take(self, now: float) -> None:
         """A try is sent."""
+        self._began_at = min(self._began_at, now)
         rate = self.requests_per_second
         if rate is not None:
             self._next_request = max(self._next_request, now) + 1 / rate
@@ -121,7 +123,8 @@ class Pace:
         self._share = max(LEAST_SHARE, self._share * DECREASE)
         if self._limits == RateLimits():
             if self._tried is None:  # what came back before says little while the first answers are under way
-                self._tried = max(1.0, len(self._answered) / _MEASURED_S)
+                asked_s = max(1.0, now - self._began_at)
+                self._tried = max(1.0, len(self._answered) / min(_MEASURED_S, asked_s))
                 return
             self._tried = max(LEAST_RATE, self._tried * DECREASE)
             self._step = INCREASE_PER_S * self._tried

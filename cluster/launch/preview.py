@@ -17,6 +17,7 @@ from alpaca_jobs.generation.recipe import make_recipe
 from alpaca_jobs.generation.seeds import load_seed_tasks
 from alpaca_jobs.generation.statistics import GenerationStatistics
 from alpaca_jobs.spec import JobSpec, TeacherSpec
+from cluster.node.in_flight import in_flight_of
 from cluster.node.ledger import worst_case_usd
 from cluster.node.offline_server import teacher_endpoint
 
@@ -61,7 +62,7 @@ async def _preview(job: JobSpec, teacher: TeacherSpec, count: int) -> Preview:
     completer = Completer(teacher, api_key=os.environ.get(teacher.api_key_env) if teacher.api_key_env else None)
     try:
         while len(found.rows) < count:
-            wanted = min(recipe.num_wanted(ROWS_PER_REQUEST), data.num_actors * data.concurrency)
+            wanted = min(recipe.num_wanted(ROWS_PER_REQUEST), in_flight_of(data.num_actors, data.concurrency).capacity)
             numbers = range(len(found.requests) + 1, len(found.requests) + 1 + wanted)
             batch = [request for number in numbers if (request := recipe.request(number)) is not None]
             _check_budget(job, teacher, batch, found.at_most_usd or 0.0)

@@ -35,6 +35,7 @@ from checkpoints.errors import AlreadyExists
 from checkpoints.fence import Fence
 from checkpoints.store import Store
 from cluster.events import utc_now
+from cluster.node.in_flight import Fixed, in_flight_of
 from cluster.node.ledger import Ledger, store_answer
 from cluster.node.limits import TeacherLimit
 from cluster.node.offline_server import teacher_endpoint
@@ -46,6 +47,7 @@ OUTPUT_FACTOR = 1.6
 _BEGIN_ANEW = "Move its folder away and translate again: what it was answered is asked, and paid for, again."
 _RAISE = "Start it again with a higher --max-usd: what was answered is kept, and not asked again."
 _REPORT_EVERY_S = 0.5
+_LIKE_ACTORS = 2  # as many as a job has if it says nothing
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def translate_records(
     teacher: TeacherSpec | str,
     state: Path,
     max_usd: float | None,
-    concurrency: int,
+    concurrency: int | None,
     on_progress: Callable[[Progress], None],
 ) -> Translated:
     """Translate records; call again after a kill with the same arguments to go on.
@@ -112,6 +114,7 @@ def translate_records(
         teacher: whom to ask, or "offline".
         state: folder for what was asked and answered; made if missing.
         max_usd: hard limit for all starts of the command together, or None.
+        concurrency: requests at a time; None for as many as bring more answers.
 
     Raises:
         DataError: records of no known shape, or a folder of another translation.
@@ -141,17 +144,18 @@ class _Asking:
 
     def __init__(
         self, units: Sequence[Unit], store: Store, attempt: int, ledger: Ledger, teacher: TeacherSpec, language: str,
-        source: str, concurrency: int, on_progress: Callable[[Progress], None],
+        source: str, concurrency: int | None, on_progress: Callable[[Progress], None],
     ) -> None:  # fmt: skip
         self.units = units
         self.made: dict[int, tuple[str, ...]] = {}
         self.failed: dict[int, str] = {}
         self.progress = Progress(len(units), spent_usd=ledger.spent_usd)
         self._store, self._attempt, self._ledger, self._teacher = store, attempt, ledger, teacher
-        self._language, self._source, self._capacity = language, source, concurrency
+        self._language, self._source = language, source
+        self._in_flight = in_flight_of(_LIKE_ACTORS, "auto") if concurrency is None else Fixed(concurrency)
         self._is_demo = teacher.model == OFFLINE_MODEL
         self._waiting: deque[tuple[int, int, str | None]] = deque((place, 1, None) for place in range(len(units)))
-        self._flying: dict[asyncio.Task[TeacherAnswer], tuple[int, int]] = {}
+        self._flying: dict[asyncio.Task[TeacherAnswer], tuple[int, int, float]] = {}  # place, number, when sent
         self._on_progress, self._told_at = on_progress, 0.0
 
     async def run(self) -> None:
@@ -161,9 +165,12 @@ class _Asking:
             while self._waiting or self._flying:
                 self._send(completer)
                 if self._flying:
+                    under_way = len(self._flying)
                     done, _ = await asyncio.wait(self._flying, return_when=asyncio.FIRST_COMPLETED)
+                    sent_at = [self._flying[task][2] for task in done]
+                    self._in_flight.tell(time.monotonic(), sent_at, under_way=under_way)
                     for task in done:
-                        place, number = self._flying.pop(task)
+                        place, number, _ = self._flying.pop(task)
                         self.progress.asked += 1
                         answer = task.result()
                         self._ledger.settle(answer)
@@ -179,8 +186,9 @@ class _Asking:
 
     def _send(self, completer: Completer) -> None:
         """Fill the free places; stored answers are taken as they are, the rest is reserved as one batch and sent."""
-        free = self._capacity - len(self._flying)
-        if self._flying and free < max(1, self._capacity // 4):
+        capacity = self._in_flight.capacity
+        free = capacity - len(self._flying)
+        if self._flying and free < max(1, capacity // 4):
             return
         room = self._ledger.room()
         batch: list[TeacherRequest] = []
@@ -204,7 +212,7 @@ class _Asking:
         if batch:
             self._ledger.reserve(batch)
             for request, where in zip(batch, places, strict=True):
-                self._flying[asyncio.create_task(self._ask(completer, request))] = where
+                self._flying[asyncio.create_task(self._ask(completer, request))] = (*where, time.monotonic())
 
     async def _ask(self, completer: Completer, request: TeacherRequest) -> TeacherAnswer:
         try:

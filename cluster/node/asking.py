@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from alpaca_jobs.generation.batch_lines import BATCHES_AT_ONCE
+from alpaca_jobs.generation.completer import Absence
 from alpaca_jobs.generation.rate_limit import RateGate
 from alpaca_jobs.generation.teacher_request import TeacherAnswer, TeacherRequest
 from alpaca_jobs.spec import DataSpec, TeacherSpec
@@ -20,6 +22,7 @@ from cluster.node.actor_runtime import ActorRuntime
 from cluster.node.attempt_context import AttemptContext
 from cluster.node.batch_actor import BatchActor
 from cluster.node.batch_records import BatchRecord, BatchRecords, reserve_batch
+from cluster.node.in_flight import in_flight_of
 from cluster.node.ledger import Ledger
 from cluster.node.teacher_actor import TeacherActor
 
@@ -34,14 +37,17 @@ class Asking(Protocol):
     """The teacher, as the stage sees it; one driver thread uses it.
 
     Attributes:
-        capacity: requests that may be under way at once.
+        capacity: requests that may be under way at once, now.
         first_yield: rows expected of a request before any was answered; None to find out from one row on.
         lands_soon: whether what is under way is answered within the seconds that a notice leaves.
     """
 
-    capacity: int
     first_yield: float | None
     lands_soon: bool
+
+    @property
+    def capacity(self) -> int:
+        """As the attributes say."""
 
     def expects(self, request: TeacherRequest) -> bool:
         """Whether an earlier attempt has sent it, and its answer is still to come."""
@@ -60,8 +66,8 @@ class Asking(Protocol):
             TeacherError, StoreError, Superseded: of any request.
         """
 
-    def waiting(self) -> str | None:
-        """That the teacher answers nobody, and since when, in words; None while it answers. Returns at once."""
+    def waiting(self) -> Absence | None:
+        """That the teacher answers nobody, and since when; None while it answers. Returns at once."""
 
     def let_land(self, limit_s: float, check: Callable[[], bool]) -> None:
         """One request failed for good: wait for the others as long as `check` says, so that what they cost is known."""
@@ -92,13 +98,18 @@ def _minted_key(data: DataSpec, teacher: TeacherSpec) -> str | None:
     return os.environ.get(teacher.api_key_env or "") if is_ours else None
 
 
-def _absence_words(absences: Sequence[tuple[float, str] | None]) -> str | None:
-    """What the actors tell, in words; None where any of them is answered, or none has told yet."""
+def absence_of_all(absences: Sequence[Absence | None]) -> Absence | None:
+    """What the actors tell together; None where any of them is answered, or none has told yet."""
     found = [one for one in absences if one is not None]
     if not found or len(found) < len(absences):
         return None
-    since_s, words = min(found)
-    return f"waiting for the teacher since {iso_time(since_s)[:19].replace('T', ' ')} UTC: {words}"
+    first = min(found, key=lambda one: one.since_s)
+    return replace(first, next_try_s=min(one.next_try_s for one in found))
+
+
+def absence_words(absence: Absence) -> str:
+    """The same as a sentence for people, true for as long as it lasts."""
+    return f"waiting for the teacher since {iso_time(absence.since_s)[:19].replace('T', ' ')} UTC: {absence.words}"
 
 
 class LiveAsking:
@@ -112,23 +123,29 @@ class LiveAsking:
         awaited: Sequence[BatchRecord] = (),
     ) -> None:  # fmt: skip
         data = ctx.job.data
-        self.capacity = data.num_actors * data.concurrency
+        self._in_flight = in_flight_of(data.num_actors, data.concurrency)
         self._runtime, self._ledger = runtime, ledger
-        self._flying: list[Any] = []
+        self._flying: dict[Any, float] = {}  # calls, and when each was made
         self._looks: list[Any] = []
-        self._absences: list[tuple[float, str] | None] = []
+        self._absences: list[Absence | None] = []
         self._answered_at = time.monotonic()
         self._gates = self._start_gate(data)
         self._actors = runtime.actors(
             TeacherActor, data.num_actors, teacher.model_dump(), ctx.store_uri, ctx.run_id, ctx.attempt,
-            *map(runtime.peer, self._gates), concurrency=data.concurrency + 1, key=_minted_key(data, teacher),
+            *map(runtime.peer, self._gates), concurrency=self._in_flight.most // data.num_actors + 1,
+            key=_minted_key(data, teacher),
         )  # fmt: skip
 
     def _start_gate(self, data: DataSpec) -> list[Any]:
         """The one gate that all actors pass before they ask; none where one actor has all requests, or no limit is."""
         if data.num_actors == 1 or isinstance(data.teacher, str):
             return []
-        return self._runtime.actors(RateGate, 1, concurrency=2 * self.capacity, cpus=0)
+        return self._runtime.actors(RateGate, 1, concurrency=2 * self._in_flight.most, cpus=0)
+
+    @property
+    def capacity(self) -> int:
+        """As Asking says."""
+        return self._in_flight.capacity
 
     def expects(self, request: TeacherRequest) -> bool:
         """Never: what an attempt sends directly dies with it."""
@@ -139,22 +156,24 @@ class LiveAsking:
         self._ledger.reserve(requests)
         for request in requests:
             actor = self._actors[request.number % len(self._actors)]
-            self._flying.append(self._runtime.call(actor, "ask", request))
+            self._flying[self._runtime.call(actor, "ask", request)] = time.monotonic()
 
     def collect(self, timeout_s: float) -> list[TeacherAnswer]:
         """As Asking says."""
         if not self._flying:
             return []
-        done, _ = self._runtime.wait(self._flying, timeout_s=timeout_s)
+        under_way = len(self._flying)
+        done, _ = self._runtime.wait(list(self._flying), timeout_s=timeout_s)
+        self._in_flight.tell(time.monotonic(), [self._flying[call] for call in done], under_way=under_way)
         answers = []
         for call in done:
             answers.append(self._runtime.result(call))
-            self._flying.remove(call)
+            del self._flying[call]
             self._ledger.settle(answers[-1])
             self._answered_at = time.monotonic()
         return answers
 
-    def waiting(self) -> str | None:
+    def waiting(self) -> Absence | None:
         """As Asking says; looked up while no answer comes, and known a moment later."""
         if time.monotonic() - self._answered_at < _SILENCE_S:
             self._looks, self._absences = [], []
@@ -162,10 +181,10 @@ class LiveAsking:
         if self._looks:
             done, left = self._runtime.wait(self._looks, timeout_s=0)
             if left:
-                return _absence_words(self._absences)
+                return absence_of_all(self._absences)
             self._absences = [self._runtime.result(look) for look in done]
         self._looks = [self._runtime.call(actor, "absence") for actor in self._actors]
-        return _absence_words(self._absences)
+        return absence_of_all(self._absences)
 
     def let_land(self, limit_s: float, check: Callable[[], bool]) -> None:
         """As Asking says."""
@@ -191,12 +210,11 @@ class BatchAsking:
         self, ctx: AttemptContext, runtime: ActorRuntime, teacher: TeacherSpec, ledger: Ledger,
         awaited: Sequence[BatchRecord],
     ) -> None:  # fmt: skip
-        self.capacity = BATCHES_AT_ONCE * teacher.batch_requests
         data = ctx.job.data
         new_tasks = data.max_tasks_per_request - data.num_prompt_seeds
         self.first_yield: float | None = max(1.0, new_tasks * _EXPECTED_ACCEPT_RATE)
         self._ctx, self._runtime, self._ledger = ctx, runtime, ledger
-        self._most = teacher.batch_requests
+        self._most = teacher.batch_requests  # in one batch
         (self._actor,) = runtime.actors(
             BatchActor, 1, teacher.model_dump(), ctx.store_uri, ctx.run_id, ctx.attempt, concurrency=_MOST_CALLS
         )
@@ -206,6 +224,11 @@ class BatchAsking:
             requests = [item.request for item in record.round.items]
             self._expected.update((request.number, request.digest) for request in requests)
             self._calls[runtime.call(self._actor, "see_through", record, False)] = record
+
+    @property
+    def capacity(self) -> int:
+        """As Asking says."""
+        return BATCHES_AT_ONCE * self._most
 
     def expects(self, request: TeacherRequest) -> bool:
         """As Asking says."""
@@ -234,7 +257,7 @@ class BatchAsking:
             answers += found
         return answers
 
-    def waiting(self) -> str | None:
+    def waiting(self) -> Absence | None:
         """Never said: a batch takes hours where all is well."""
         return None
 

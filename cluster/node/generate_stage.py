@@ -24,8 +24,9 @@ from alpaca_jobs.spec import TeacherSpec
 from checkpoints.keys import CommitRef
 from checkpoints.reader import CommitReader
 from checkpoints.writer import CommitWriter
+from cluster.events import iso_time
 from cluster.node.actor_runtime import ActorRuntime
-from cluster.node.asking import load_awaited, start_asking
+from cluster.node.asking import absence_words, load_awaited, start_asking
 from cluster.node.attempt_context import AttemptContext
 from cluster.node.inputs import frozen_seed_tasks
 from cluster.node.ledger import Ledger
@@ -96,7 +97,7 @@ class GenerateStage:
         self._arrived: dict[int, TeacherAnswer] = {}
         self._under_way: set[int] = set()
         self._reported = 0.0
-        self._waiting: str | None = None
+        self._is_waiting = False
 
     def run(self) -> None:
         """Generate until there are enough rows, or a notice ends the attempt (what was consumed is committed).
@@ -281,14 +282,15 @@ class GenerateStage:
             return
         self._reported = time.monotonic()
         waiting = self._asking.waiting()
-        if (waiting is None) != (self._waiting is None):
-            logger.warning("%s", waiting or "the teacher answers again")
-        self._waiting = waiting
+        words = None if waiting is None else absence_words(waiting)
+        if (words is not None) != self._is_waiting:
+            logger.warning("%s", words or "the teacher answers again")
+        self._is_waiting = words is not None
         so_far = self._state.statistics
         accept_rate = so_far.accept_rate
         self._ctx.events.emit(
             "generation", rows=so_far.num_rows, target=self._data.num_rows, requests=self._state.request,
             accept_rate=None if accept_rate is None else round(accept_rate, 4), drops=so_far.to_json()["drops"],
             usd=self._ledger.spent_usd, in_flight=len(self._under_way), tokens=so_far.tokens.to_json(),
-            waiting=waiting,
+            waiting=words, next_try_at=None if waiting is None else iso_time(waiting.next_try_s),
         )  # fmt: skip

@@ -24,6 +24,7 @@ from cluster.node.member import GroupWatch
 from cluster.node.ray_runtime import RayRuntime
 from cluster.node.review import keep_card, stop_for_review
 from cluster.node.train_stage import TrainStage
+from cluster.node.training_budget import check_training_budget
 from cluster.phase import Phase
 from cluster.process_tree import NODE_MARK
 
@@ -79,6 +80,7 @@ def _run_with_ray(ctx: AttemptContext, runtime: RayRuntime) -> None:
         keep_card(ctx, rows)
     if "train" not in _stages(ctx):
         return
+    check_training_budget(ctx)
     if not isinstance(rows, str):
         stop_for_review(ctx, rows)
     if ctx.until == "generate":

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from alpaca_jobs.errors import TeacherGarbage
-from alpaca_jobs.generation.completer import Completer, TeacherAnswer, TeacherRequest
+from alpaca_jobs.generation.completer import Absence, Completer, TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.rate_limit import RateNews
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import TeacherSpec
@@ -68,10 +68,9 @@ class TeacherActor:
         await asyncio.to_thread(self._keep, answer)
         return answer
 
-    async def absence(self) -> tuple[float, str] | None:
-        """Since when the teacher has answered nobody here (seconds since 1970), and why; None while it answers."""
-        found = self._completer.absence
-        return None if found is None else (found.since_s, found.words)
+    async def absence(self) -> Absence | None:
+        """Since when the teacher has answered nobody here, and why; None while it answers."""
+        return self._completer.absence
 
     async def close(self) -> None:
         """Close the teacher's connections."""

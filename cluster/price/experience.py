@@ -169,7 +169,7 @@ def _asks_alike(job: JobSpec, other: JobSpec) -> bool:
         return (
             teacher, data.recipe, data.max_instances, data.plan_ahead,
             data.seed_tasks, data.num_prompt_seeds, data.max_tasks_per_request, data.similarity_threshold,
-            data.num_actors * data.concurrency, one.compute.is_local,
+            data.num_actors, data.concurrency, one.compute.is_local,
         )  # fmt: skip
 
     return other.data.from_ is None and asked(job) == asked(other)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from alpaca_jobs.known_models import parameters_by_name
 from alpaca_jobs.spec import DataSpec, TeacherSpec
 from alpaca_jobs.teacher_prices import list_price
+from cluster.node.in_flight import MOST_PER_ACTOR
 from cluster.price.hardware import peak_flops
 
 FLOPS_PER_PARAMETER_AND_TOKEN = 2
@@ -42,7 +43,7 @@ def served_speed(data: DataSpec, *, tokens_per_second_each: float) -> ServedSpee
         tokens_per_second_each: of one request in flight, however many there are.
     """
     assert isinstance(data.teacher, TeacherSpec)
-    at_once = data.num_actors * data.concurrency
+    at_once = data.num_actors * (MOST_PER_ACTOR if data.concurrency == "auto" else data.concurrency)
     asked = at_once * tokens_per_second_each
     words = f"{at_once} in flight x {tokens_per_second_each:g} tokens/s"
     name, _, count = (data.teacher.server.gpus or "").partition(":")
@@ -55,7 +56,8 @@ def served_speed(data: DataSpec, *, tokens_per_second_each: float) -> ServedSpee
         return ServedSpeed(
             most, f"{count or 1} {name} x peak x {UTILISATION:.0%} / (2 x {size / 1e9:.3g} B parameters)"
         )
-    return ServedSpeed(asked, f"{words}, below what {count or 1} {name} give, {most:,.0f}: raise data.concurrency")
+    key = "num_actors" if data.concurrency == "auto" else "concurrency"
+    return ServedSpeed(asked, f"{words}, below what {count or 1} {name} give, {most:,.0f}: raise data.{key}")
 
 
 def at_an_api_usd(prompt_tokens: float, completion_tokens: float) -> tuple[float, str] | None:

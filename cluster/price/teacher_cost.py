@@ -17,6 +17,9 @@ from cluster.price.served_cost import START_S, ServedSpeed, served_speed
 BATCH_ROUND_S = 24 * 3600.0
 """Until a batch is answered, at most; often sooner. Source: OpenAI, "Batch API" guide (completion window 24 h)."""
 
+AUTO_IN_FLIGHT = 32
+"""Requests in flight that each actor comes to where the job leaves it to `auto`; ours, not measured yet."""
+
 BATCH_SOURCE = "prior, an upper bound: OpenAI's Batch API guide, answered within 24 h"
 SIZES_SOURCE = "kinds: Self-Instruct, table 1; tokens: the recipe's own prompts and seeds, characters / 4"
 
@@ -167,7 +170,7 @@ def _seconds(
         return rounds * prior.batch_round_s
     if (speed := _served(data, prior)) is not None:
         return START_S + sum(one.all_answer_tokens for one in stages) / speed.tokens_per_second
-    at_once = data.num_actors * data.concurrency
+    at_once = data.num_actors * (AUTO_IN_FLIGHT if data.concurrency == "auto" else data.concurrency)
     return sum(math.ceil(one.requests / at_once) * one.answer_tokens / prior.tokens_per_second for one in stages)
 
 

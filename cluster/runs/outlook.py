@@ -25,6 +25,7 @@ from checkpoints.lineage import AttemptRecord, counting_commits
 from checkpoints.reader import CommitReader, list_commits
 from checkpoints.store import Store
 from cluster.course import AWAY_PRIOR_S, SAVE_INTERVAL_PRIOR_S, Course
+from cluster.course import ESTIMATE_KEY as ESTIMATE_KEY  # for those who read estimates
 from cluster.events import Event, read_events, seconds_of
 from cluster.hazard import PRIOR_PER_NODE_HOUR, own_losses, spot_hazard
 from cluster.node.pace import pace_of
@@ -34,7 +35,6 @@ from cluster.recovery import StopReason
 from cluster.runs.recoveries import WORK, recoveries_of
 from cluster.runs.report import rows_kept
 
-ESTIMATE_KEY: Final = "estimate.json"
 _FEWEST_STEPS = 3  # that make a pace
 
 

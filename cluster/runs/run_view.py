@@ -218,9 +218,7 @@ def view_run(
     )
 
 
-def _teacher_wait(
-    events: Sequence[Event], records: Sequence[AttemptRecord], now_s: float
-) -> Mapping[str, Any] | None:
+def _teacher_wait(events: Sequence[Event], records: Sequence[AttemptRecord], now_s: float) -> Mapping[str, Any] | None:
     """As the newest news of the newest attempt's generation has it."""
     number = max((record.number for record in records), default=0)
     last = next((one for one in reversed(events) if one.kind == "generation" and one.attempt == number), None)

@@ -59,6 +59,8 @@ def test_an_unknown_price_and_a_teacher_that_is_waited_for_are_said() -> None:
     shown = dict(panel_rows(fold(started(1, "a"), away)))
     assert (shown["teacher"], shown["now"]) == ("its price is not known", words)
     assert words in (line_of(away) or "")
+    again = event("generation", rows=10, waiting=words, next_try_at="2026-11-20T10:00:42.500Z")
+    assert dict(panel_rows(fold(started(1, "a"), again)))["now"] == f"{words}; next try at 10:00:42"
     back = event("generation", rows=12, target=20, tokens=tokens, usd=0.0, waiting=None)
     assert not {"now", "teacher"} & dict(panel_rows(fold(started(1, "a"), away, back))).keys()
 

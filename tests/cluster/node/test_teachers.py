@@ -208,6 +208,9 @@ def test_a_teacher_that_is_away_for_a_while_costs_time_and_nothing_else(tmp_path
     said = [event.fields.get("waiting") for event in read_events(store) if event.kind == "generation"]
     assert any("waiting for the teacher since" in (words or "") and "HTTP 503" in (words or "") for words in said)
     assert said[-1] is None
+    next_tries = [event.fields.get("next_try_at") for event in read_events(store) if event.fields.get("waiting")]
+    assert next_tries
+    assert all(next_tries), "whoever looks can say when it is asked again"
 
 
 def test_a_teacher_that_never_comes_back_ends_the_attempt_with_its_rows_committed(tmp_path: Path) -> None:

@@ -377,7 +377,9 @@ def test_teacher_is_asked_for_as_many_rows_as_will_be_kept() -> None:
     teacher = TeacherSpec(
         model="m", base_url="http://127.0.0.1/v1", price_per_million_input_usd=1.0, price_per_million_output_usd=2.0
     )
-    found = estimate_teacher(DataSpec(teacher=teacher, num_rows=850), TeacherAssumptions(tokens_per_second=17.0))
+    prior, data = TeacherAssumptions(tokens_per_second=17.0), DataSpec(teacher=teacher, num_rows=850)
+    assert estimate_teacher(data, prior).seconds == 2 * 100.0  # 64 in flight, where the job leaves it to `auto`
+    found = estimate_teacher(data.model_copy(update={"concurrency": 8}), prior)
     assert found.requests == 100  # 17 new tasks each, half of them kept
     assert (found.prompt_tokens, found.completion_tokens) == (100 * 700.0, 100 * 1700.0)
     assert found.seconds == 7 * 100.0  # 16 in flight

@@ -31,9 +31,12 @@ def data(gpus: str | None = "A100:1", *, model: str = MODEL, **more: Any) -> Dat
 
 
 def test_throughput_is_what_is_in_flight_or_what_the_gpus_give_whichever_is_less() -> None:
-    few = served_speed(data(), tokens_per_second_each=50.0)
+    few = served_speed(data(concurrency=8), tokens_per_second_each=50.0)
     assert few.tokens_per_second == 16 * 50.0
     assert "raise data.concurrency" in few.words
+    alone = served_speed(data(num_actors=1), tokens_per_second_each=5.0)
+    assert alone.words.startswith("256 in flight"), "auto goes as far as answers come faster for it"
+    assert "raise data.num_actors" in alone.words
     many = served_speed(data(concurrency=1000), tokens_per_second_each=50.0)
     assert many.tokens_per_second == pytest.approx(312e12 * 0.1 / (2 * 7_615_616_512))
     two = served_speed(data("A100:2", concurrency=1000), tokens_per_second_each=50.0)

@@ -84,4 +84,4 @@ def test_a_model_that_does_not_exist_is_said_before_a_step_is_made(bench: Any, t
     assert "nobody/no-such-model" in end["detail"]
 
 
-WITHOUT_GENERATION = {"teacher": None, "num_rows": 52_000, "num_actors": 2, "concurrency": 8, "part_requests": 8}
+WITHOUT_GENERATION = {"teacher": None, "num_rows": 52_000, "num_actors": 2, "concurrency": "auto", "part_requests": 8}
