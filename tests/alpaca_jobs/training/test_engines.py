@@ -1,4 +1,5 @@
-"""Engines on two ranks: one loss curve from all of them, the same bits after a resume, and each other's checkpoints.
+"""Engines on two ranks: one loss curve from all of them, the same bits after a resume and with evaluations between the
+steps, and each other's checkpoints.
 
 One start of two processes carries all trainings of this file (rank_worker.py); each test looks at its own. Largest
 differences seen (2026-11-21, torch 2.13, gloo): float32 5e-7 of a loss over 5 steps, bfloat16 1.3e-3 between engines.
@@ -55,6 +56,8 @@ FLOAT32 = [
     "zero3 offload",
 ]
 
+EVALUATED = ["hybrid", "offload", "all recomputed", "ddp bf16", "zero2", "zero3", "lora fsdp", "lora zero3"]
+
 Answers = dict[str, list[dict[str, Any]]]
 
 
@@ -77,6 +80,10 @@ def _runs(stores: Path, tiny_opt: Path) -> list[dict[str, Any]]:
         runs.append(run(name, name, 1, keys))
         runs.append(run(f"{name}, stopped", f"{name}-2", 1, keys, stop_at=3))
         runs.append(run(f"{name}, resumed", f"{name}-2", 2, keys))
+    evaluation = {"eval": {"file": "held-out.jsonl", "every_steps": 1}}
+    runs += [
+        run(f"{name}, evaluated", f"{name}-e", 1, {**ENGINES[name], **evaluation}, held_out=9) for name in EVALUATED
+    ]
     for name in ("fsdp", "hybrid"):
         runs.append(run(f"{name}, each reduced", f"{name}-each", 1, ENGINES[name], held_bytes=0))
     opt = {"model": str(tiny_opt)}
@@ -138,6 +145,20 @@ def test_a_resume_on_the_same_ranks_has_the_same_bits(name: str, answers: Answer
     assert (stopped["saved_step"], resumed["loaded"]) == (3, 3)
     assert stopped["losses"] + resumed["losses"] == whole["losses"]
     assert _digests(stores, f"{name}-2", 2) == _digests(stores, name, 1)
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+def test_on_every_engine_evaluation_changes_no_bit(name: str, answers: Answers, stores: Path) -> None:
+    plain, evaluated = answers[name][0], answers[f"{name}, evaluated"][0]
+    assert "error" not in evaluated, evaluated["text"]
+    assert evaluated["losses"] == plain["losses"]
+    assert _digests(stores, f"{name}-e", 1) == _digests(stores, name, 1)
+    assert [step for step, _ in evaluated["evaluations"]] == [1, 2, 3, 4, 5]
+    losses, theirs = (
+        [float.fromhex(loss) for _, loss in one["evaluations"]] for one in (evaluated, answers["zero2, evaluated"][0])
+    )
+    if "method" not in ENGINES[name]:
+        assert losses == pytest.approx(theirs, abs=3e-2 if "dtype" in ENGINES[name] else 1e-5)
 
 
 @pytest.mark.parametrize(
