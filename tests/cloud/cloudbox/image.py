@@ -17,7 +17,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from importlib.metadata import version
+from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
 
 _REPO = Path(__file__).resolve().parents[3]
@@ -25,6 +27,7 @@ _PROBE = Path(__file__).with_name("network_probe.py")
 _UBUNTU = 1000  # uid and gid
 _PYTHON = shutil.which("python3.11", path="/usr/bin:/usr/local/bin")  # one that every user may run
 _RAY_OF_SKYPILOT = "2.9.3"  # sky.skylet.constants.SKY_REMOTE_RAY_VERSION of 0.14.1
+_TELL_MAGIC = "import sys; from importlib.util import MAGIC_NUMBER; sys.stdout.buffer.write(MAGIC_NUMBER)"
 _PASSWD = """root:x:0:0:root:/root:/bin/bash
 sshd:x:100:65534::/run/sshd:/usr/sbin/nologin
 nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
@@ -87,16 +90,52 @@ def _venv(folder: Path, link_mode: str, *requirements: str) -> None:
     if _PYTHON is None:
         raise ImageNotBuilt(f"SkyPilot's Ray {_RAY_OF_SKYPILOT} needs a Python 3.11 in /usr/bin or /usr/local/bin")
     script = """
-        . .ci/pip_settings.sh; use_pip_settings "$1"; export UV_LINK_MODE="$5"
-        "$2" venv --quiet --relocatable --seed --python "$3" "$4"
-        VIRTUAL_ENV="$4" "$2" pip install --quiet --compile-bytecode "${@:6}"
+        . .ci/pip_settings.sh; use_pip_settings "$1"; export UV_LINK_MODE="$5" VIRTUAL_ENV="$4"
+        [ -e "$4" ] || "$2" venv --quiet --relocatable --seed --python "$3" "$4"
+        "$2" pip install --quiet "${@:6}"
     """
     uv = Path(sys.executable).with_name("uv")
+    command = ["bash", "-euc", script, "bash", sys.executable, str(uv), _PYTHON, str(folder), link_mode]
+
+    def install(*words: str) -> None:
+        done = subprocess.run([*command, *words], cwd=_REPO, capture_output=True, text=True)
+        if done.returncode:
+            raise ImageNotBuilt(f"{folder.name} could not be installed:\n{done.stdout}{done.stderr}")
+
+    install(*requirements)
+    take_bytecode(folder)
     # With bytecode, as on any machine where the environment was used before; else every machine compiles torch anew.
-    command = ["bash", "-euc", script, "bash", sys.executable, str(uv), _PYTHON, str(folder), link_mode, *requirements]
-    done = subprocess.run(command, cwd=_REPO, capture_output=True, text=True)
-    if done.returncode:
-        raise ImageNotBuilt(f"{folder.name} could not be installed:\n{done.stdout}{done.stderr}")
+    install("--compile-bytecode", *requirements)
+
+
+def take_bytecode(venv: Path) -> int:
+    """Give every file that this process's environment has, too, the bytecode from there; returns how many.
+
+    Compiling takes most of the time that an image takes to build. Bytecode names the version of Python, and the time
+    and size of its source, to which it belongs (Lib/importlib/_bootstrap_external.py): the time is written anew.
+    """
+    told = subprocess.run([venv / "bin" / "python", "-c", _TELL_MAGIC], capture_output=True, check=True)
+    (site,) = (venv / "lib").glob("python3*/site-packages")
+    ours, taken = Path(sysconfig.get_paths()["purelib"]), 0
+    if told.stdout != MAGIC_NUMBER:
+        return taken
+    for source in site.rglob("*.py"):
+        same = ours / source.relative_to(site)
+        compiled = Path(cache_from_source(str(same)))
+        target, stat = Path(cache_from_source(str(source))), source.stat()
+        if target.exists() or not compiled.exists() or not same.exists() or same.read_bytes() != source.read_bytes():
+            continue
+        body = compiled.read_bytes()
+        if body[:8] != MAGIC_NUMBER + bytes(4) or body[8:12] != _four_bytes(int(same.stat().st_mtime)):
+            continue  # of another version, or checked by its hash, or not of this source
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(body[:8] + _four_bytes(int(stat.st_mtime)) + _four_bytes(stat.st_size) + body[16:])
+        taken += 1
+    return taken
+
+
+def _four_bytes(number: int) -> bytes:
+    return (number & 0xFFFFFFFF).to_bytes(4, "little")
 
 
 def _etc(folder: Path) -> None:
