@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 from checkpoints.attempts import AttemptLog
 from checkpoints.fence import Fence
@@ -16,6 +17,7 @@ from checkpoints.writer import CommitWriter
 KIB = 2**10
 
 
+@cache
 def state_at(position: int) -> tuple[bytes, bytes]:
     """A state of which one part never changes, so that commits refer to each other."""
     return random.Random(0).randbytes(70 * KIB), random.Random(position).randbytes(3 * KIB)
