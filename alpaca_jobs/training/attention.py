@@ -31,7 +31,7 @@ _MAX_FLASH_HEAD = 256
 _FLASH_HEAD_UNIT = 8
 """Heads have a multiple of this size. Source: torch 2.13, aten/src/ATen/native/transformers/cuda/flash_attn."""
 _EDGES = "alpaca_row_edges"  # an attribute of the tensor of borders: the same numbers on the host
-_state = {"flash": True}
+_state: dict[str, Any] = {"flash": True, "row_by_row": None}
 _told: set[str] = set()
 
 
@@ -71,6 +71,15 @@ def without_flash() -> Iterator[None]:
         yield
     finally:
         _state["flash"] = True
+
+
+def keep_uncompiled() -> None:
+    """Keep torch.compile out of the loop over rows, whose lengths differ in every batch; called before it compiles.
+
+    Not by a decorator: saying so loads the compiler, which takes two seconds, in every process.
+    """
+    if _state["row_by_row"] is None:
+        _state["row_by_row"] = torch.compiler.disable(_row_by_row)  # type: ignore[no-untyped-call]
 
 
 def why_no_flash(query: Tensor, dropout: float) -> str | None:
@@ -132,7 +141,8 @@ def rows_attention(
         raise ValueError("rows_attention knows neither capped scores nor sinks, and takes one batch of packed rows")
     if _state["flash"] and why_no_flash(query, dropout) is None:
         return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
-    return _row_by_row(query, key, value, cu_seq_lens_q, scaling, dropout, sliding_window), None
+    row_by_row = _state["row_by_row"] or _row_by_row
+    return row_by_row(query, key, value, cu_seq_lens_q, scaling, dropout, sliding_window), None
 
 
 def _flash(
@@ -149,7 +159,6 @@ def _flash(
     return out[None]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over lengths that differ in every batch
 def _row_by_row(
     query: Tensor,
     key: Tensor,

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
+from alpaca_jobs.training.lean_imports import demand_deterministic
+
 
 @contextmanager
 def exact_mode(*, bits: bool, threads: int) -> Iterator[None]:
@@ -23,14 +25,14 @@ def exact_mode(*, bits: bool, threads: int) -> Iterator[None]:
     if bits:
         # Source: cuBLAS documentation, "Results reproducibility"; read when cuBLAS makes its handle.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        demand_deterministic(is_demanded=True)
         # Fills every new tensor with NaN: a search aid for reads of unset memory, at the price of one more write each.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.set_num_threads(threads_before)
-        torch.use_deterministic_algorithms(bits_before)
+        demand_deterministic(is_demanded=bits_before)
         torch.utils.deterministic.fill_uninitialized_memory = fill_before  # type: ignore[attr-defined]
 
 

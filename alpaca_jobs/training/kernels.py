@@ -9,6 +9,7 @@ from torch import nn
 
 from alpaca_jobs.errors import TrainingError
 from alpaca_jobs.spec import TrainSpec
+from alpaca_jobs.training.attention import keep_uncompiled
 
 
 def use_fast_kernels(model: nn.Module, train: TrainSpec, *, device: torch.device) -> None:
@@ -26,12 +27,15 @@ def use_fast_kernels(model: nn.Module, train: TrainSpec, *, device: torch.device
                 "CPU. Install one, or leave train.compile out."
             )
         compile_layers(model)
+        if torch.are_deterministic_algorithms_enabled():
+            torch.use_deterministic_algorithms(True)  # now that there is a compiler to be told
 
 
 def compile_layers(model: nn.Module) -> int:
     """Compile every decoder layer, in place; returns how many. Layer by layer, because one compiled layer serves all
     of them, and FSDP gathers and frees parameters between them.
     """
+    keep_uncompiled()
     names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     for layer in layers:

@@ -16,7 +16,7 @@ from alpaca_jobs.training.attention import flash_operators
 from alpaca_jobs.training.base_weights import parameters_without_memory
 from alpaca_jobs.training.hub import TINY_LLAMA, foreign_model_errors, resolve_model
 from alpaca_jobs.training.known_faults import refuse_quantised
-from alpaca_jobs.training.lean_imports import hidden, without_compiler
+from alpaca_jobs.training.lean_imports import hidden, stand_in_for_compiler
 from alpaca_jobs.training.rope import stretch_context
 from alpaca_jobs.training.tokenizer import RowTokenizer
 
@@ -128,7 +128,7 @@ def preload(train: TrainSpec) -> None:
         modules.append("transformers.models.auto.modeling_auto")
     with ExitStack() as lean:
         if not train.compile and not train.engine.startswith("deepspeed"):
-            lean.enter_context(without_compiler())
+            stand_in_for_compiler()
             if train.method == "full":
                 lean.enter_context(hidden("accelerate"))  # adapters need it, a whole model does not
         for module in modules:

@@ -41,8 +41,11 @@ from cluster.node.member import Member
 from cluster.node.memory_stops import say_what_follows, trained_micro_batch, with_less_memory
 from cluster.node.node_group import LOOPBACK, NodeGroup, passed_notice
 from cluster.node.notice import watch_for_notice
+from cluster.node.ray_runtime import import_ray
 from cluster.node.ray_runtime_member import RayMember
-from cluster.node.stages import run_stages
+from cluster.node.stages import needs_ray, run_stages
+from cluster.node.stall_watch import StallWatch
+from cluster.node.standstill import TrainingProgress
 from cluster.phase import PhaseMarker, read_marks
 from cluster.process_tree import NODE_MARK
 from cluster.recovery import ALL_DONE, StopReason
@@ -127,6 +130,8 @@ def run_node(arguments: NodeArguments) -> StopReason:
         store = Store.open(arguments.store_uri).child(arguments.run_id)
         log = AttemptLog(store, LAYOUT)
         job = with_less_memory(read_job(store), log.records(), arguments.attempt)
+        if needs_ray(job):
+            import_ray(arguments.group)
         _claim(log, arguments, trained_micro_batch(job))
     except Exception as exc:  # whatever it is, the exit code has to say it: there is no attempt to write it under
         failure = describe_failure(exc)
@@ -142,17 +147,25 @@ def run_node(arguments: NodeArguments) -> StopReason:
         on_lost=lambda exc: lose(interruption, exc, arguments.gone), poll=_poll(store, interruption, arguments, leave),
     )  # fmt: skip
     lease.start()
-    hard_end = HardEnd(
-        interruption, gone=arguments.outstayed,
-        record=lambda failure: _put_end(log, arguments.attempt, failure, time.monotonic() - began),
-    )  # fmt: skip
+
+    def record(failure: Failure) -> None:
+        _put_end(log, arguments.attempt, failure, time.monotonic() - began)
+
+    hard_end = HardEnd(interruption, gone=arguments.outstayed, record=record)
     hard_end.start()
+    progress = TrainingProgress()
+    stall_watch = StallWatch(
+        progress, interruption, max_stall_min=job.limits.max_stall_min, tell=events.emit, record=record,
+        is_saving=lambda: read_marks(arguments.scratch).saving is not None, gone=arguments.outstayed,
+    )  # fmt: skip
+    stall_watch.start()
     ctx = AttemptContext(
         run_id=arguments.run_id, attempt=arguments.attempt, job=job, world_size=_world_size(job, arguments.placement),
         layout=LAYOUT, store=store,
         store_uri=arguments.store_uri, log=log, fence=Fence(log, arguments.attempt), events=events, marker=marker,
         interruption=interruption, scratch=arguments.scratch, group=arguments.group,
         gpus_per_node=_gpus(arguments.placement), until=arguments.until, leave=leave,
+        progress=progress,
     )  # fmt: skip
     events.emit("attempt", number=arguments.attempt, placement=dict(arguments.placement))
     watches: list[Watch | None] = [watch_for_notice(str(arguments.placement.get("infra")), interruption.notify)]
@@ -161,8 +174,9 @@ def run_node(arguments: NodeArguments) -> StopReason:
     for watch in filter(None, watches):
         watch.stop()
     lease.stop()
-    _put_end(log, arguments.attempt, failure, time.monotonic() - began)
+    record(failure)
     hard_end.stop()
+    stall_watch.stop()
     logging.getLogger().removeHandler(handler)
     events.close()
     return failure.reason
@@ -177,6 +191,7 @@ def _take_part(arguments: NodeArguments) -> StopReason:
     try:
         store = Store.open(arguments.store_uri).child(arguments.run_id)
         job = read_job(store)
+        import_ray(arguments.group)
         check_gpus(arguments.placement.get("gpus"))
     except Exception as exc:  # as in run_node: the exit code has to say it
         failure = describe_failure(exc)

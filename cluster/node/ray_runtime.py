@@ -1,9 +1,10 @@
 """Ray on a node: started privately, stopped completely; actors for teacher requests, workers for training.
 
-With ray_runtime_member.py (a machine that joins) the one file that imports ray. Ray runs on its own ports, with a token
-minted for this attempt and handed over by environment alone, so neither a stranger on the network nor another user of
-the machine can submit work to it. Ray never restarts anything of ours: every start of the training workers is a new
-attempt (DESIGN.md), because Ray's own registry of checkpoints lags behind what was committed.
+With ray_runtime_member.py (a machine that joins) and ray_runtime_small.py (which of Ray's processes there are) the one
+file that imports ray. Ray runs on its own ports, with a token minted for this attempt and handed over by environment
+alone, so neither a stranger on the network nor another user of the machine can submit work to it. Ray never restarts
+anything of ours: every start of the training workers is a new attempt (DESIGN.md), because Ray's own registry of
+checkpoints lags behind what was committed.
 
 The training workers are plain actors in a placement group, not Ray Train: benchmarks/ray_workers.py measures both
 from the kill of a worker to the next first step, and docs/BENCHMARKS.md holds the figures.
@@ -11,14 +12,17 @@ from the kill of a worker to the next first step, and docs/BENCHMARKS.md holds t
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import secrets
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +71,23 @@ class RayRuntime:
             os.environ["RAY_GCS_SERVER_PORT"] = str(group.ray_port)
         import ray
 
+        from cluster.node.ray_runtime_small import small_nodes
+
         self.folder.mkdir(parents=True, exist_ok=True)
         on_notice = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(
-                num_cpus=self._num_cpus,
-                num_gpus=self._num_gpus,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                resources=node_resource(group.rank),
-                _node_ip_address=group.address if group.size > 1 else None,
-                _temp_dir=str(self.folder),
-                configure_logging=False,
-                log_to_driver=False,
-            )
+            with small_nodes():
+                ray.init(
+                    num_cpus=self._num_cpus,
+                    num_gpus=self._num_gpus,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    resources=node_resource(group.rank),
+                    _node_ip_address=group.address if group.size > 1 else None,
+                    _temp_dir=str(self.folder),
+                    configure_logging=False,
+                    log_to_driver=False,
+                )
         except Exception as exc:  # Ray raises a dozen unrelated types here
             raise RayFailure(f"Ray did not start in {self.folder}: {exc}. Its logs are there.") from exc
         signal.signal(signal.SIGTERM, on_notice)  # Ray's own handler would end this process at the notice
@@ -142,8 +149,7 @@ class RayRuntime:
         needs: dict[str, float] = {"CPU": 1.0, **({"GPU": float(gpus_each)} if gpus_each else {})}
         bundles = [{**needs, _resource_name(rank // each): 1.0} for rank in range(count)]
         self._group = placement_group(bundles, strategy="PACK")
-        ready, _ = ray.wait([self._group.ready()], timeout=_START_TIMEOUT_S)
-        if not ready:
+        if not self._group.wait(_START_TIMEOUT_S):  # not `ready()`, which is a task and takes a process
             raise RayFailure(f"Ray could not place {count} workers of {needs} within {_START_TIMEOUT_S:.0f} s.")
         remote = ray.remote(factory)
         return [
@@ -235,6 +241,13 @@ class RayPeer:
         return await getattr(self._handle, method).remote(*args)
 
 
+def import_ray(group: NodeGroup) -> None:
+    """Begin to import Ray, in a thread: what asks the store meanwhile is mostly waiting. `start` goes on from there."""
+    with suppress(RayFailure):  # which `start` raises again, where it can be told as the attempt's end
+        os.environ.update(private_environment(group))  # some of it is read by the import
+    threading.Thread(target=importlib.import_module, args=("ray",), name="import-ray", daemon=True).start()
+
+
 def ray_folder(name: str) -> Path:
     """Where a node's Ray keeps its sockets and logs: short, because a socket's path may have 107 bytes at most."""
     return Path(tempfile.gettempdir()) / f"aj-ray-{name[:12]}"
@@ -268,6 +281,7 @@ def private_environment(group: NodeGroup) -> dict[str, str]:
         _TOKEN: token or secrets.token_hex(24),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers run this very environment, however this process was started
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     if group.is_loopback:

@@ -30,8 +30,9 @@ class RayMember:
         """
         began = time.monotonic()
         os.environ.update(private_environment(self._group))
-        from ray._private.node import Node
         from ray._private.parameter import RayParams
+
+        from cluster.node.ray_runtime_small import SmallNode
 
         try:
             params = RayParams(
@@ -43,7 +44,7 @@ class RayMember:
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_log_monitor=False,
             )
-            self._node = Node(params, head=False, shutdown_at_exit=False, spawn_reaper=True)
+            self._node = SmallNode(params, head=False, shutdown_at_exit=False, spawn_reaper=True)
         except Exception as exc:  # Ray raises a dozen unrelated types here
             raise RayFailure(f"This machine could not join Ray at {self._group.meeting_point}: {exc}.") from exc
         return time.monotonic() - began

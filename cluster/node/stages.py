@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from alpaca_jobs.data.rows import Row
 from alpaca_jobs.run_layout import EVAL_LOSS
+from alpaca_jobs.spec import JobSpec
 from checkpoints.best import best_commit
 from checkpoints.errors import NoGoodCommit
 from checkpoints.keys import CommitRef
@@ -31,6 +32,11 @@ from cluster.process_tree import NODE_MARK
 logger = logging.getLogger(__name__)
 
 
+def needs_ray(job: JobSpec) -> bool:
+    """Whether anything of the job runs under Ray: all but a program of the user's own on rows that exist."""
+    return job.train.method != "command" or job.data.from_ is None
+
+
 def run_stages(ctx: AttemptContext) -> None:
     """Run what is left of the job; returns when all is done or when a notice ended it."""
     counting = counting_commits(ctx.log.records(), list_commits(ctx.store, ctx.layout), ctx.layout)
@@ -42,16 +48,16 @@ def run_stages(ctx: AttemptContext) -> None:
         ctx.interruption.is_done = True
         delete_trained(ctx)  # which the attempt that exported may not have finished
         return
-    if ctx.job.train.method == "command" and ctx.job.data.from_ is not None:
+    if not needs_ray(ctx.job):
         trained = ctx.commits("train")
         if not trained:
             ctx.log.put_base(ctx.attempt, None)
         stage = CommandStage(ctx)
         stage.start(ctx.world_size)
-        _train(ctx, stage, frozen_rows(ctx.store), trained)  # nothing here needs Ray
+        _train(ctx, stage, frozen_rows(ctx.store), trained)
         return
     runtime = RayRuntime(
-        num_cpus=ctx.job.data.num_actors + ctx.world_size // ctx.group.size, num_gpus=ctx.gpus_per_node,
+        num_cpus=_processes(ctx), num_gpus=ctx.gpus_per_node,
         name=os.environ.get(NODE_MARK, str(os.getpid())), env={}, group=ctx.group,
     )  # fmt: skip
     watch = GroupWatch([], on_lost=ctx.interruption.lose)
@@ -66,6 +72,12 @@ def run_stages(ctx: AttemptContext) -> None:
     finally:
         watch.close()
         runtime.stop()
+
+
+def _processes(ctx: AttemptContext) -> int:
+    """How many Ray is to have on this machine. It starts them at once, so there are none for what is done already."""
+    ranks = ctx.world_size // ctx.group.size
+    return ranks if ctx.job.data.from_ is not None or ctx.commits("train") else ctx.job.data.num_actors + ranks
 
 
 def _run_with_ray(ctx: AttemptContext, runtime: RayRuntime) -> None:

@@ -67,7 +67,8 @@ class TrainStage:
 
         Rows of a file are in no process's memory: their tokens lie on the disk of each machine.
         """
-        self._runtime.results(self._prepared)
+        took_s = self._runtime.results(self._prepared)
+        self._ctx.events.emit("ready", seconds=round(max(took_s), 3))
         job = job_to_dict(with_frozen_inputs(self._ctx.job, self._ctx.store))
         folder = str(self._ctx.scratch / "tokens")
         self._dataset = self._workers[0].tokenize.remote(job, self._runtime.share(rows), folder)

@@ -32,6 +32,9 @@ class Recovery:
         set_up_s: until our node began: SkyPilot's own set-up, and the installation of our code.
         start_s: until the first work of the new attempt: imports, Ray, the state read and verified.
         ray_s: of that, the start of Ray.
+        imports_s: of that, from Ray's start until every training worker had imported what it needs.
+        restore_s: of that, from then until the state was read and verified: tokens, the model, the workers' meeting.
+        first_step_s: of that, the rest: the first training step.
     """
 
     attempt: int
@@ -41,6 +44,9 @@ class Recovery:
     start_s: float | None
     ray_s: float | None
     total_s: float
+    imports_s: float | None = None
+    restore_s: float | None = None
+    first_step_s: float | None = None
 
     def to_json(self) -> dict[str, float | None]:
         """Plain values, rounded to a tenth of a second."""
@@ -67,13 +73,31 @@ def _recovery(before: AttemptRecord, after: AttemptRecord, events: Sequence[Even
     decided = min((seconds_of(one.t) for one in talk if one.kind in ("decision", "attempt")), default=None)
     machine = seconds_of(claim["machine_started_at"]) if claim.get("machine_started_at") else None
     bought = machine if machine is not None and (decided is None or machine >= decided) else decided
-    ray = [one.fields.get("seconds") for one in events if one.attempt == after.number and one.kind == "ray"]
+    ray = _first(events, after, "ray")
+    started, ready = _at(ray), _at(_first(events, after, "ready"))
+    loaded = _at(_first(events, after, "base", stage="train"))
     return Recovery(
         attempt=after.number,
         notice_s=None if decided is None else decided - alive,
         buy_s=None if bought is None or decided is None else bought - decided,
         set_up_s=None if bought is None else max(began - bought, 0.0),
         start_s=max(worked - began, 0.0),
-        ray_s=float(ray[0]) if ray and ray[0] is not None else None,
+        ray_s=None if ray is None or ray.fields.get("seconds") is None else float(ray.fields["seconds"]),
         total_s=worked - alive,
+        imports_s=_between(started, ready),
+        restore_s=_between(ready, loaded),
+        first_step_s=_between(loaded, worked),
     )
+
+
+def _first(events: Sequence[Event], attempt: AttemptRecord, kind: str, **fields: str) -> Event | None:
+    of_kind = (one for one in events if one.attempt == attempt.number and one.kind == kind)
+    return next((one for one in of_kind if all(one.fields.get(key) == value for key, value in fields.items())), None)
+
+
+def _at(event: Event | None) -> float | None:
+    return None if event is None else seconds_of(event.t)
+
+
+def _between(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else max(second - first, 0.0)

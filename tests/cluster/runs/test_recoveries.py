@@ -33,8 +33,15 @@ EVENTS = (
 
 def test_a_recovery_is_split_by_who_worked_on_it() -> None:
     (found,) = recoveries_of(RECORDS, EVENTS)
-    assert found == Recovery(2, 8.0, 23.0, 30.0, 10.0, 2.5, 71.0)
+    assert found == Recovery(2, 8.0, 23.0, 30.0, 10.0, 2.5, 71.0)  # by a version that said no more of its start
     assert sum([8.0, 23.0, 30.0, 10.0]) == found.total_s
+
+
+def test_our_own_part_is_split_by_what_was_done() -> None:
+    told = (*EVENTS[:6], event(76, "ready", 2, seconds=2.9), event(78.5, "base", 2, stage="train"), EVENTS[-1])
+    (found,) = recoveries_of(RECORDS, told)
+    assert (found.imports_s, found.restore_s, found.first_step_s) == pytest.approx((3.0, 2.5, 1.5))
+    assert found.start_s == pytest.approx(10.0)
 
 
 def test_where_nobody_says_when_the_machine_came_all_of_it_is_set_up() -> None:
