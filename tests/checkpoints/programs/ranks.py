@@ -31,7 +31,7 @@ from checkpoints.keys import TRAIN_ONLY, CommitRef
 from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from checkpoints.torch_bridge import Checkpointer
-from checkpoints.torch_overlap import Move
+from checkpoints.torch_overlap import LateCopy, Move
 
 WORLD = 4
 RANK = int(sys.argv[1])
@@ -102,8 +102,14 @@ def digests(value: Any, prefix: str = "") -> dict[str, str]:
 
 @contextmanager
 def slow_copies(late: set[str]) -> Iterator[None]:
-    """What is copied beside training takes longer than a step here; notes its names."""
-    make = Move.make
+    """What is copied beside training is begun when the update waits for it, and slow; notes its names."""
+    make, copy_all = Move.make, LateCopy._copy
+
+    def when_awaited(copy: LateCopy) -> None:
+        until = time.monotonic() + 10.0
+        while copy._moves and copy._waiting_since is None and time.monotonic() < until:
+            time.sleep(0.002)
+        copy_all(copy)
 
     def slowly(move: Move) -> None:
         if threading.current_thread().name.startswith("save-"):
@@ -111,9 +117,9 @@ def slow_copies(late: set[str]) -> Iterator[None]:
             time.sleep(0.005)
         make(move)
 
-    Move.make = slowly  # type: ignore[method-assign]
+    Move.make, LateCopy._copy = slowly, when_awaited  # type: ignore[method-assign]
     yield
-    Move.make = make  # type: ignore[method-assign]
+    Move.make, LateCopy._copy = make, copy_all  # type: ignore[method-assign]
 
 
 def outcome(act: Callable[[], Any]) -> str:
