@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cli import render, report_view
+from cli import estimate_view, render, report_view
 from cli.drill import drill_grid
 from cli.plan_view import plan_grids, question
 from cluster.launch.planner import offers_for, plan_launch
+from cluster.price.simulation import Quantiles
 
 ATTEMPT: dict[str, Any] = {
     "number": 1, "place": "local/a", "pricing": "spot", "started_at": "2026-11-20T10:00:00Z", "ended_at": "",
@@ -187,3 +189,18 @@ def test_json_has_null_for_a_number_that_json_has_no_word_for(capsys: pytest.Cap
     assert json.loads(shown) == {"town": "Łódź", "losses": [[1, None], [2, None]], "loss": 0.5}
     assert "Łódź" in shown
     assert json.loads(render.json_line(body)) == json.loads(shown)
+
+
+@pytest.mark.parametrize(("max_usd", "is_told"), [(None, False), (9.9, True), (10.0, False)])
+def test_a_budget_that_the_rows_would_use_up_before_training_is_told_before(
+    max_usd: float | None, is_told: bool
+) -> None:
+    stages = [SimpleNamespace(name="rows", cost_usd=Quantiles(3.0, 4.0, 5.0))]
+    stages.append(SimpleNamespace(name="training", cost_usd=Quantiles(5.0, 6.0, 9.0)))
+    job = SimpleNamespace(limits=SimpleNamespace(max_usd=max_usd))
+    found: Any = SimpleNamespace(plan=SimpleNamespace(job=job), candidates=[SimpleNamespace(stages=stages)])
+    told = estimate_view.training_limit_words(found)
+    assert bool(told) == is_told
+    assert not told or "$9.90, less the $4.00 that the rows are expected to cost, does not pay the $6.00" in told[0]
+    stages[1] = SimpleNamespace(name="training", cost_usd=None)
+    assert estimate_view.training_limit_words(found) == [], "a price that is not known"
