@@ -82,6 +82,8 @@ def test_a_secret_is_found_wherever_it_is_not_meant_to_be(tmp_path: Path) -> Non
         "home/.sky/managed_jobs.log": (task, True),
         "home/.sky/spot_jobs.db.bak": (task, True),
         "home/.sky/spot_jobs.db": (cloud, True),
+        "tmp/sky-tmp_x1/tmpab/copy": (cloud, False),
+        "tmp/sky-tmp_x1/tmpab/task": (task, True),
         "tmp/.aws/credentials": (cloud, True),
         "server.log": (task, True),
     }

@@ -18,8 +18,11 @@ IN_FILES = (
     ("task", "~/.sky/managed_jobs/"),
     ("task", "~/.sky/spot_jobs.db"),
     ("cloud", "~/.aws/credentials"),
+    ("cloud", "$TMPDIR/sky-tmp"),
 )
-"""(whose, where); a folder ends with a slash. A database has `-wal` and `-shm` beside it."""
+"""(whose, where); a folder ends with a slash. A database has `-wal` and `-shm` beside it. What begins with $TMPDIR is
+how the name of a folder there begins (sky.utils.tempstore of 0.14.1).
+"""
 IN_COMMANDS = (("task", "ssh"), ("task", "bash"), ("task", "sh"))
 """(whose, program): SkyPilot's `ssh`, and the shells at both of its ends."""
 _EVERY_S = 0.25
@@ -52,10 +55,11 @@ def leaked_files(folder: Path, home: Path, secrets: Mapping[str, Secret]) -> lis
     """Files below a folder that hold a secret and may not, as `NAME in PATH`.
 
     Args:
-        folder: everything of the box; home: the user's HOME within it.
+        folder: everything of the box, with TMPDIR as `tmp`; home: the user's HOME within it.
         secrets: by name.
     """
     found = []
+    homes = {"~": home, "$TMPDIR": folder / "tmp"}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not path.is_file():
             continue
@@ -63,7 +67,7 @@ def leaked_files(folder: Path, home: Path, secrets: Mapping[str, Secret]) -> lis
             data = path.read_bytes()
         except FileNotFoundError:  # a log that was just turned over
             continue
-        found += [f"{one.name} in {path}" for one in secrets.values() if one.is_in(data) and not _may(one, path, home)]
+        found += [f"{one.name} in {path}" for one in secrets.values() if one.is_in(data) and not _may(one, path, homes)]
     return found
 
 
@@ -72,13 +76,12 @@ def leaked_objects(objects: Iterator[tuple[str, bytes]], secrets: Mapping[str, S
     return [f"{one.name} in {key}" for key, data in objects for one in secrets.values() if one.is_in(data)]
 
 
-def _may(secret: Secret, path: Path, home: Path) -> bool:
-    if not path.is_relative_to(home):
-        return False
-    place = f"~/{path.relative_to(home)}"
+def _may(secret: Secret, path: Path, homes: Mapping[str, Path]) -> bool:
+    places = [f"{word}/{path.relative_to(home)}" for word, home in homes.items() if path.is_relative_to(home)]
     for whose, known in IN_FILES:
         names = (known, f"{known}-wal", f"{known}-shm") if known.endswith(".db") else (known,)
-        if whose == secret.whose and (place in names or (known.endswith("/") and place.startswith(known))):
+        is_below = known.endswith("/") or known.startswith("$TMPDIR")
+        if whose == secret.whose and any(one in names or (is_below and one.startswith(known)) for one in places):
             return True
     return False
 
