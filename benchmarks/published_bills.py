@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from alpaca_jobs.known_models import KNOWN_MODELS
 from alpaca_jobs.spec import DataSpec, TeacherSpec
 from cluster.course import Course
-from cluster.plan import Pricing
+from cluster.plan import SECONDS_PER_HOUR, Pricing
 from cluster.price.assumptions import Assumptions
 from cluster.price.courses import STATE_BYTES_PER_PARAMETER, WEIGHTS_BYTES_PER_PARAMETER
 from cluster.price.offers import SNAPSHOT, load_offers
 from cluster.price.simulation import play, quantiles
 from cluster.price.teacher_cost import estimate_teacher
 from cluster.price.throughput import MFU_PRIOR, Throughput, measured_mfu
-from cluster.runs.spending import SECONDS_PER_HOUR
 
 A100_FLOPS = 312e12
 P7 = KNOWN_MODELS["huggyllama/llama-7b"].num_parameters
