@@ -89,7 +89,7 @@ class RowRun:
         while process.poll() is None and (
             not self.store.list(sign) or len(self.store.list("answers/")) < before + num_answers
         ):
-            time.sleep(0.005)
+            time.sleep(0.02)  # looking takes a while, and the attempt needs the processor
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         was_running = process.wait() == -signal.SIGKILL
