@@ -169,7 +169,7 @@ def test_the_stages_are_told_and_what_stays_is_ended_as_a_failure_of_the_node(le
 
         one.interruption.lose = lose  # type: ignore[method-assign]
     one.watch.start()
-    assert one.over.wait(10.0) is not leaves
+    assert one.over.wait(2.5 if leaves else 10.0) is not leaves
     lost = one.interruption.lost
     assert isinstance(lost, NodeLost)
     assert describe_failure(lost).reason is StopReason.NODE_FAILURE
