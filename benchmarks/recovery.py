@@ -26,8 +26,10 @@ from alpaca_jobs.spec_io import change_job, load_job
 from checkpoints.store import Store
 from cluster.errors import RunFailed, RunFinished
 from cluster.launch.drill_killer import Aim, Kill, Killer
-from cluster.launch.launching import cancel_run, follow_run, start_run
+from cluster.launch.following import follow_run
+from cluster.launch.launching import start_run
 from cluster.launch.planner import offers_for, plan_launch
+from cluster.launch.stopping import cancel_run
 from cluster.local.backend import LocalBackend
 from cluster.plan import LaunchPlan
 from cluster.runs.home import Home

@@ -22,7 +22,8 @@ def cancel(
     from cli.finding import find_run
     from cli.follow import follow
     from cluster.events import utc_now
-    from cluster.launch.launching import cancel_run, follow_run
+    from cluster.launch.following import follow_run
+    from cluster.launch.stopping import cancel_run
 
     found = find_run(run, store)
     asked_at = utc_now()

@@ -48,7 +48,7 @@ def end_runs(run_ids: Sequence[str], *, jobs: Jobs | None = None) -> None:
 
 def _end(found: FoundRun, jobs: Jobs | None) -> str:
     """Stop one run and wait until it has; returns what was done."""
-    from cluster.launch.launching import cancel_run
+    from cluster.launch.stopping import cancel_run
 
     said = cancel_run(found.root, found.run_id, found.home, jobs=jobs, say=render.say)
     while found.home.run(found.run_id).supervisor_pid() is not None:

@@ -42,7 +42,7 @@ def follow_to_the_end(found: FoundRun, *, since: str = "") -> tuple[int, dict[st
 
     Ctrl-C leaves the run alone, says how to come back to it, and exits with 130.
     """
-    from cluster.launch.launching import follow_run
+    from cluster.launch.following import follow_run
 
     try:
         end = follow(follow_run(found.root, found.run_id, found.home, since=since), found.run_id).end

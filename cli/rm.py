@@ -24,7 +24,7 @@ def rm(
     """
     from checkpoints.errors import Damaged
     from cli.finding import find_run
-    from cluster.launch.launching import remove_run
+    from cluster.launch.stopping import remove_run
     from cluster.runs.run_view import view_run
 
     found = find_run(run, store)

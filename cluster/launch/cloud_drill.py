@@ -18,7 +18,8 @@ from cluster.cloud.aws_account import AwsAccount
 from cluster.cloud.aws_machines import machines_of_run, terminate
 from cluster.errors import RunFailed, WrongInput
 from cluster.events import Event, read_events, seconds_of, utc_now
-from cluster.launch.launching import follow_run, start_run
+from cluster.launch.following import follow_run
+from cluster.launch.launching import start_run
 from cluster.plan import LaunchPlan
 from cluster.runs.attempt_summary import summarize_attempts
 from cluster.runs.goodput import lost_steps

@@ -20,7 +20,8 @@ from checkpoints.store import Store
 from cluster.errors import RunFailed, WrongInput
 from cluster.events import Event
 from cluster.launch.drill_killer import Kill, Killer, plan_aims
-from cluster.launch.launching import follow_run, start_run
+from cluster.launch.following import follow_run
+from cluster.launch.launching import start_run
 from cluster.launch.planner import offers_for, plan_launch
 from cluster.local.backend import LocalBackend
 from cluster.node.ledger import count_asked

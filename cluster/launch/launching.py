@@ -1,4 +1,4 @@
-"""Starting, resuming, cancelling, removing and following runs: what the commands call.
+"""Starting and resuming runs: what the commands call.
 
 Every run has a supervisor of its own, detached from the terminal at once; a command that stays only follows.
 """
@@ -7,63 +7,44 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-
-import psutil
 
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import JobSpec
 from checkpoints.attempts import AttemptLog
-from checkpoints.errors import AlreadyExists, StorePermission
+from checkpoints.errors import AlreadyExists
 from checkpoints.store import Store
 from cluster.backend import NODE_COMMAND
-from cluster.cloud.launching import Jobs, JobWatch, cancel_cloud_run, refuse_active_job, submit_session
+from cluster.cloud.launching import Jobs, refuse_active_job, submit_session
 from cluster.cloud.limit_watch import leaving_s
 from cluster.cloud.run import parts_left
 from cluster.cloud.sky_backend import SkyJobs
 from cluster.cloud.templates import check_renderable
 from cluster.code_version import code_version
-from cluster.control import answer_cancels, ask_cancel
-from cluster.errors import ClusterError, LaunchFailed, RunActive, RunFinished, WrongInput
-from cluster.events import Event, EventReader, read_events, seconds_of, utc_now
-from cluster.exits import Notice
+from cluster.control import answer_cancels
+from cluster.errors import RunActive, WrongInput
+from cluster.events import seconds_of, utc_now
 from cluster.job_record import JOB_KEY
+from cluster.launch.alive import refuse_active, refuse_finished, still_alive
+from cluster.launch.stopping import erase_run
 from cluster.local.backend import LocalBackend
-from cluster.node.hard_end import AFTER_WINDOW_S
+from cluster.local.detaching import start_supervisor
 from cluster.node.inputs import freeze_inputs
-from cluster.node.leave_time import NEWEST_BATCHES, LeaveTime, expected_save_s
 from cluster.node.limits import put_limits
 from cluster.node.review import accept_rows
 from cluster.other_machines import on_machines, put_machines
 from cluster.plan import LaunchPlan, Placement, PlanPart
-from cluster.process_tree import NODE_MARK, is_alive, kill_marked
 from cluster.recovery import RecoveryPolicy, StopReason
-from cluster.runs.home import Home, RunFolder, read_json, write_json
+from cluster.runs.home import Home
 from cluster.runs.outlook import ESTIMATE_KEY
 from cluster.runs.report import read_report
-from cluster.runs.run_view import index_key, is_lease_moving, list_runs, read_plan
-from cluster.runs.session import Session, Timing
+from cluster.runs.run_view import index_key, list_runs, read_plan
+from cluster.runs.session import DEFAULT_TIMING, Session, Timing
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_TIMING = Timing()
-_SUPERVISOR_START_S = 60.0
-# Forks once more and leads a session of its own, so that the supervisor is nobody's child and no terminal's.
-_DETACH = """
-import os, sys
-if pid := os.fork():
-    print(pid)
-    sys.stdout.flush()
-    os._exit(0)
-os.dup2(2, 1)
-os.setsid()
-os.execv(sys.argv[1], sys.argv[1:])
-"""
 
 
 def start_run(
@@ -114,11 +95,11 @@ def start_run(
         policy = policy_for(plan.job, timing, launched_at_s=seconds_of(launched_at))
         session = Session(plan, policy, timing, tuple(node_command))
         if plan.is_local:
-            _start_supervisor(folder, session, home, environ)
+            start_supervisor(folder, session, home, environ)
         else:
             submit_session(store, session, home, jobs or SkyJobs(), environ)
     except BaseException:  # Ctrl-C included: a launch either stands or never was
-        _erase(root, folder)
+        erase_run(root, folder)
         if not was_known and not list_runs(root):
             home.forget_store(root.uri)
         raise
@@ -168,10 +149,10 @@ def resume_run(
     if not plan.is_local:
         refuse_active_job(run_id, (jobs or SkyJobs()).status(run_id))
     if read_report(store) is not None:  # a node that outlived its supervisor may be done, and nobody has reported it
-        _refuse_finished(log, run_id)
-    _refuse_active(log, run_id, home, timing, what="resume it")
+        refuse_finished(log, run_id)
+    refuse_active(log, run_id, home, timing, what="resume it")
     if machines is not None and LocalBackend(home).find(run_id):
-        raise _active(run_id, "resume it on other machines", "a node on this machine still works on it")
+        raise still_alive(run_id, "resume it on other machines", "a node on this machine still works on it")
     if (now := code_version()) != plan.code_version:
         logger.warning(
             "%s was launched by code %s and goes on with %s: rows and steps stay right, but bits may differ",
@@ -191,7 +172,7 @@ def resume_run(
     session = Session(plan, policy, timing, tuple(node_command))
     home.remember_store(root.uri)
     if plan.is_local:
-        _start_supervisor(home.run(run_id), session, home, environ)
+        start_supervisor(home.run(run_id), session, home, environ)
     else:
         submit_session(store, session, home, jobs or SkyJobs(), environ)
     return run_id
@@ -205,109 +186,6 @@ def _accept_reviewed(store: Store, log: AttemptLog) -> float:
         return 0.0
     accept_rows(store, {"accepted_at": utc_now()})
     return max(time.time() - seconds_of(end["ended_at"]), 0.0) if end.get("ended_at") else 0.0
-
-
-def cancel_run(
-    root: Store,
-    run_id: str,
-    home: Home,
-    *,
-    window_s: float = 30.0,
-    jobs: Jobs | None = None,
-    say: Callable[[str], object] = lambda _: None,
-) -> str | None:
-    """Ask a run to stop, wherever it runs; it saves what fits into the window and ends. Returns at once.
-
-    A node of this machine that no supervisor watches any more is ended here, which takes up to the window. So is a run
-    on a cloud, whose machine SkyPilot was told to take down when this returns; its window is as long as its saves take.
-
-    Args:
-        window_s: of a node of this machine.
-        jobs: SkyPilot's managed jobs; None for those of the API server that this machine uses.
-        say: told in words how long the node may take, where it is waited for.
-
-    Returns:
-        What was done with a run on a cloud, in words; None for one of this machine, which says it itself.
-
-    Raises:
-        RunNotFound: there is no such run.
-        RunFinished: it is over already.
-    """
-    plan, _ = read_plan(root, run_id)
-    store = root.child(run_id)
-    log = AttemptLog(store, LAYOUT)
-    _refuse_finished(log, run_id)
-    ask_cancel(store)
-    if not plan.is_local:
-        leave = LeaveTime(expected_save_s(plan.job))
-        leave.learn(read_events(store, newest_batches=NEWEST_BATCHES))
-        longest_s = leave.longest_cancel_s + AFTER_WINDOW_S  # the node ends itself after its window
-        return cancel_cloud_run(store, run_id, jobs or SkyJobs(), window_s=longest_s, say=say)
-    if home.run(run_id).supervisor_pid() is None:
-        backend = LocalBackend(home)
-        for handle in backend.find(run_id):
-            backend.cancel(handle, Notice(StopReason.CANCELLED, window_s))
-    return None
-
-
-def remove_run(root: Store, run_id: str, home: Home, *, timing: Timing = DEFAULT_TIMING) -> int:
-    """Delete everything of a run, in the store and here; returns how many objects that were.
-
-    Raises:
-        RunNotFound: there is no such run.
-        RunActive: it is alive.
-    """
-    plan, _ = read_plan(root, run_id)
-    store = root.child(run_id)
-    if not plan.is_local:
-        refuse_active_job(run_id, SkyJobs().status(run_id))
-    if LocalBackend(home).find(run_id):
-        raise _active(run_id, "remove it", "a node on this machine belongs to it")
-    _refuse_active(AttemptLog(store, LAYOUT), run_id, home, timing, what="remove it")
-    return _erase(root, home.run(run_id))
-
-
-def follow_run(root: Store, run_id: str, home: Home, *, since: str = "", poll_s: float = 0.5) -> Iterator[Event]:
-    """Yield a run's events, old ones first, until the run is over; the last one is of kind `end`.
-
-    Args:
-        since: ISO time; only later events are wanted.
-
-    Raises:
-        RunNotFound: there is no such run.
-        ClusterError: the run's supervisor on this machine died without a word.
-    """
-    plan, _ = read_plan(root, run_id)
-    folder, log = home.run(run_id), AttemptLog(root.child(run_id), LAYOUT)
-    is_ours = folder.session.exists()
-    last_word: Event | None = None
-    job_watch = None if plan.is_local else JobWatch(SkyJobs(), run_id)
-
-    def is_over(has_ended: bool) -> bool:
-        if job_watch is not None and not has_ended:
-            return job_watch.is_dead()
-        if not is_ours or has_ended:
-            return has_ended and folder.supervisor_pid() is None
-        if folder.supervisor_pid() is not None:
-            return False
-        # A run that was resumed on another machine goes on without the supervisor it once had here.
-        return bool(LocalBackend(home).find(run_id)) or not is_lease_moving(log)
-
-    for event in EventReader(root.child(run_id)).follow(poll_s=poll_s, until=is_over):
-        if event.writer == "supervisor" and event.kind in ("attempt", "decision", "end"):
-            last_word = event
-        if event.t > since:
-            yield event
-    if is_ours and (last_word is None or last_word.kind != "end"):
-        if (said := read_json(folder.last_word)) is not None:
-            yield Event(utc_now(), "end", last_word.attempt if last_word else 0, "supervisor", said)
-            return
-        left = LocalBackend(home).find(run_id)
-        node = f"Its node is still running (attempt {left[-1].attempt}). " if left else "Nothing of it is running. "
-        raise ClusterError(
-            f"The supervisor of {run_id} died without a word; {folder.supervisor_log} may say why. {node}"
-            f"Go on with `alpaca-jobs resume {run_id}`."
-        )
 
 
 def policy_for(job: JobSpec, timing: Timing, *, launched_at_s: float) -> RecoveryPolicy:
@@ -386,83 +264,3 @@ def _without(plan: LaunchPlan, left: Sequence[PlanPart], excluded: Collection[st
         candidates=allowed(plan.candidates) or plan.candidates,
         generation=allowed(plan.generation) or plan.generation,
     )
-
-
-def _refuse_finished(log: AttemptLog, run_id: str) -> None:
-    records = log.records()
-    if records and (records[-1].end or {}).get("stop_reason") == "done":
-        raise RunFinished(
-            f"{run_id} is done, after {len(records)} attempt(s): nothing is left to do. See it with `alpaca-jobs "
-            f"status {run_id}`, or launch the job again."
-        )
-
-
-def _refuse_active(log: AttemptLog, run_id: str, home: Home, timing: Timing, *, what: str) -> None:
-    if (pid := home.run(run_id).supervisor_pid()) is not None:
-        raise _active(run_id, what, f"its supervisor works on this machine (pid {pid})")
-    if not LocalBackend(home).find(run_id) and is_lease_moving(log, sample_s=timing.sample_s):
-        raise _active(run_id, what, "its newest attempt renews its lease on another machine")
-
-
-def _active(run_id: str, what: str, why: str) -> RunActive:
-    return RunActive(
-        f"{run_id} is alive: {why}. To {what}, stop it first with `alpaca-jobs cancel {run_id}`; to watch it: "
-        f"`alpaca-jobs logs {run_id} -f`."
-    )
-
-
-def _start_supervisor(folder: RunFolder, session: Session, home: Home, environ: Mapping[str, str]) -> None:
-    """Start the supervisor, detached, and wait until it has taken the run; nothing of it is left if it does not."""
-    folder.make()
-    write_json(folder.session, session.to_json())
-    said_before = folder.supervisor_log.stat().st_size if folder.supervisor_log.exists() else 0
-    pid = None
-    try:
-        pid = _detach_supervisor(folder, home, environ)
-        give_up_at = time.monotonic() + _SUPERVISOR_START_S
-        while pid is None or folder.last_supervisor() != pid:
-            if pid is None or not _lives(pid) or time.monotonic() > give_up_at:
-                said = folder.supervisor_log.read_bytes()[said_before:].decode(errors="replace").strip()
-                last = said.splitlines()[-1] if said else "it said nothing"
-                raise LaunchFailed(f"The supervisor of {folder.run_id} did not start: {last} ({folder.supervisor_log})")
-            time.sleep(0.02)
-    except BaseException:
-        if pid is not None and _lives(pid):
-            psutil.Process(pid).kill()
-        for handle in LocalBackend(home).find(folder.run_id):
-            kill_marked(handle.nonce)
-        raise
-
-
-def _detach_supervisor(folder: RunFolder, home: Home, environ: Mapping[str, str]) -> int | None:
-    """Start the supervisor's process; returns its pid, None if not even that could be."""
-    argv = [sys.executable, "-S", "-c", _DETACH, sys.executable, "-P", "-m", "cluster.local.supervisor"]
-    argv += ["--home", str(home.root), "--run", folder.run_id]
-    inherited = {name: value for name, value in environ.items() if name != NODE_MARK}
-    with folder.supervisor_log.open("ab") as log:
-        detached = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=inherited, check=False
-        )
-    return int(detached.stdout) if detached.stdout.strip().isdigit() else None
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return is_alive(pid, psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _erase(root: Store, folder: RunFolder) -> int:
-    """Delete a run; what makes it a run goes last, so that an interrupted removal can be repeated."""
-    store = root.child(folder.run_id)
-    keys = [key for key in store.list() if key != JOB_KEY]
-    store.delete(keys)
-    try:
-        store.abort_unfinished("")  # parts of an upload that was interrupted cost money and are in no listing
-    except StorePermission as exc:
-        logger.warning("uploads of %s that never ended may be left: %s", folder.run_id, exc)
-    store.delete([JOB_KEY])
-    root.delete([index_key(folder.run_id)])
-    folder.remove()
-    return len(keys) + 1

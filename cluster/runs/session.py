@@ -44,6 +44,9 @@ class Timing:
         return 2.5 * self.lease_interval_s
 
 
+DEFAULT_TIMING = Timing()
+
+
 @dataclass(frozen=True)
 class Session:
     """One supervisor's orders. `policy.deadline_at_s` is in seconds since 1970."""

@@ -19,7 +19,9 @@ from alpaca_jobs.spec import JobSpec
 from checkpoints.store import Store
 from cluster.backend import Handle
 from cluster.events import Event
-from cluster.launch.launching import follow_run, remove_run, resume_run, start_run
+from cluster.launch.following import follow_run
+from cluster.launch.launching import resume_run, start_run
+from cluster.launch.stopping import remove_run
 from cluster.local.backend import LocalBackend
 from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.process_tree import find_nodes, kill_marked

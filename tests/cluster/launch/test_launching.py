@@ -20,17 +20,12 @@ from checkpoints.store import Store
 from checkpoints.store_local import LocalDriver
 from cluster.errors import BackendMissing, LaunchFailed, RunActive, RunNotFound, WrongInput
 from cluster.events import utc_now
-from cluster.launch.launching import (
-    DEFAULT_TIMING,
-    cancel_run,
-    follow_run,
-    policy_for,
-    remove_run,
-    resume_run,
-    start_run,
-)
+from cluster.launch.following import follow_run
+from cluster.launch.launching import policy_for, resume_run, start_run
+from cluster.launch.stopping import cancel_run, remove_run
 from cluster.plan import LaunchPlan
 from cluster.runs.run_view import RunState, is_lease_moving
+from cluster.runs.session import DEFAULT_TIMING
 
 pytestmark = pytest.mark.process
 

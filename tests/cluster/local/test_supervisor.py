@@ -16,7 +16,9 @@ import pytest
 from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.attempts import AttemptLog
 from cluster.errors import ClusterError, RunActive, RunFinished
-from cluster.launch.launching import cancel_run, follow_run, remove_run, start_run
+from cluster.launch.following import follow_run
+from cluster.launch.launching import start_run
+from cluster.launch.stopping import cancel_run, remove_run
 from cluster.local.supervisor import supervise
 from cluster.process_tree import find_marked, kill_marked
 from cluster.runs.report import read_report
