@@ -45,8 +45,9 @@ class LimitsSpec(SpecPart):
     deadline_h: Positive | None = None
     """Hours after launch at which the run is stopped with its state committed."""
     max_stall_min: Positive | None = 30.0
-    """Minutes without a training step (and 10 times the longest pause so far) after which a machine that seems alive is
-    given up and the run goes on elsewhere; 4 times as long before the second step and while a checkpoint is stored."""
+    """Minutes without a training step (and 3 times the longest pause so far) after which a machine that seems alive is
+    given up and the run goes on elsewhere; 4 times as long before the second step, while a checkpoint is stored, and in
+    an evaluation."""
 
 
 class ExportSpec(SpecPart):

@@ -90,6 +90,8 @@ class Control:
         self.metrics.append(metrics)
         self.ends.append(time.perf_counter())
 
+    def evaluating(self) -> None: ...
+
     def evaluated(self, report: Any) -> None: ...
 
     def saved(self, result: SaveReport) -> None:

@@ -37,6 +37,9 @@ class TrainControl(Protocol):
     def saved(self, result: SaveReport) -> None:
         """A checkpoint is committed (or, by the checkpointer's policy, was not)."""
 
+    def evaluating(self) -> None:
+        """The held-out rows are measured from now on, which takes as long as they are many."""
+
     def evaluated(self, report: EvaluationReport) -> None:
         """The loss of the held-out rows was measured."""
 

@@ -34,6 +34,8 @@ class Evaluations:
         every = spec.every_steps or steps_per_epoch(len(ctx.rows), ctx.train.global_batch_size)
         if not evaluation.is_due(state.step, every_steps=every, num_steps=state.num_steps):
             return False
+        if ctx.rank == 0:
+            ctx.control.evaluating()
         loss, seconds = self._evaluator.run()
         state.evaluations.append((state.step, loss))
         best = evaluation.best_evaluation(state.evaluations)

@@ -3,11 +3,12 @@
 A rank that hangs in a collective, a GPU that answers no more or a file system that is gone leaves everything else of a
 node alive: it renews its lease, and is paid for. What such a node lacks is steps.
 
-    ended after   limits.max_stall_min, or TIMES x the longest pause between two steps that this attempt has seen
-    the same, but PATIENCE x limits.max_stall_min      before there was a second step, and while a save is under way
+    ended after   limits.max_stall_min, or PAUSES x the longest pause between two signs that this attempt has seen
+    the same, but PATIENCE x limits.max_stall_min      before there was a second step, and while state is saved or
+                                                       held-out rows are measured
 
-Loading a model and storing the first checkpoint take as long as they take, so both get more time. A command of the
-user's own may tell no steps at all: it is not judged before it has told two.
+Loading a model, storing the first checkpoint and the first evaluation take as long as they take, so they get more time.
+A command of the user's own may tell no steps at all: it is not judged before it has told two.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ from statistics import median
 from typing import Any, Final
 
 TIMES: Final = 10
-"""A pause this many times the usual one is none of the job's own: evaluations and saves are in the longest one."""
+"""A pause this many times the usual step is worth a word."""
+PAUSES: Final = 3
+"""A silence this many times the longest pause is none of the job's own: evaluations and saves are in that one."""
 PATIENCE: Final = 4
 WARN_LEAST_S: Final = 60.0
 """Where steps take seconds, a pause below this is no news (a slow save, a busy network)."""
 WARN_FIRST_S: Final = 900.0
 """The same before the second step: large models are loaded for minutes."""
 _KEPT: Final = 256  # steps that the usual one is taken from
-_SIGNS: Final = frozenset({"loaded", "step", "save", "eval"})
+_SIGNS: Final = frozenset({"loaded", "step", "save", "evaluating", "eval"})
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Standstill:
         longest_s: the longest pause between two signs so far.
         step: the last one told; None before the first.
         is_judged: whether silence means anything yet.
+        is_evaluating: whether held-out rows are being measured.
     """
 
     silent_s: float
@@ -48,6 +52,7 @@ class Standstill:
     longest_s: float
     step: int | None
     is_judged: bool
+    is_evaluating: bool = False
 
     @property
     def warn_after_s(self) -> float:
@@ -58,8 +63,8 @@ class Standstill:
 
     def end_after_s(self, max_stall_s: float, *, is_saving: bool) -> float:
         """Silence that ends the attempt."""
-        has_time = self.usual_s is None or is_saving
-        return max(max_stall_s * (PATIENCE if has_time else 1), TIMES * self.longest_s)
+        has_time = self.usual_s is None or is_saving or self.is_evaluating
+        return max(max_stall_s * (PATIENCE if has_time else 1), PAUSES * self.longest_s)
 
     @property
     def words(self) -> str:
@@ -85,11 +90,13 @@ class TrainingProgress:
         self._longest_s = 0.0
         self._step: int | None = None
         self._tells_steps = True
+        self._is_evaluating = False
 
     def begin(self, *, tells_steps: bool = True) -> None:
         """Training runs from now on; `tells_steps` is whether it is known to tell of every step."""
         with self._lock:
             self._sign_at, self._step_at, self._tells_steps = self._clock(), None, tells_steps
+            self._is_evaluating = False
 
     def told(self, kind: str, fact: Mapping[str, Any]) -> None:
         """Take one fact of training; those that are no sign of life are passed over."""
@@ -100,6 +107,8 @@ class TrainingProgress:
             if self._step_at is not None:  # what comes before the first step is loading
                 self._longest_s = max(self._longest_s, now - self._sign_at)
             self._sign_at = now
+            if kind != "save":  # one that goes on in the background may end at any moment
+                self._is_evaluating = kind == "evaluating"
             if kind == "step":
                 if self._step_at is not None:
                     self._pauses.append(now - self._step_at)
@@ -119,6 +128,7 @@ class TrainingProgress:
             return Standstill(
                 self._clock() - self._sign_at, usual_s, self._longest_s, self._step,
                 is_judged=self._tells_steps or usual_s is not None,
+                is_evaluating=self._is_evaluating,
             )  # fmt: skip
 
 

@@ -111,6 +111,10 @@ class WorkerControl:
             self._marker.reached("train", metrics.step)
         self.tell({"kind": "step", "total_steps": self._total_steps, **asdict(metrics)})
 
+    def evaluating(self) -> None:
+        """Rank 0: the held-out rows are measured from now on."""
+        self.tell({"kind": "evaluating"})
+
     def evaluated(self, report: EvaluationReport) -> None:
         """Rank 0: the loss of the held-out rows was measured."""
         self.tell({"kind": "eval", **asdict(report)})

@@ -62,6 +62,7 @@ class Control:
         self.metrics: list[StepMetrics] = []
         self.saves: list[SaveResult] = []
         self.evaluations: list[EvaluationReport] = []
+        self.num_begun = 0
 
     def loaded(self, ref: CommitRef | None, fallbacks: Sequence[str]) -> None:
         self.loaded_ref, self.fallbacks, self.was_loaded = ref, list(fallbacks), True
@@ -71,6 +72,9 @@ class Control:
 
     def saved(self, result: SaveResult) -> None:
         self.saves.append(result)
+
+    def evaluating(self) -> None:
+        self.num_begun += 1
 
     def evaluated(self, report: EvaluationReport) -> None:
         self.evaluations.append(report)
@@ -197,6 +201,7 @@ def _heard(control: Control) -> dict[str, Any]:
         "fallbacks": control.fallbacks,
         "saved": [result.position for result in control.saves if result.committed],
         "evaluations": [[report.step, report.loss.hex()] for report in control.evaluations],
+        "evaluations_begun": control.num_begun,
         "best": [report.step for report in control.evaluations if report.is_best],
         "steps": [metrics.step for metrics in control.metrics],
         "grad_norms": [metrics.grad_norm for metrics in control.metrics],

@@ -216,6 +216,7 @@ def test_the_loss_of_held_out_rows_is_the_mean_over_their_tokens_whatever_the_ra
 ) -> None:
     first = answers["evaluated"][0]
     assert [step for step, _ in first["evaluations"]] == [4, 8, 12]
+    assert first["evaluations_begun"] == 3
     assert answers["evaluated"][1]["evaluations"] == []  # only rank 0 tells the node
     run = {"store": f"file://{tmp_path}", "attempt": 1, "train": {**TINY, **EVALUATED}, "held_out": 9}
     alone = worker.train_once(run, rank=0, world_size=1)

@@ -12,7 +12,7 @@ from cluster.exits import NODE_EXITS
 from cluster.node.attempt_context import Interruption
 from cluster.node.failures import Failure, describe_failure
 from cluster.node.stall_watch import StallWatch
-from cluster.node.standstill import PATIENCE, TIMES, WARN_FIRST_S, TrainingProgress
+from cluster.node.standstill import PATIENCE, PAUSES, WARN_FIRST_S, TrainingProgress
 from cluster.recovery import StopReason
 
 MAX_MIN = 30.0
@@ -81,13 +81,24 @@ def test_what_comes_before_the_second_step_and_a_save_get_more_time() -> None:
     assert saving.watch.look() is not None
 
 
+def test_the_first_evaluation_takes_as_long_as_it_takes() -> None:
+    one = Watched()
+    one.steps(5)
+    one.progress.told("evaluating", {})
+    one.progress.told("save", {"step": 5})  # of the step before: it says nothing of the evaluation
+    assert one.ends_at() == PATIENCE * 60 * MAX_MIN
+    one.progress.told("eval", {"step": 5})
+    one.steps(1)
+    assert one.ends_at() > PATIENCE * 60 * MAX_MIN  # and the next one may take as long again, and more
+
+
 def test_pauses_that_recur_are_the_jobs_own() -> None:
     one = Watched()
     one.steps(5)
-    one.pass_time(500.0)  # an evaluation
+    one.pass_time(1000.0)  # an evaluation
     one.progress.told("eval", {"step": 5})
     one.steps(5)
-    assert one.ends_at() == TIMES * 500.0
+    assert one.ends_at() == PAUSES * 1000.0
 
 
 def test_saves_and_evaluations_are_signs_of_life_and_other_facts_are_none() -> None:
@@ -107,8 +118,8 @@ def test_a_command_that_tells_no_steps_is_not_judged_and_one_that_does_is() -> N
     assert silent.watch.look() is None
     assert silent.said == []
     telling = Watched(tells_steps=False)
-    telling.steps(2, each_s=600.0)  # a folder that is looked into: told of once in ten minutes
-    assert telling.ends_at() == TIMES * 600.0
+    telling.steps(2, each_s=1200.0)  # a folder that is looked into: told of once in twenty minutes
+    assert telling.ends_at() == PAUSES * 1200.0
 
 
 def test_what_follows_training_is_not_judged() -> None:
