@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -170,6 +170,10 @@ def _check_concurrency(value: Any) -> Any:
     return value
 
 
+USED_WITH_FROM: Final = ("recipe", "licence")
+"""Keys that mean something beside `from`; every other one says how rows are generated."""
+
+
 class DataSpec(SpecPart):
     """Rows to train on: read from a file (`from`), or written by a teacher from seed tasks."""
 
@@ -264,7 +268,7 @@ class DataSpec(SpecPart):
             return self
         for key, field in type(self).model_fields.items():
             # Compared with the default, not with "was it written": a rendered job writes every key, and must load.
-            if key not in ("from_", "recipe", "licence") and getattr(self, key) != field.default:
+            if key not in ("from_", *USED_WITH_FROM) and getattr(self, key) != field.default:
                 refuse(
                     key,
                     f"says how rows are generated, but data.from is set, so nothing is. Remove {key}, or remove from",

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from alpaca_jobs.errors import SpecError
 from alpaca_jobs.spec import JobSpec
+from alpaca_jobs.spec_data import USED_WITH_FROM
 from alpaca_jobs.spec_recipe import TokenizerSpec
 from alpaca_jobs.spec_words import problems_in_words
 from alpaca_jobs.yaml_tree import YamlTree, parse_yaml, render_yaml
@@ -66,8 +67,20 @@ def parse_job(text: str, source: str = "job.yaml", *, folder: Path = Path()) -> 
 
 
 def job_from_dict(values: Mapping[str, Any], source: str = "job.json") -> JobSpec:
-    """Make a job from plain values, such as a run's stored job.json. Raises SpecError."""
+    """Make a job from plain values. Raises SpecError."""
     return _validated(YamlTree(value=dict(values)), source)
+
+
+def stored_job(values: Mapping[str, Any], source: str = "job.json") -> JobSpec:
+    """Make the job of a run from what was kept at its launch, perhaps by another version; raises SpecError.
+
+    Keys that the job has no use for were kept with the defaults of that version. They are passed over, since today's
+    defaults may be others, and would make a mistake of them.
+    """
+    values, data = dict(values), values.get("data")
+    if isinstance(data, dict) and data.get("from") is not None:
+        values["data"] = {key: data[key] for key in ("from", *USED_WITH_FROM) if key in data}
+    return job_from_dict(values, source)
 
 
 def job_to_dict(job: JobSpec) -> dict[str, Any]:

@@ -20,6 +20,7 @@ def runs(
     """
     from checkpoints.errors import Damaged
     from cli.finding import FoundRun, launched_at, open_stores
+    from cluster.errors import PlanError, RunNotFound
     from cluster.runs.home import Home
     from cluster.runs.run_view import list_runs, view_run
 
@@ -30,7 +31,9 @@ def runs(
     for one in found[:limit]:
         try:
             views.append(view_run(one.root, one.run_id, is_alive=one.is_alive_here).to_json())
-        except Damaged as exc:
+        except RunNotFound:
+            continue  # removed meanwhile
+        except (Damaged, PlanError) as exc:
             render.say(f"{one.run_id} is left out: {exc}")
     if as_json:
         render.out_json(views)

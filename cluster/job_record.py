@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from alpaca_jobs.spec import JobSpec
-from alpaca_jobs.spec_io import job_from_dict
+from alpaca_jobs.spec_io import stored_job
 from checkpoints.store import PUT_BACK, Store
 from cluster.other_machines import with_newest_machines
 
@@ -26,4 +26,4 @@ def read_job(store: Store) -> JobSpec:
     """Read the job of a run, with the machines it goes on with now; raises what `read_job_record` does, and SpecError
     for a job of another version.
     """
-    return job_from_dict(with_newest_machines(store, read_job_record(store))["job"], source=JOB_KEY)
+    return stored_job(with_newest_machines(store, read_job_record(store))["job"], source=JOB_KEY)

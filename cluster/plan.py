@@ -9,7 +9,7 @@ from typing import Any
 
 from alpaca_jobs.errors import SpecError
 from alpaca_jobs.spec import JobSpec
-from alpaca_jobs.spec_io import job_from_dict, job_to_dict
+from alpaca_jobs.spec_io import job_to_dict, stored_job
 from cluster.errors import PlanError
 
 SECONDS_PER_HOUR = 3600.0
@@ -161,7 +161,7 @@ class LaunchPlan:
         try:
             return cls(
                 run_id=value["run_id"],
-                job=job_from_dict(value["job"], source="plan.json"),
+                job=stored_job(value["job"], source="plan.json"),
                 store_uri=value["store_uri"],
                 candidates=tuple(Placement.from_json(place) for place in value["candidates"]),
                 world_size=value["world_size"],

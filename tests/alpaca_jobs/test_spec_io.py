@@ -11,7 +11,16 @@ import pytest
 
 from alpaca_jobs.errors import SpecError
 from alpaca_jobs.spec import JobSpec
-from alpaca_jobs.spec_io import change_job, job_from_dict, job_schema, job_to_dict, load_job, parse_job, render_job
+from alpaca_jobs.spec_io import (
+    change_job,
+    job_from_dict,
+    job_schema,
+    job_to_dict,
+    load_job,
+    parse_job,
+    render_job,
+    stored_job,
+)
 
 BASE = """\
 name: demo
@@ -140,6 +149,18 @@ def test_change_is_checked_like_a_file_and_leaves_the_job_alone() -> None:
 def _properties(schema: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     name = part.get("$ref", "").rpartition("/")[-1]
     return dict((schema["$defs"][name] if name else part).get("properties", {}))
+
+
+def test_a_run_of_a_version_with_other_defaults_is_read() -> None:
+    job = parse_job(
+        "name: demo\ndata: {from: rows.jsonl, licence: CC0-1.0}\ntrain: {model: tiny-llama}\ncompute: {workers: 2}\n"
+    )
+    kept = job_to_dict(job)
+    kept["data"]["concurrency"] = 8  # what was its default once
+    with pytest.raises(SpecError, match="concurrency says how rows are generated"):
+        job_from_dict(kept)
+    assert stored_job(kept) == job
+    assert stored_job(job_to_dict(parse_job(BASE))) == parse_job(BASE)
 
 
 def test_schema_describes_every_key() -> None:

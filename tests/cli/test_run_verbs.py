@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from checkpoints.store import Store
-from cluster.runs.run_view import read_plan
+from cluster.runs.run_view import index_key, read_plan
 
 pytestmark = pytest.mark.process
 
@@ -81,6 +81,21 @@ def test_detached_runs_go_on_and_are_found_again(quick: Any) -> None:
     assert status["report"]["outcome"] == "done"
     assert run_id in quick("runs").stdout
     assert run_id in quick("status", run_id[:8], "--store", quick.store).stdout
+
+
+def test_a_run_that_this_version_cannot_read_is_named_and_hides_no_other(quick: Any) -> None:
+    run_id = quick.launch()
+    quick.wait_until_over(run_id)
+    root = Store.open(quick.store)
+    kept = json.loads(root.child(run_id).get("job.json"))
+    later = {**kept["job"], "key_of_a_later_version": 1}
+    root.child("later-23456").put_once("job.json", {**kept, "run_id": "later-23456", "job": later})
+    root.put_once(index_key("later-23456"), {"job_name": "later", "launched_at": kept["launched_at"]})
+    listed = quick("runs", "--json")
+    assert listed.returncode == 0
+    assert [run["run_id"] for run in json.loads(listed.stdout)] == [run_id]
+    assert "later-23456 is left out" in listed.stderr
+    assert "key_of_a_later_version" in listed.stderr
 
 
 @pytest.mark.slow
