@@ -189,8 +189,9 @@ def line_of(event: Event) -> str | None:
             return f"{fields.get('rows', 0):,}{target} rows kept{accepted}{waiting}"
         case "step":
             now = after(Progress(), event)
-            speed = words.speed(now.tokens_per_second, now.mfu)
-            return f"step {_step_of(now)}, loss {words.number(now.loss, 4)}, {speed}"
+            loss = None if now.loss is None else f"loss {words.number(now.loss, 4)}"
+            speed = None if now.tokens_per_second is None else words.speed(now.tokens_per_second, now.mfu)
+            return ", ".join(part for part in (f"step {_step_of(now)}", loss, speed) if part)
         case "base" if fields.get("position"):
             what = "step" if fields.get("stage") == "train" else "part of the rows, number"
             return f"attempt {event.attempt} goes on after {what} {fields['position']}"
@@ -247,8 +248,27 @@ def log_line(event: Event) -> str:
         level, text = str(event.fields.get("level", "")), str(event.fields.get("message", ""))
     else:
         level = event.kind
-        text = line_of(event) or " ".join(f"{name}={value}" for name, value in event.fields.items())
+        plain = " ".join(f"{name}={value}" for name, value in event.fields.items())
+        text = line_of(event) or _attempt_words(event) or plain
     return f"{event.t} [{event.attempt}] {level:<10} {text}"
+
+
+def _attempt_words(event: Event) -> str | None:
+    """What became of an attempt, for the log; None for other events."""
+    fields = event.fields
+    if event.kind != "attempt":
+        return None
+    number, place = f"attempt {fields.get('number')}", fields.get("place") or _place(fields.get("placement"))
+    match fields.get("state"):
+        case None:
+            return f"{number} is at work in {place}"
+        case "refused":
+            return f"{place} refused {number}: {fields.get('detail')}"
+        case "ended":
+            why = f"{fields.get('reason')}. {fields.get('detail') or ''}".rstrip()
+            return f"{number} in {place} ended after {words.duration(fields.get('seconds'))}: {why}"
+        case state:
+            return f"{number} in {place}: {state}"
 
 
 class Thinning:

@@ -169,6 +169,26 @@ def test_logs_leave_nothing_out() -> None:
     assert "sky=blue" in log_line(event("weather", sky="blue"))
 
 
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"placement": {"infra": "aws", "region": "us-east-1"}}, "attempt 1 is at work in aws/us-east-1"),
+        ({"state": "started", "place": "local/a", "placement": {"infra": "local"}}, "attempt 1 in local/a: started"),
+        ({"state": "refused", "place": "local/b", "detail": "no capacity"}, "local/b refused attempt 1: no capacity"),
+        (
+            {"state": "ended", "place": "local/a", "seconds": 42.0, "reason": "preempted", "detail": "A notice came."},
+            "attempt 1 in local/a ended after 42 s: preempted. A notice came.",
+        ),
+    ],
+)
+def test_logs_say_what_became_of_an_attempt(fields: dict[str, Any], text: str) -> None:
+    assert log_line(event("attempt", number=1, **fields)).endswith(f"attempt    {text}")
+
+
+def test_a_step_that_tells_only_its_number_is_that() -> None:
+    assert line_of(event("step", step=3, total_steps=6)) == "step 3 of 6"
+
+
 def test_steady_lines_are_thinned_and_others_are_not() -> None:
     thinning = Thinning(gap_s=5)
     times = ["10:00:00.000Z", "10:00:04.000Z", "10:00:05.000Z"]
