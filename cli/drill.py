@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options, progress, render, starting, words
+from cli import event_lines, options, render, starting, words
 from cli.ending import end_runs
 from cli.exits import ExitCode, Refused
 
@@ -83,7 +83,7 @@ class Talk:
     """Tells on stderr what the two runs do, line by line: a drill is often read afterwards."""
 
     def __init__(self) -> None:
-        self._thinning = progress.Thinning()
+        self._thinning = event_lines.Thinning()
 
     def hear(self, run: str, what: Event | Kill | str) -> None:
         """Take an event, a kill or a sentence."""
@@ -92,7 +92,7 @@ class Talk:
         if isinstance(what, str):
             line: str | None = what
         elif isinstance(what, Event):
-            line = progress.line_of(what) if self._thinning.lets_through(what) else None
+            line = event_lines.line_of(what) if self._thinning.lets_through(what) else None
         else:
             line = f"KILLED attempt {what.attempt} in {what.region}, in phase {what.phase}" + _at(what.reached)
         if line:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli import plan_view, progress, render, starting, words
+from cli import event_lines, plan_view, render, starting, words
 from cli.ending import end_runs
 from cli.exits import ExitCode
 
@@ -34,10 +34,10 @@ def drill_on_cloud(
     question = f"Launch {plan.run_id} and terminate its machine {kills} time(s), for {words.money(max_usd)} at most?"
     starting.agree(question, yes=yes, grids=plan_view.plan_grids(plan, priced, bucket))
     starting.make_bucket(bucket)
-    thinning = progress.Thinning()
+    thinning = event_lines.Thinning()
 
     def hear(what: Event | str) -> None:
-        line = what if isinstance(what, str) else progress.line_of(what) if thinning.lets_through(what) else None
+        line = what if isinstance(what, str) else event_lines.line_of(what) if thinning.lets_through(what) else None
         if line:
             render.say(line)
 

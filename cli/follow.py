@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli import progress, render
+from cli import event_lines, progress, render
 from cli.exits import ExitCode
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ REPORT_PATIENCE_S = 15.0
 
 def follow(events: Iterable[Event], title: str) -> progress.Progress:
     """Show events as they come until there are no more; returns how the run stands then."""
-    now, thinning = progress.Progress(), progress.Thinning()
+    now, thinning = progress.Progress(), event_lines.Thinning()
     panel = render.LivePanel() if render.progress_is_live() else None
     with panel or nullcontext():
         for event in events:
             now = progress.after(now, event)
-            line = progress.line_of(event)
+            line = event_lines.line_of(event)
             if panel is not None:
                 if line and event.kind in ("decision", "log", "attempt", "stall"):
                     panel.say(line)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import options, progress, render
+from cli import event_lines, options, render
 from cli.exits import ExitCode, Refused
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def logs(
 
 
 def _show(event: Event, *, as_json: bool) -> None:
-    render.out(render.json_line(event.to_json()) if as_json else progress.log_line(event))
+    render.out(render.json_line(event.to_json()) if as_json else event_lines.log_line(event))
 
 
 def _since(text: str, *, now: datetime) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from cli.progress import Progress, Thinning, after, line_of, log_line, panel_rows
+from cli.event_lines import Thinning, line_of, log_line
+from cli.progress import Progress, after, panel_rows
 from cluster.events import Event
 
 

@@ -16,7 +16,8 @@ from checkpoints.keys import CommitRef
 from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
-from cli.progress import Progress, after, line_of, panel_rows
+from cli.event_lines import line_of
+from cli.progress import Progress, after, panel_rows
 from cluster.events import Event
 from cluster.node.stages import _chosen
 from cluster.runs.evaluated import read_evaluated

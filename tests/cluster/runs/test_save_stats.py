@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cli.progress import Progress, after, line_of, panel_rows
+from cli.event_lines import line_of
+from cli.progress import Progress, after, panel_rows
 from cli.report_view import _saves
 from cluster.events import Event
 from cluster.runs.save_stats import save_stats
