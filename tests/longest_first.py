@@ -46,12 +46,12 @@ SECONDS = {
     "tests/cluster/node/test_dedupe_shards.py": 13,
     "tests/cluster/cloud/test_plugin_install.py": 12,
     "tests/cli/test_data.py": 11,
-    "tests/cloud/test_demo_job.py": 572,
-    "tests/cloud/test_own_controller.py": 530,
-    "tests/cloud/test_two_machines.py": 523,
-    "tests/cloud/test_notice.py": 468,
-    "tests/cloud/test_without_plugin.py": 408,
-    "tests/cloud/test_limits.py": 366,
+    "tests/cloud/test_demo_job.py": 620,
+    "tests/cloud/test_own_controller.py": 410,
+    "tests/cloud/test_two_machines.py": 500,
+    "tests/cloud/test_notice.py": 470,
+    "tests/cloud/test_without_plugin.py": 275,
+    "tests/cloud/test_limits.py": 575,
     "tests/cloud/test_box.py": 10,
 }
 LAST = ("tests/cloud/test_own_controller.py", "tests/cloud/test_without_plugin.py")
