@@ -10,6 +10,7 @@ import base64
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -25,7 +26,7 @@ how the name of a folder there begins (sky.utils.tempstore of 0.14.1).
 """
 IN_COMMANDS = (("task", "ssh"), ("task", "bash"), ("task", "sh"))
 """(whose, program): SkyPilot's `ssh`, and the shells at both of its ends."""
-_EVERY_S = 0.25
+_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Secret:
     name: str
     value: str
 
-    @property
+    @cached_property
     def forms(self) -> tuple[bytes, ...]:
         """What to look for: the value itself, and what base64 makes of it, wherever in a longer text it begins."""
         raw = self.value.encode()
