@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
-from cli import options, render
-from cli.exits import ExitCode, Refused
+from cli import options, render, starting
 
 if TYPE_CHECKING:
     from cluster.cloud.plugin_install import PluginStatus
@@ -40,7 +37,7 @@ def install(yes: options.Yes = False) -> None:
         ("write", f"{there.folder}: a wheel of this code, for controllers on machines of their own"),
     ]
     rows += [("stays in it", ", ".join(status.others))] if status.others else []
-    _agree("Install the plugin?", rows, yes=yes)
+    starting.agree("Install the plugin?", yes=yes, grids=_files(rows))
     install_plugin(status)
     for place in status.environments:
         if not place.has_package:
@@ -83,7 +80,7 @@ def remove(yes: options.Yes = False) -> None:
     ):
         render.say("It is not installed; nothing was changed.")
         return
-    _agree("Remove the plugin?", _removed(found), yes=yes)
+    starting.agree("Remove the plugin?", yes=yes, grids=_files(_removed(found)))
     remove_plugin(found)
     render.say("Removed. Jobs that were submitted with it need it: let them end before the API server starts again.")
 
@@ -110,12 +107,5 @@ def _status_rows(found: PluginStatus) -> list[tuple[str, str]]:
     return rows + ([("other plugins", ", ".join(found.others))] if found.others else [])
 
 
-def _agree(question: str, rows: list[tuple[str, str]], *, yes: bool) -> None:
-    render.say_grid(render.pairs("These files of this machine will be changed", rows))
-    if yes:
-        return
-    if not render.can_ask():
-        raise Refused("Nobody is here to agree to this (no terminal). Add --yes to go ahead without being asked.")
-    if not render.ask(question):
-        render.say("Nothing was changed.")
-        raise typer.Exit(ExitCode.INTERRUPTED)
+def _files(rows: list[tuple[str, str]]) -> list[render.Grid]:
+    return [render.pairs("These files of this machine will be changed", rows)]
