@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 
 from cluster.course import Course, expected
+from cluster.duration import duration_words
 from cluster.plan import Placement
 
 
@@ -80,7 +81,7 @@ def on_demand_need(
         return Need(True, late)
     if dear:
         return Need(True, dear)
-    return Need(False, f"{late}, but on demand it would need {_duration(needed_s)} and be late as well")
+    return Need(False, f"{late}, but on demand it would need {duration_words(needed_s)} and be late as well")
 
 
 def _late(outlook: Outlook, left_s: float | None) -> str:
@@ -88,8 +89,8 @@ def _late(outlook: Outlook, left_s: float | None) -> str:
     if left_s is None or needed_s <= left_s:
         return ""
     return (
-        f"{_duration(max(left_s, 0.0))} are left until the deadline, and on spot the rest could take "
-        f"{_duration(needed_s)} with one more loss ({outlook.source})"
+        f"{duration_words(max(left_s, 0.0))} are left until the deadline, and on spot the rest could take "
+        f"{duration_words(needed_s)} with one more loss ({outlook.source})"
     )
 
 
@@ -114,9 +115,3 @@ def _is_paid(cost_usd: float | None, outlook: Outlook, left_usd: float | None) -
 
 def _usd(cost_usd: float | None) -> str:
     return "" if cost_usd is None else f" ({cost_usd:.2f} USD)"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
+from cluster.duration import duration_words
+
 TIMES: Final = 10
 """A pause this many times the usual step is worth a word."""
 PAUSES: Final = 3
@@ -68,10 +70,10 @@ class Standstill:
 
     @property
     def words(self) -> str:
-        """What is seen: `no step for 12 min after step 400, where one usually takes 2.4 s`."""
+        """What is seen: `no step for 12 min 00 s after step 400, where one usually takes 2.4 s`."""
         after = "" if self.step is None else f" after step {self.step}"
-        usual = "" if self.usual_s is None else f", where one usually takes {_time(self.usual_s)}"
-        return f"no step for {_time(self.silent_s)}{after}{usual}"
+        usual = "" if self.usual_s is None else f", where one usually takes {duration_words(self.usual_s)}"
+        return f"no step for {duration_words(self.silent_s)}{after}{usual}"
 
 
 class TrainingProgress:
@@ -130,7 +132,3 @@ class TrainingProgress:
                 is_judged=self._tells_steps or usual_s is not None,
                 is_evaluating=self._is_evaluating,
             )  # fmt: skip
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.1f} s"

@@ -52,14 +52,15 @@ def test_on_demand_from_the_moment_on_that_another_loss_would_cross_the_deadline
 
 def test_the_words_say_what_is_left_and_what_spot_could_take() -> None:
     assert need(left_s=5400).words == (
-        "90 min are left until the deadline, and on spot the rest could take 95 min with one more loss (as timed)"
+        "1 h 30 min are left until the deadline, and on spot the rest could take 1 h 35 min with one more loss "
+        "(as timed)"
     )
 
 
 def test_a_deadline_that_on_demand_would_miss_too_is_no_reason_to_pay_for_it() -> None:
     found = need(left_s=ALONE_S - 1)
     assert not found.is_needed
-    assert found.words.endswith("but on demand it would need 73 min and be late as well")
+    assert found.words.endswith("but on demand it would need 1 h 13 min and be late as well")
 
 
 def test_what_follows_on_other_machines_needs_its_time_too() -> None:
@@ -118,7 +119,7 @@ class TestInTheTable:
         decision = after([LOST], deadline_at_s=5400.0)
         assert decision.action is Action.RELAUNCH
         assert decision.placements == (OTHER_FULL, FULL, OTHER_SPOT, SPOT)
-        assert decision.on_demand.startswith("90 min are left until the deadline")
+        assert decision.on_demand.startswith("1 h 30 min are left until the deadline")
         assert decision.words.endswith("; going to aws/us-west-2, on demand.")
 
     def test_a_tight_deadline_starts_on_demand(self) -> None:

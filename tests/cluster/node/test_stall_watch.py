@@ -67,7 +67,7 @@ def test_a_training_without_a_step_is_ended_after_the_jobs_minutes() -> None:
     assert one.ends_at() == 60 * MAX_MIN
     words = one.watch.look()
     assert words is not None
-    assert "no step for 30 min after step 20, where one usually takes 2.0 s" in words
+    assert "no step for 30 min 00 s after step 20, where one usually takes 2.0 s" in words
     assert "limits.max_stall_min is 30" in words
 
 
