@@ -13,8 +13,6 @@ NEVER: Final = 1e-12
 """Losses a second: one in 30,000 years, which exponentials of floats cannot tell from none."""
 AWAY_PRIOR_S: Final = 300.0
 """From a loss to the next machine's boot, before anything was measured: noticing it, and capacity. Ours."""
-ESTIMATE_KEY: Final = "estimate.json"
-"""Where a run's estimate lies in its store, with the courses of its stages; put once at launch."""
 SAVE_INTERVAL_PRIOR_S: Final = 600.0
 """Work between two saves where the job leaves it to `auto`: the longest that it chooses."""
 

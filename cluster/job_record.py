@@ -1,15 +1,18 @@
-"""What was launched, as a run's store keeps it: job.json, put once at launch."""
+"""What was launched, as a run's store keeps it: job.json, and what it was expected to take. Each put once at launch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.spec_io import stored_job
+from checkpoints.errors import ObjectMissing
 from checkpoints.store import PUT_BACK, Store
 from cluster.other_machines import with_newest_machines
 
 JOB_KEY: Final = "job.json"
+ESTIMATE_KEY: Final = "estimate.json"
 
 
 def read_job_record(store: Store) -> dict[str, Any]:
@@ -27,3 +30,11 @@ def read_job(store: Store) -> JobSpec:
     for a job of another version.
     """
     return stored_job(with_newest_machines(store, read_job_record(store))["job"], source=JOB_KEY)
+
+
+def read_estimate(store: Store) -> Mapping[str, Any] | None:
+    """Read the estimate that was made at launch, with the courses of its stages; None without a whole one."""
+    try:
+        return store.get_record_if_whole(ESTIMATE_KEY, advice="Going on without an estimate.")
+    except ObjectMissing:
+        return None

@@ -18,7 +18,7 @@ from cluster.cloud.aws_machines import controllers, machines_of_run
 from cluster.cloud.machine_records import aws_regions, keep_gone, kept_machines
 from cluster.errors import CloudError
 from cluster.events import read_events
-from cluster.job_record import read_job_record
+from cluster.job_record import read_estimate, read_job_record
 from cluster.launch.receipt import Paid
 from cluster.node.ledger import count_asked
 from cluster.other_machines import with_all_places
@@ -27,7 +27,6 @@ from cluster.price.controller import is_consolidated
 from cluster.price.offers import load_offers
 from cluster.runs.attempt_summary import summarize_attempts
 from cluster.runs.machines import CloudMachine
-from cluster.runs.outlook import read_estimate
 from cluster.runs.run_view import read_plan
 from cluster.runs.spending import teacher_usd
 

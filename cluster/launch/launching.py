@@ -27,7 +27,7 @@ from cluster.code_version import code_version
 from cluster.control import answer_cancels
 from cluster.errors import RunActive, WrongInput
 from cluster.events import seconds_of, utc_now
-from cluster.job_record import JOB_KEY
+from cluster.job_record import ESTIMATE_KEY, JOB_KEY
 from cluster.launch.alive import refuse_active, refuse_finished, still_alive
 from cluster.launch.stopping import erase_run
 from cluster.local.backend import LocalBackend
@@ -39,7 +39,6 @@ from cluster.other_machines import on_machines, put_machines
 from cluster.plan import LaunchPlan, Placement, PlanPart
 from cluster.recovery import RecoveryPolicy, StopReason
 from cluster.runs.home import Home
-from cluster.runs.outlook import ESTIMATE_KEY
 from cluster.runs.report import read_report
 from cluster.runs.run_view import index_key, list_runs, read_plan
 from cluster.runs.session import DEFAULT_TIMING, Session, Timing

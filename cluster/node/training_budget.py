@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from alpaca_jobs.errors import BudgetExceeded
-from checkpoints.errors import ObjectMissing
 from checkpoints.lineage import counting_commits
 from checkpoints.reader import CommitReader, list_commits
-from cluster.course import ESTIMATE_KEY
 from cluster.events import seconds_of, utc_now
+from cluster.job_record import read_estimate
 from cluster.node.attempt_context import AttemptContext
 from cluster.node.cost_so_far import machines_usd
 from cluster.node.limits import read_limits
@@ -30,8 +29,10 @@ def check_training_budget(ctx: AttemptContext) -> None:
     Raises:
         BudgetExceeded: in words; all rows are committed.
     """
+    if ctx.commits("train"):
+        return  # so another attempt wrote the last row: nothing has to be read
     limit = read_limits(ctx.store, ctx.job.limits).max_usd
-    training_usd = None if limit is None else expected_training_usd(_estimate(ctx))
+    training_usd = None if limit is None else expected_training_usd(read_estimate(ctx.store))
     if limit is None or not training_usd:
         return
     commits = counting_commits(ctx.log.records(), list_commits(ctx.store, ctx.layout), ctx.layout)
@@ -58,10 +59,3 @@ def expected_training_usd(estimate: Mapping[str, Any] | None) -> float | None:
     stages = {str(one.get("name")): one for one in candidates[0].get("stages") or ()}
     found = (stages.get("training", {}).get("cost_usd") or {}).get("p50")
     return None if found is None else float(found)
-
-
-def _estimate(ctx: AttemptContext) -> Mapping[str, Any] | None:
-    try:
-        return ctx.store.get_record_if_whole(ESTIMATE_KEY, advice="The budget is not compared with training's cost.")
-    except ObjectMissing:
-        return None

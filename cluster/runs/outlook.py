@@ -19,15 +19,14 @@ from typing import Any, Final
 
 from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.attempts import AttemptLog
-from checkpoints.errors import ObjectMissing
 from checkpoints.keys import CommitRef
 from checkpoints.lineage import AttemptRecord, counting_commits
 from checkpoints.reader import CommitReader, list_commits
 from checkpoints.store import Store
 from cluster.course import AWAY_PRIOR_S, SAVE_INTERVAL_PRIOR_S, Course
-from cluster.course import ESTIMATE_KEY as ESTIMATE_KEY  # for those who read estimates
 from cluster.events import Event, read_events, seconds_of
 from cluster.hazard import PRIOR_PER_NODE_HOUR, own_losses, spot_hazard
+from cluster.job_record import read_estimate
 from cluster.node.pace import pace_of
 from cluster.on_demand import Outlook
 from cluster.plan import LaunchPlan
@@ -57,14 +56,6 @@ class Standing:
     target_rows: int | None = None
     trains: bool = True
     trains_elsewhere: bool = False
-
-
-def read_estimate(store: Store) -> Mapping[str, Any] | None:
-    """The estimate that was made when a run was launched; None without a whole one."""
-    try:
-        return store.get_record_if_whole(ESTIMATE_KEY, advice="Going on without an estimate.")
-    except ObjectMissing:
-        return None
 
 
 def courses_of(estimate: Mapping[str, Any] | None) -> dict[str, Course]:

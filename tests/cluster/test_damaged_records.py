@@ -18,13 +18,12 @@ from cluster.cloud.machine_records import keep_gone, kept_machines
 from cluster.cloud.run import RUN_VARIABLE, SESSION_VARIABLE, STORE_VARIABLE, CloudRun
 from cluster.control import CancelWatch, answer_cancels, ask_cancel
 from cluster.events import EventReader, EventWriter, read_events
-from cluster.job_record import JOB_KEY, read_job
+from cluster.job_record import ESTIMATE_KEY, JOB_KEY, read_estimate, read_job
 from cluster.node.batch_records import BatchRecords
 from cluster.node.ledger import Ledger, answer_key, batch_key, count_asked
 from cluster.node.limits import put_limits, read_limits
 from cluster.plan import Pricing
 from cluster.runs.machines import CloudMachine
-from cluster.runs.outlook import ESTIMATE_KEY, read_estimate
 from cluster.runs.report import read_report, report_key
 from cluster.runs.run_view import read_plan
 

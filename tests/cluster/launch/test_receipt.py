@@ -17,12 +17,12 @@ from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
 from cluster.cloud.aws_account import AwsAccount
 from cluster.events import iso_time
+from cluster.job_record import ESTIMATE_KEY
 from cluster.launch.billed import read_paid
 from cluster.launch.receipt import NOT_THE_INVOICE, Paid, make_receipt
 from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.runs.attempt_summary import AttemptSummary
 from cluster.runs.machines import CloudMachine
-from cluster.runs.outlook import ESTIMATE_KEY
 
 T0 = 1_800_000_000.0
 PLACES = (
