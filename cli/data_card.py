@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,7 +33,7 @@ def card(
     """
     require_modules("numpy", "rapidfuzz", *(["pyarrow"] if source.endswith(".parquet") else []))
     from alpaca_jobs.data.card import make_card
-    from alpaca_jobs.data.files import load_table
+    from alpaca_jobs.data.files import load_table, whole_file
     from alpaca_jobs.data.formats import read_examples
     from alpaca_jobs.data.lineage import lineage_of
     from alpaca_jobs.data.lineage_file import read_lineage
@@ -56,24 +55,14 @@ def card(
         raise Refused(f"{source} holds no question with an answer, so there is nothing to show.")
     if len(rows) != len(examples):
         lineage["chats"] = f"{words.plural(len(examples), 'chat')}; each of their {len(rows):,} exchanges is a row here"
-    _write_whole(out, make_card(f"Data card: {Path(source).name}", rows, lineage))
+    with whole_file(out) as partial:
+        partial.write_text(make_card(f"Data card: {Path(source).name}", rows, lineage), encoding="utf-8")
     if as_json:
         with_input = sum(bool(row.input) for row in rows)
         render.out_json({"out": str(out), "rows": len(rows), "with_input": with_input, "lineage": lineage})
     else:
         render.out(str(out))
         render.say(f"{words.plural(len(rows), 'row')}; open it in a browser")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a new file, or none: where the disk is full, half a page would be in the way of the next try."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _rows_of(example: Example) -> list[Row]:

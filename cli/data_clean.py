@@ -49,10 +49,11 @@ def clean(
     """
     require_modules("markdownify", "py3langid", *(["pyarrow"] if ".parquet" in source + out else []))
     from alpaca_jobs.data.cleaning import BLOCKED_ANSWERS, clean_chats
-    from alpaca_jobs.data.files import check_target, load_table, write_table
+    from alpaca_jobs.data.files import check_target, load_table
     from alpaca_jobs.data.formats import read_examples, render_examples
     from alpaca_jobs.data.language import language_name
     from alpaca_jobs.data.lineage_file import hand_on
+    from alpaca_jobs.data.stream_writing import write_table
 
     if language is not None:
         language = language.lower()

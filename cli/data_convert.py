@@ -38,9 +38,10 @@ def convert(
     row's id. Other fields are left behind; a conversation of several exchanges is refused where a shape holds one.
     """
     require_modules(*(["pyarrow"] if ".parquet" in source + out else []))
-    from alpaca_jobs.data.files import check_target, load_table, write_table
+    from alpaca_jobs.data.files import check_target, load_table
     from alpaca_jobs.data.formats import num_joined, read_examples, render_examples
     from alpaca_jobs.data.lineage_file import hand_on
+    from alpaca_jobs.data.stream_writing import write_table
 
     check_target(out)
     examples = read_examples(load_table(source))

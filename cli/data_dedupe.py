@@ -59,7 +59,7 @@ def dedupe(
     require_modules("numpy", "rapidfuzz", *needed)
     from alpaca_jobs.data.files import check_target
     from alpaca_jobs.data.lineage_file import hand_on
-    from alpaca_jobs.data.stream_writing import write_stream
+    from alpaca_jobs.data.stream_writing import write_table
     from alpaca_jobs.data.streams import local_file, stream_table
     from alpaca_jobs.generation.dedupe import decide_records
 
@@ -77,7 +77,7 @@ def dedupe(
             stream_table(path, source), field=field, threshold=threshold,
             against=_texts(against or (), field), with_neighbours=neighbours, shards=shards,
         )  # fmt: skip
-        num_kept = write_stream(out, seen.kept(decided))
+        num_kept = write_table(out, seen.kept(decided))
     num_rows, num_dropped = seen.count, seen.count - num_kept
     hand_on(source, out, f"those with a ROUGE-L F above {threshold:g} to an earlier one dropped")
     seconds = time.monotonic() - began

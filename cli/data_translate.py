@@ -67,9 +67,10 @@ def translate(
     counted by reason and listed in OUT.dropped.jsonl.
     """
     require_modules("openai", "py3langid", *(["pyarrow"] if ".parquet" in source + out else []))
-    from alpaca_jobs.data.files import check_target, load_table, write_table
+    from alpaca_jobs.data.files import check_target, load_table
     from alpaca_jobs.data.language import language_name
     from alpaca_jobs.data.lineage_file import hand_on
+    from alpaca_jobs.data.stream_writing import write_table
     from alpaca_jobs.data.translate import make_units
     from cluster.launch.translating import expected_usd, translate_records
 

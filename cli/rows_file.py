@@ -31,8 +31,8 @@ def check_writable(path: Path) -> None:
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write rows in the format of the name: JSON lines, Parquet, or Alpaca's one list (.json); never half a file."""
-    from alpaca_jobs.data.files import write_table
     from alpaca_jobs.data.rows import render_rows
+    from alpaca_jobs.data.stream_writing import write_table
 
     if path.suffix == ".json":
         write_table(path, [{name: getattr(row, name) for name in ("instruction", "input", "output")} for row in rows])

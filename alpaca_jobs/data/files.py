@@ -1,16 +1,16 @@
-"""Files of records that commands read and write whole: Alpaca JSON (one list), JSON lines and Parquet, by their name.
+"""Files of records that commands read whole, and what is asked of one to be written (stream_writing.py): Alpaca JSON
+(one list), JSON lines and Parquet, by their name.
 
-Every field of a record is carried along. A target is written under another name first, so that there is never half a
-file, and an existing one is never replaced.
+Every field of a record is carried along. An existing file is never replaced.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,45 +67,16 @@ def check_target(target: str | Path) -> None:
         ) from exc
 
 
-def write_table(target: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write records to a new local file in the format that its name says.
-
-    Raises:
-        DataError: see `check_target`; or a value that the format cannot hold.
-    """
-    check_target(target)
-    path = Path(target)
-    try:
-        data = _render_parquet(records) if path.suffix == PARQUET else render_json(records, path.suffix)
-    except (TypeError, ValueError) as exc:  # pyarrow's ArrowInvalid and ArrowTypeError are such, too
-        raise DataError(
-            f"{target}: the records hold something that it cannot hold: {exc}. Try another format."
-        ) from exc
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name to write a file under first: it gets its own when all of it is there, and half of it never stays."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(data)
+        yield partial
         partial.replace(path)
     except BaseException:  # a full disk, Ctrl-C
         partial.unlink(missing_ok=True)
         raise
-
-
-def render_json(records: Sequence[Mapping[str, Any]], suffix: str) -> bytes:
-    """Return records as one indented list for `.json`, as JSON lines otherwise; UTF-8."""
-    if suffix == ".json":
-        return (json.dumps(list(records), indent=2, ensure_ascii=False) + "\n").encode()
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
-
-
-def _render_parquet(records: Sequence[Mapping[str, Any]]) -> bytes:
-    import pyarrow
-    from pyarrow import parquet
-
-    names = list(dict.fromkeys(name for record in records for name in record))  # from_pylist looks at the first only
-    rows = [to_columns(record) for record in records]
-    buffer = io.BytesIO()
-    parquet.write_table(pyarrow.table({name: [row.get(name) for row in rows] for name in names}), buffer)
-    return buffer.getvalue()
 
 
 def to_columns(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Writes records to a new file as they come, in bounded memory: JSON lines, one JSON list, Parquet.
 
-The file is written under another name first, so that there is never half a file.
-
 Parquet has one schema for all rows, which is known only at the end. So rows are written in groups by the schema of
 those seen so far; the first group that does not fit it has the groups before it written again, one by one, by the
 schema that fits both. Rows of one kind are written once.
@@ -10,20 +8,19 @@ schema that fits both. Rows of one kind are written once.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from alpaca_jobs.data.files import PARQUET, check_target, to_columns
+from alpaca_jobs.data.files import PARQUET, check_target, to_columns, whole_file
 from alpaca_jobs.errors import DataError
 
 _GROUP_ROWS = 16_384  # of Parquet, held until they are written
 Records = Iterable[Mapping[str, Any]]
 
 
-def write_stream(target: str | Path, records: Records) -> int:
+def write_table(target: str | Path, records: Records) -> int:
     """Write records to a new local file in the format that its name says; returns how many there were.
 
     Raises:
@@ -31,23 +28,19 @@ def write_stream(target: str | Path, records: Records) -> int:
     """
     check_target(target)
     path = Path(target)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     write: Callable[[Path, Records], int] = _lines
     if path.suffix in (".json", PARQUET):
         write = _list if path.suffix == ".json" else _parquet
     read = _Reading(records)
     try:
-        count = write(partial, read)
-        partial.replace(path)
-    except BaseException as exc:
-        partial.unlink(missing_ok=True)
-        # pyarrow's ArrowInvalid and ArrowTypeError are such, too
-        if isinstance(exc, TypeError | ValueError) and not read.has_failed:
-            raise DataError(
-                f"{target}: the records hold something that it cannot hold: {exc}. Try another format."
-            ) from exc
-        raise
-    return count
+        with whole_file(path) as partial:
+            return write(partial, read)
+    except (TypeError, ValueError) as exc:  # pyarrow's ArrowInvalid and ArrowTypeError are such, too
+        if read.has_failed:
+            raise
+        raise DataError(
+            f"{target}: the records hold something that it cannot hold: {exc}. Try another format."
+        ) from exc
 
 
 class _Reading:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from alpaca_jobs.data.files import load_table, write_table
+from alpaca_jobs.data.files import load_table
 from alpaca_jobs.data.lineage_file import put_lineage
+from alpaca_jobs.data.stream_writing import write_table
 
 pytestmark = pytest.mark.process
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from alpaca_jobs.data.files import NEIGHBOURS, load_table, write_table
+from alpaca_jobs.data.files import NEIGHBOURS, load_table
 from alpaca_jobs.data.record_files import load_records
 from alpaca_jobs.data.rows import rows_from
-from alpaca_jobs.data.stream_writing import write_stream
+from alpaca_jobs.data.stream_writing import write_table
 from alpaca_jobs.errors import DataError
 
 RECORDS: list[dict[str, Any]] = [
@@ -67,10 +67,10 @@ def test_records_are_written_as_they_come_and_half_a_file_never_stays(tmp_path: 
         raise DataError("line 4 is not JSON")
 
     with pytest.raises(DataError, match="line 4"):
-        write_stream(tmp_path / "rows.jsonl", breaks())
+        write_table(tmp_path / "rows.jsonl", breaks())
     with pytest.raises(DataError, match="cannot hold"):
-        write_stream(tmp_path / "rows.jsonl", [{"output": "\ud800"}])
+        write_table(tmp_path / "rows.jsonl", [{"output": "\ud800"}])
     assert list(tmp_path.iterdir()) == []
     for name in ("rows.jsonl", "rows.json", "rows.parquet"):
-        assert write_stream(tmp_path / name, iter(records)) == 3
+        assert write_table(tmp_path / name, iter(records)) == 3
         assert [dict(one.fields) for one in load_table(str(tmp_path / name))] == records

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from alpaca_jobs.data.files import load_table, write_table
+from alpaca_jobs.data.files import load_table
 from alpaca_jobs.data.formats import read_examples, render_examples
 from alpaca_jobs.data.record_files import Record
+from alpaca_jobs.data.stream_writing import write_table
 from alpaca_jobs.errors import DataError
 
 FORMATS = ("alpaca", "self-instruct", "sharegpt", "openai")

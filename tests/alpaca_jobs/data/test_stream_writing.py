@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpaca_jobs.data import stream_writing
-from alpaca_jobs.data.files import load_table, render_json, write_table
-from alpaca_jobs.data.stream_writing import write_stream
+from alpaca_jobs.data.files import load_table
+from alpaca_jobs.data.stream_writing import write_table
 from alpaca_jobs.errors import DataError
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
@@ -38,8 +39,8 @@ def test_a_list_is_written_to_the_byte_as_json_has_it(
     tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]]
 ) -> None:
     path = tmp_path_factory.mktemp("list") / "rows.json"
-    assert write_stream(path, iter(records)) == len(records)
-    assert path.read_bytes() == render_json(records, ".json")
+    assert write_table(path, iter(records)) == len(records)
+    assert path.read_bytes() == (json.dumps(records, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 @given(RECORDS, st.integers(1, 4))
@@ -52,7 +53,7 @@ def test_parquet_in_groups_is_the_table_that_is_written_at_once(
     folder = tmp_path_factory.mktemp("table")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream_writing, "_GROUP_ROWS", group)
-        assert write_stream(folder / "stream.parquet", iter(records)) == len(records)
+        assert write_table(folder / "stream.parquet", iter(records)) == len(records)
     write_table(folder / "once.parquet", records)
     stream, once = (parquet.read_table(folder / name) for name in ("stream.parquet", "once.parquet"))
     assert stream.schema.remove_metadata() == once.schema.remove_metadata()
@@ -66,9 +67,9 @@ def test_a_late_column_of_another_kind_is_refused_and_half_a_file_never_stays(
     monkeypatch.setattr(stream_writing, "_GROUP_ROWS", 2)
     records = [{"a": 1}, {"a": 2}, {"a": None, "b": "late"}, {"a": 3}, {"a": "text"}]
     with pytest.raises(DataError, match="hold something that it cannot hold"):
-        write_stream(tmp_path / "rows.parquet", iter(records))
+        write_table(tmp_path / "rows.parquet", iter(records))
     assert list(tmp_path.iterdir()) == []
-    assert write_stream(tmp_path / "rows.parquet", iter(records[:4])) == 4
+    assert write_table(tmp_path / "rows.parquet", iter(records[:4])) == 4
     read = [dict(one.fields) for one in load_table(str(tmp_path / "rows.parquet"))]
     assert read == [{"a": 1}, {"a": 2}, {"b": "late"}, {"a": 3}]
 
@@ -80,7 +81,7 @@ def test_what_fails_while_records_are_read_is_not_the_files_fault(tmp_path: Path
 
     for name in ("rows.jsonl", "rows.json", "rows.parquet"):
         with pytest.raises(ValueError, match="no such thing"):
-            write_stream(tmp_path / name, broken())
+            write_table(tmp_path / name, broken())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -90,7 +91,7 @@ def test_memory_does_not_grow_with_the_number_of_records(tmp_path: Path, name: s
         records = ({"instruction": f"Say number {n}.", "output": "x" * 500 + str(n)} for n in range(count))
         tracemalloc.start()
         try:
-            assert write_stream(tmp_path / f"{count}-{name}", records) == count
+            assert write_table(tmp_path / f"{count}-{name}", records) == count
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

@@ -50,7 +50,7 @@ def spec(**changes: Any) -> TrainSpec:
 def write(folder: Path, rows: list[dict[str, Any]], suffix: str) -> str:
     path = folder / f"rows{suffix}"
     if suffix == ".parquet":
-        from alpaca_jobs.data.files import write_table
+        from alpaca_jobs.data.stream_writing import write_table
 
         write_table(path, rows)
     elif suffix == ".json":
