@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import ipaddress
 import logging
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -29,11 +31,26 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ[SESSION_MARK] = f"{os.getpid()}-{time.time_ns()}"
+# Where a shell forbids bytecode, every worker would rewrite every assert, and every process that a test starts compile
+# the four rooms, each time anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Say how often the kill tests kill; the long counts are for a night, not for every commit."""
     parser.addoption("--row-kills", type=int, default=8, help="kills of the row generation (issue 5 asks for 50)")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What importing all tests makes stays to the end: looking through it for garbage is work for nothing."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -180,8 +197,6 @@ def _end(process: psutil.Process) -> None:
 @pytest.fixture(scope="session")
 def run_cli(repo_root: Path) -> Any:
     """Run `alpaca-jobs ARGS` in a process of its own, as a user does; returns the CompletedProcess (text)."""
-    import sys
-
     command = Path(sys.executable).with_name("alpaca-jobs")
 
     def run(*args: str, timeout: float = 240, **kwargs: Any) -> subprocess.CompletedProcess[str]:

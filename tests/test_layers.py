@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,8 @@ SEAMS: dict[str, tuple[str, ...]] = {
     "s3fs": ("checkpoints/store*.py",),
     "ray": ("cluster/node/ray_runtime*.py",),
     "sky": ("cluster/cloud/sky_*.py",),
-    "botocore": ("cluster/cloud/aws_account.py", "checkpoints/store_s3_signing.py"),
+    "botocore": ("cluster/cloud/aws_account.py",),
+    "xxhash": ("checkpoints/manifest.py",),
     "openai": ("alpaca_jobs/generation/completer.py", "alpaca_jobs/generation/batch_client.py"),
     "torch": (
         "checkpoints/torch_*.py",
@@ -67,29 +68,21 @@ def _modules() -> dict[str, Path]:
     return {_module_name(path): path for room in ROOMS for path in sorted((REPO / room).rglob("*.py"))}
 
 
-def _type_checking_only(tree: ast.Module) -> set[ast.AST]:
-    """Everything under `if TYPE_CHECKING:`; it never runs, so it cannot load anything or make a cycle."""
-    guarded: set[ast.AST] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            for child in node.body:
-                guarded.update(ast.walk(child))
-    return guarded
+def _statements(body: Iterable[ast.AST], at_top: bool = True) -> Iterator[tuple[ast.AST, bool]]:
+    """Every import with whether it runs when the file is imported; what never runs (TYPE_CHECKING) is left out."""
+    for node in body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node, at_top
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _statements(node.body, at_top=False)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            yield from _statements(node.orelse, at_top)
+        elif isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):
+            yield from _statements(ast.iter_child_nodes(node), at_top)
 
 
 def _imports(path: Path, name: str, known: set[str]) -> Iterator[Import]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    guarded = _type_checking_only(tree)
-    in_functions = {
-        child
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for child in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if node in guarded:
-            continue
-        top = node not in in_functions
+    for node, top in _statements(ast.parse(path.read_text(encoding="utf-8")).body):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield Import(name, alias.name, path, node.lineno, top)
