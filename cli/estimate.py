@@ -39,10 +39,13 @@ def estimate(
 
     Speeds and preemptions that earlier runs have measured replace the priors.
     """
+    from alpaca_jobs.generation.seeds import check_seed_file
     from cluster.launch.estimating import Counted, estimate_plan, gather_facts, plan_with
     from cluster.launch.planner import offers_for
 
     job = starting.load(job_file, starting.changes_from(infra=infra))
+    if "generate" in job.stages:
+        check_seed_file(job.data)
     counted = Counted(rows, row_tokens, None if parameters is None else round(parameters))
     facts = gather_facts(job, past=starting.past_runs() if history else (), counted=counted)
     offers = offers_for(job)

@@ -63,7 +63,7 @@ def copy_model(store: Store, run_id: str, folder: Path) -> dict[str, int]:
     """Copy the newest exported model that counts; returns file name -> bytes.
 
     Raises:
-        Refused: the run has exported none yet.
+        Refused: the run has exported none yet, or there can be no such folder.
         Damaged: the bytes in the store are not those that were committed.
     """
     from alpaca_jobs.run_layout import LAYOUT
@@ -80,6 +80,10 @@ def copy_model(store: Store, run_id: str, folder: Path) -> dict[str, int]:
     partial = folder.with_name(f"{folder.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)  # what an interrupted copy left
+    try:
+        partial.mkdir(parents=True)
+    except OSError as exc:
+        raise Refused(f"{folder} cannot be written ({exc.strerror}). Name another folder: --to FOLDER") from exc
     files = reader.copy_to(partial)
     if folder.exists():
         folder.rmdir()

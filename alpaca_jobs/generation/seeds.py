@@ -69,6 +69,16 @@ def check_enough(seeds: Sequence[SeedTask], data: DataSpec) -> None:
         )
 
 
+def check_seed_file(data: DataSpec) -> None:
+    """Read a job's seed tasks where they lie on this machine, and refuse what a launch would refuse.
+
+    Raises:
+        DataError: as `load_seed_tasks` and `check_enough`.
+    """
+    if "://" not in data.seed_tasks:
+        check_enough(load_seed_tasks(data.seed_tasks), data)
+
+
 def seed_warnings(data: DataSpec) -> list[str]:
     """Return what a job's seed tasks lack for its recipe, in sentences; only files of this machine are looked at."""
     if data.recipe != "self-instruct" or data.from_ is not None or "://" in data.seed_tasks:

@@ -59,6 +59,12 @@ def test_an_empty_folder_may_be_there_and_old_remains_are_cleared(store: Store, 
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_a_folder_that_cannot_be_is_refused_in_words(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refused, match=r"file/model cannot be written \(Not a directory\)\. Name another folder: --to"):
+        export.copy_model(store, "demo-x3fkd", tmp_path / "file" / "model")
+
+
 def test_rows_are_had_from_a_run_at_any_time_with_their_lineage(tmp_path: Path) -> None:
     job = JobSpec.model_validate(
         {"name": "rows", "train": {"model": "tiny-llama"}, "compute": {"workers": 1}, "data": {"teacher": "offline"}}

@@ -119,6 +119,12 @@ def test_a_target_that_cannot_be_written_is_said_before_the_work(here: Path, tar
     assert said in refused("generate", "job.yaml", "--out", target)
 
 
+@pytest.mark.parametrize("command", ["estimate", "launch"])
+def test_seed_tasks_that_are_none_have_no_price(here: Path, command: str) -> None:
+    (here / "job.yaml").write_text(json.dumps({**JOB, "data": {"seed_tasks": "none.jsonl", "teacher": "offline"}}))
+    assert "none.jsonl does not exist" in refused(command, "job.yaml")
+
+
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize(
     "args",
