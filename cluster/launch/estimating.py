@@ -176,6 +176,11 @@ def _work(job: JobSpec, given: Counted, teacher: TeacherEstimate | None) -> Work
         num_rows = teacher.rows
     if job.data.from_ is not None and (num_rows is None or tokens is None):
         found = count_rows(job.data.from_, recipe=job.train.recipe)
+        if found is None and num_rows is None and not (Path(job.data.from_).exists() or "://" in job.data.from_):
+            raise PlanError(
+                f"data.from is {job.data.from_}, but no such file is on this machine, so its rows cannot be counted. "
+                "Check the path, or say how many there will be: estimate --rows 52000 --row-tokens 128"
+            )
         if found is not None:
             num_rows = found.num_rows if num_rows is None else num_rows
             tokens, source = (found.tokens_per_row, found.source) if tokens is None else (tokens, source)

@@ -195,3 +195,12 @@ def test_estimate_loads_nothing_heavy(job_file: Callable[..., str]) -> None:
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.splitlines()[-1] == "LOADED []"
+
+
+def test_rows_in_a_file_that_is_not_here_are_said_to_be_missing_not_uncounted(
+    cli: Cli, job_file: Callable[..., str]
+) -> None:
+    asked = cli("estimate", job_file("alpaca-lora", data__from="nowhere.json"))
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert "nowhere.json, but no such file is on this machine, so its rows cannot be counted" in asked.stderr
+    assert cli("estimate", job_file("alpaca-lora"), "--rows", "100", "--row-tokens", "50").returncode == 0
