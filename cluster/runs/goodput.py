@@ -88,10 +88,14 @@ def lost_steps(attempts: Sequence[AttemptSummary]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Work:
-    """An attempt's work: from its first sign of work to its last, commits with their times, stalls with theirs."""
+    """An attempt's work: from its first sign of work to its last, commits with their times, stalls with theirs.
+
+    `rows_until` is its last word about rows: what it did later was training.
+    """
 
     number: int
     begin: float
+    rows_until: float
     end: float
     commits: tuple[tuple[str, int, float], ...]
     stalls: tuple[tuple[float, float], ...]
@@ -100,6 +104,8 @@ class _Work:
         """When the state was committed that the successor started from; the beginning if that was older work."""
         if base is None or base.attempt != self.number:
             return self.begin
+        if base.stage == "generate":
+            return self.rows_until
         known = [at for stage, position, at in self.commits if (stage, position) == (base.stage, base.position)]
         # The node may have died before it told of its last commit: then the work up to its last word counts.
         return min(known[0] if known else self.end, self.end)
@@ -117,6 +123,7 @@ def _work_of(attempt: AttemptSummary, events: Sequence[Event]) -> _Work | None:
     return _Work(
         number=attempt.number,
         begin=min(times),
+        rows_until=max((seconds_of(event.t) for event in own if event.kind == "generation"), default=end),
         end=end,
         commits=tuple(("train", int(event.fields["position"]), seconds_of(event.t)) for event in saves),
         stalls=tuple((seconds_of(event.t), float(event.fields.get("stall_s", 0.0))) for event in saves),

@@ -76,6 +76,18 @@ def test_an_attempt_that_started_from_older_work_makes_all_of_the_one_between_lo
     assert goodput.lost_s == 15 + 8
 
 
+def test_steps_of_which_none_was_saved_are_lost_time_when_the_rows_are_what_is_gone_on_from() -> None:
+    attempts = (
+        attempt(1, 0, 40, reached=("train", 9)),
+        attempt(2, 41, 80, stop_reason="done", base=CommitRef("generate", 3, 1), reached=("train", 50)),
+    )
+    told = [event(5, "generation", 1), event(9, "generation", 1), *steps(1, 20, 28), *steps(2, 50, 75)]
+    assert split_time(attempts, told).lost_s == 28 - 9
+    assert lost_steps(attempts) == (9,)
+    rows_alone = [one for one in told if one.kind == "generation" or one.attempt == 2]
+    assert split_time(attempts, rows_alone).lost_s == 0
+
+
 def test_the_time_between_an_end_and_a_resume_does_not_count() -> None:
     told = sorted([*TOLD, event(40, "end", 1, "supervisor"), event(41, "decision", 2, "supervisor")], key=lambda e: e.t)
     assert split_time(TWO, told).wall_s == 79
