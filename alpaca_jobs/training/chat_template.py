@@ -14,20 +14,11 @@ from typing import Any
 
 from alpaca_jobs.data.formats import Turn
 from alpaca_jobs.errors import DataError, ModelError
-from alpaca_jobs.training.data import EncodedRow, TokenizedRows, cut_row, gather_rows
+from alpaca_jobs.training.data import EncodedRow, cut_row
 from alpaca_jobs.training.hub import foreign_model_errors
 from alpaca_jobs.training.tokenizer import write_folder
 
 Span = tuple[int, int]
-
-
-def tokenize_chats(chats: Iterable[tuple[Turn, ...]], files: Mapping[str, bytes], *, max_length: int) -> TokenizedRows:
-    """Encode conversations (`encode_chats`) and hold them in memory.
-
-    Raises:
-        ModelError, DataError: as `encode_chats`; or nothing is left to learn from at this `max_length`.
-    """
-    return gather_rows(encode_chats(chats, files, max_length=max_length), max_length=max_length)
 
 
 def encode_chats(

@@ -7,7 +7,6 @@ A row is what batches count; it may hold several pieces (documents packed togeth
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -172,15 +171,6 @@ def pieces_of(
     return [(tokens[a:b], is_target[a:b]) for a, b in pairwise([*starts, end])]
 
 
-def tokenize_examples(examples: Iterable[Example], tokenizer: RowTokenizer, *, max_length: int) -> TokenizedRows:
-    """Encode examples (`encode_examples`) and hold them in memory.
-
-    Raises:
-        DataError: there are no rows, or not one target token is left after cutting.
-    """
-    return gather_rows(encode_examples(examples, tokenizer, max_length=max_length), max_length=max_length)
-
-
 def encode_examples(
     examples: Iterable[Example], tokenizer: RowTokenizer, *, max_length: int
 ) -> Iterator[EncodedRow]:  # fmt: skip
@@ -261,14 +251,3 @@ def in_chunks(items: Iterable[T], *, size_of: Callable[[T], int]) -> Iterator[li
             chunk, size = [], 0
     if chunk:
         yield chunk
-
-
-def unigram_entropy(rows: TokenizedRows) -> float:
-    """Entropy in nats of the target tokens' own frequencies.
-
-    It is the best mean loss a model can reach that knows how often each token occurs and nothing of the text before it;
-    a trained model has to be well below.
-    """
-    counts = np.bincount(rows.tokens[rows.is_target])
-    shares = counts[counts > 0] / counts.sum()
-    return float(-math.fsum(shares * np.log(shares)))

@@ -13,25 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from alpaca_jobs.errors import DataError
-from alpaca_jobs.training.data import EncodedRow, TokenizedRows, gather_rows, in_chunks
+from alpaca_jobs.training.data import EncodedRow, in_chunks
 from alpaca_jobs.training.tokenizer import RowTokenizer
 
 Ids = npt.NDArray[np.int32]
 Flatten = Callable[[Iterable[Ids]], tuple[Ids, list[int]]]
 """Puts documents one after the other, in memory or in a file; returns all their tokens, and the length of each."""
-
-
-def pack_documents(
-    texts: Iterable[str], tokenizer: RowTokenizer, *, block_size: int, packing: Literal["blocks", "best_fit"]
-) -> TokenizedRows:
-    """Encode and pack documents (`encode_documents`) and hold the rows in memory.
-
-    Raises:
-        DataError: there are no documents, or only empty ones.
-    """
-    return gather_rows(
-        encode_documents(texts, tokenizer, block_size=block_size, packing=packing), max_length=block_size
-    )
 
 
 def encode_documents(

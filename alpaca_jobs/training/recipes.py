@@ -60,19 +60,6 @@ def _texts(row: TrainingRow) -> Iterable[str]:
     return (turn.prompt + turn.answer for turn in to_example(row))
 
 
-def tokenize_rows(
-    rows: Iterable[TrainingRow], tokenizer: RowTokenizer, train: TrainSpec, *, templates: bool = True
-) -> TokenizedRows:
-    """Encode rows in the recipe's own template, or the job's first one; row i of the result is rows[i], except that
-    documents are packed.
-
-    Raises:
-        DataError: no rows, rows of another recipe, or nothing left to learn from at this `max_length`.
-    """
-    template = train.templates[0] if templates and train.templates else None
-    return gather_rows(_encode(rows, tokenizer, train, template, None), max_length=train.max_length)
-
-
 Keep = Callable[[Iterable[EncodedRow], int], TokenizedRows | StoredRows]
 """Where encoded rows go: their rows, and which of several templates they are in, from 0."""
 
@@ -94,7 +81,8 @@ def prepare_rows(
         flatten: where best-fit packing keeps all tokens meanwhile; None: in memory.
 
     Raises:
-        DataError: as `tokenize_rows`; or conversations that do not fit the tokenizer's chat template.
+        DataError: no rows, rows of another recipe, or nothing left to learn from at this `max_length`; or conversations
+            that do not fit the tokenizer's chat template.
         ModelError: the tokenizer has no chat template.
     """
     put = keep or (lambda encoded, _: gather_rows(encoded, max_length=train.max_length))

@@ -26,7 +26,7 @@ from alpaca_jobs.training.engines import fsdp
 from alpaca_jobs.training.evaluation import EvaluationReport
 from alpaca_jobs.training.loop import run_training
 from alpaca_jobs.training.metrics import StepMetrics
-from alpaca_jobs.training.recipes import build_tokenizer, tokenize_rows
+from alpaca_jobs.training.recipes import build_tokenizer, prepare_rows
 from alpaca_jobs.training.tokenizer import load_tokenizer
 from checkpoints.errors import CheckpointError
 from checkpoints.keys import CommitRef, Stage
@@ -125,13 +125,13 @@ def train_once(run: dict[str, Any], *, rank: int, world_size: int) -> dict[str, 
         checkpoints=CheckpointSpec(interval_steps=run.get("interval", 5)),
         rank=rank,
         world_size=world_size,
-        rows=tokenize_rows(made, tokenizer, train),
+        rows=prepare_rows(made, tokenizer, {}, train),
         tokenizer_files=files,
         checkpointer=checkpointer,
         candidates=commits,
         control=control,
         ranks_per_node=run.get("ranks_per_node"),
-        evaluation=tokenize_rows(made[-run["held_out"] :], tokenizer, train) if "held_out" in run else None,
+        evaluation=prepare_rows(made[-run["held_out"] :], tokenizer, {}, train) if "held_out" in run else None,
     )
     fsdp.HELD_BYTES_ON_CPU = run.get("held_bytes", 2**30)
     if "layout" in run:

@@ -10,7 +10,7 @@ import torch
 
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.collate import Layout, choose_layout, choose_loss_head, collate, lay_out, target_loss
-from alpaca_jobs.training.recipes import build_tokenizer, tokenize_rows
+from alpaca_jobs.training.recipes import build_tokenizer, prepare_rows
 from alpaca_jobs.training.tokenizer import RowTokenizer, load_tokenizer, write_folder
 
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ def _random_model(family: str, tokenizer: RowTokenizer, *, vocab_size: int | Non
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_stay_apart_in_the_layout_that_is_chosen(family: str, files: dict[str, bytes], worker: Any) -> None:
     tokenizer = load_tokenizer(files)
-    data = tokenize_rows(worker.rows(8), tokenizer, TrainSpec(model="tiny-llama", max_length=128))
+    data = prepare_rows(worker.rows(8), tokenizer, {}, TrainSpec(model="tiny-llama", max_length=128))
     model = _random_model(family, tokenizer).eval()
     layout = choose_layout(model, pad_id=tokenizer.pad_id, device=CPU, may_cut=False)
     assert layout is FAMILIES[family][0]
@@ -91,7 +91,7 @@ def test_rows_that_are_cut_out_have_the_loss_and_gradients_of_masked_ones(
     family: str, files: dict[str, bytes], worker: Any
 ) -> None:
     tokenizer = load_tokenizer(files)
-    data = tokenize_rows(worker.rows(8), tokenizer, TrainSpec(model="tiny-llama", max_length=128))
+    data = prepare_rows(worker.rows(8), tokenizer, {}, TrainSpec(model="tiny-llama", max_length=128))
     model = _random_model(family, tokenizer).eval()
 
     def gradients(layout: Layout) -> torch.Tensor:

@@ -11,7 +11,8 @@ from alpaca_jobs.data.formats import Turn
 from alpaca_jobs.data.rows import Row
 from alpaca_jobs.errors import DataError, ModelError
 from alpaca_jobs.spec import TrainSpec
-from alpaca_jobs.training.chat_template import tokenize_chats
+from alpaca_jobs.training.chat_template import encode_chats
+from alpaca_jobs.training.data import gather_rows
 from alpaca_jobs.training.recipes import prepare_rows
 from alpaca_jobs.training.tokenizer import load_tokenizer
 
@@ -94,7 +95,7 @@ def _files(template: str | None, eos: str) -> dict[str, bytes]:
 )
 def test_tokens_and_targets_are_those_of_the_table(template: str, eos: str, table: list[tuple[str, bool]]) -> None:
     files = _files(template, eos)
-    rows = tokenize_chats([CHAT], files, max_length=512)
+    rows = gather_rows(encode_chats([CHAT], files, max_length=512), max_length=512)
     definition = json.loads(files["tokenizer.json"])
     names = {number: token for token, number in definition["model"]["vocab"].items()}
     found = [(names[int(token)], bool(target)) for token, target in zip(rows.tokens, rows.is_target, strict=True)]
@@ -123,10 +124,10 @@ def test_alpaca_rows_fit_as_chats_of_one_exchange_too() -> None:
 )
 def test_what_does_not_fit_is_refused_in_words(template: str, chat: tuple[Turn, ...], words: str) -> None:
     with pytest.raises(DataError) as caught:
-        tokenize_chats([chat], _files(template, E), max_length=64)
+        list(encode_chats([chat], _files(template, E), max_length=64))
     assert words in str(caught.value)
 
 
 def test_a_tokenizer_without_a_template_says_so() -> None:
     with pytest.raises(ModelError, match="has no chat template"):
-        tokenize_chats([CHAT], _files(None, E), max_length=64)
+        list(encode_chats([CHAT], _files(None, E), max_length=64))

@@ -13,7 +13,7 @@ from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.collate import Layout, MicroBatch, choose_layout, collate, lay_out, target_loss
 from alpaca_jobs.training.data import TokenizedRows
 from alpaca_jobs.training.model import build_model
-from alpaca_jobs.training.recipes import build_tokenizer, tokenize_rows
+from alpaca_jobs.training.recipes import build_tokenizer, prepare_rows
 from alpaca_jobs.training.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def _made(worker: Any, model: str) -> tuple[nn.Module, TokenizedRows, int]:
     rows = worker.rows(12)
     tokenizer = load_tokenizer(build_tokenizer(train, rows))
     built = build_model(train, tokenizer, device=CPU)
-    return built.eval(), tokenize_rows(rows, tokenizer, train), tokenizer.pad_id
+    return built.eval(), prepare_rows(rows, tokenizer, {}, train), tokenizer.pad_id
 
 
 @pytest.fixture(scope="module")

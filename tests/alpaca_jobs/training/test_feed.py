@@ -14,7 +14,7 @@ from alpaca_jobs.training.collate import Layout, collate, lay_out, target_loss
 from alpaca_jobs.training.data import TokenizedRows
 from alpaca_jobs.training.feed import StepFeed, StepInputs, make_step
 from alpaca_jobs.training.model import build_model
-from alpaca_jobs.training.recipes import build_tokenizer, tokenize_rows
+from alpaca_jobs.training.recipes import build_tokenizer, prepare_rows
 from alpaca_jobs.training.tokenizer import load_tokenizer
 
 TRAIN = TrainSpec(
@@ -29,7 +29,7 @@ def made(worker: Any) -> tuple[Any, TokenizedRows, int]:
     tokenizer = load_tokenizer(build_tokenizer(TRAIN, rows))
     return (
         build_model(TRAIN, tokenizer, device=torch.device("cpu")).eval(),
-        tokenize_rows(rows, tokenizer, TRAIN),
+        prepare_rows(rows, tokenizer, {}, TRAIN),
         tokenizer.pad_id,
     )
 

@@ -109,11 +109,11 @@ def test_borders_on_a_device_carry_their_numbers(worker: Any) -> None:
     moved.zero_()  # whoever read it now would find no rows
     found, _ = rows_attention(None, query, query, query, None, cu_seq_lens_q=moved, max_length_q=4)
     assert torch.equal(found, wanted)
-    from alpaca_jobs.training.recipes import build_tokenizer, tokenize_rows
+    from alpaca_jobs.training.recipes import build_tokenizer, prepare_rows
     from alpaca_jobs.training.tokenizer import load_tokenizer
 
     train, rows = TrainSpec(model="tiny-llama", max_length=128), worker.rows(4)
-    data = tokenize_rows(rows, load_tokenizer(build_tokenizer(train, rows)), train)
+    data = prepare_rows(rows, load_tokenizer(build_tokenizer(train, rows)), {}, train)
     inputs = lay_out(collate(data, [0, 2]), layout=Layout.ROWS, pad_id=0).to(CPU)
     lengths = [int(data.lengths[row]) for row in (0, 2)]
     assert getattr(inputs.model_inputs["cu_seq_lens_q"], attention._EDGES) == [0, lengths[0], sum(lengths)]

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from alpaca_jobs.errors import DataError
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.collate import Layout, collate, lay_out, target_loss
-from alpaca_jobs.training.data import TokenizedRows
+from alpaca_jobs.training.data import TokenizedRows, gather_rows
 from alpaca_jobs.training.model import build_model
-from alpaca_jobs.training.packing import best_fit, pack_documents
+from alpaca_jobs.training.packing import best_fit, encode_documents
 from alpaca_jobs.training.reading import Document, load_training_rows
-from alpaca_jobs.training.recipes import build_tokenizer, tokenize_rows
+from alpaca_jobs.training.recipes import build_tokenizer, prepare_rows
 from alpaca_jobs.training.tokenizer import RowTokenizer, load_tokenizer
 
 TRAIN = TrainSpec(model="tiny-llama", recipe="pretrain", max_length=32, global_batch_size=4, dtype="float32")
@@ -32,8 +32,13 @@ def _letters() -> RowTokenizer:
     )  # fmt: skip
 
 
+def _pack(texts: list[str], tokenizer: RowTokenizer, *, block_size: int, packing: Any) -> TokenizedRows:
+    rows = encode_documents(texts, tokenizer, block_size=block_size, packing=packing)
+    return gather_rows(rows, max_length=block_size)
+
+
 def test_blocks_are_the_running_text_cut_every_so_many_tokens() -> None:
-    rows = pack_documents(["abc", "defgh"], _letters(), block_size=5, packing="blocks")
+    rows = _pack(["abc", "defgh"], _letters(), block_size=5, packing="blocks")
     assert rows.tokens.tolist() == [1, 107, 108, 109, 2, 1, 110, 111, 112, 113, 114, 2]
     assert rows.lengths.tolist() == [5, 5, 2]
     assert [mask.tolist() for row in range(3) for _, mask in rows.pieces(row)] == [
@@ -42,7 +47,7 @@ def test_blocks_are_the_running_text_cut_every_so_many_tokens() -> None:
 
 
 def test_best_fit_keeps_documents_whole_and_apart() -> None:
-    rows = pack_documents(["abcd", "a", "abcdefgh", "ab"], _letters(), block_size=7, packing="best_fit")
+    rows = _pack(["abcd", "a", "abcdefgh", "ab"], _letters(), block_size=7, packing="best_fit")
     # With begin and end they are 6, 3, 10 and 4 tokens long; only the third does not fit, and is cut at 7.
     assert [[len(ids) for ids, _ in rows.pieces(row)] for row in range(len(rows))] == [[7], [6], [4, 3], [3]]
     assert rows.squared_lengths.tolist() == [49, 36, 25, 9]
@@ -76,13 +81,13 @@ def _loss(model: Any, rows: TokenizedRows, which: list[int], layout: Layout) -> 
 
 
 def test_packed_documents_have_the_loss_of_each_alone(tokenizer: RowTokenizer) -> None:
-    packed = pack_documents(TEXTS, tokenizer, block_size=64, packing="best_fit")
+    packed = _pack(TEXTS, tokenizer, block_size=64, packing="best_fit")
     assert packed.piece_starts is not None
     assert len(packed.piece_starts) > len(packed)  # otherwise this tests nothing
     model = build_model(TRAIN, tokenizer, device=torch.device("cpu")).eval()
     alone = 0.0
     for text in TEXTS[:1] + TEXTS[2:]:
-        single = pack_documents([text], tokenizer, block_size=64, packing="best_fit")
+        single = _pack([text], tokenizer, block_size=64, packing="best_fit")
         alone += sum(_loss(model, single, [row], Layout.PADDED) for row in range(len(single)))
     assert _loss(model, packed, list(range(len(packed))), Layout.POSITIONS) == pytest.approx(alone, rel=1e-5)
 
@@ -97,7 +102,7 @@ def test_texts_are_read_from_lines_and_from_records(tmp_path: Any) -> None:
 
 def test_empty_documents_are_refused_in_words(tokenizer: RowTokenizer) -> None:
     with pytest.raises(DataError, match="no text to train on"):
-        tokenize_rows([Document(" ")], tokenizer, TRAIN)
+        prepare_rows([Document(" ")], tokenizer, {}, TRAIN)
 
 
 def test_the_whole_loop_trains_on_packed_documents(worker: Any, one_rank: None, tmp_path: Any) -> None:

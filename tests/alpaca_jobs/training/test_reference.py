@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from alpaca_jobs.errors import TrainingError
 from alpaca_jobs.spec import CheckpointSpec, TrainSpec
 from alpaca_jobs.training.batching import global_batch
 from alpaca_jobs.training.collate import Layout
-from alpaca_jobs.training.data import unigram_entropy
+from alpaca_jobs.training.data import TokenizedRows, cut_row, gather_rows
 from alpaca_jobs.training.dataset import prepare_dataset
 from checkpoints.store import Store
 
@@ -220,11 +222,24 @@ def test_a_loss_that_is_no_number_ends_the_training_in_words(worker: Any, one_ra
         _train(worker, wild, prepare_dataset(wild, worker.rows(24)), tmp_path / "store")
 
 
+def _unigram_entropy(rows: TokenizedRows) -> float:
+    """Entropy in nats of the target tokens' own frequencies: the best mean loss of a model that knows nothing else."""
+    counts = np.bincount(rows.tokens[rows.is_target])
+    shares = counts[counts > 0] / counts.sum()
+    return float(-math.fsum(shares * np.log(shares)))
+
+
+def test_unigram_entropy_is_that_of_the_target_tokens_alone() -> None:
+    row = cut_row([9, 9, 9, 1, 1, 2, 0], [False] * 3 + [True] * 4, max_length=99)
+    entropy = _unigram_entropy(gather_rows([row], max_length=99))
+    assert entropy == pytest.approx(-(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)))
+
+
 @pytest.mark.slow
 def test_tiny_llama_learns_far_beyond_the_unigram_entropy(worker: Any, one_rank: None, tmp_path: Path) -> None:
     train = TRAIN.model_copy(update={"epochs": 3.0, "micro_batch_size": 8, "weight_decay": 0.0})
     dataset = prepare_dataset(train, worker.rows(160))
     metrics = _train(worker, train, dataset, tmp_path / "store")
-    entropy = unigram_entropy(dataset.rows)
+    entropy = _unigram_entropy(dataset.rows)
     assert metrics[0].loss > entropy  # it knows nothing yet, not even the frequencies
     assert sum(m.loss for m in metrics[-5:]) / 5 < 0.5 * entropy

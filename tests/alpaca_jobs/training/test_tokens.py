@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -19,10 +18,10 @@ from alpaca_jobs.data.rows import Row
 from alpaca_jobs.errors import DataError, ModelError
 from alpaca_jobs.prompts import render_prompt
 from alpaca_jobs.spec import TrainSpec
-from alpaca_jobs.training.data import Turn, tokenize_examples, unigram_entropy
+from alpaca_jobs.training.data import Example, TokenizedRows, Turn, encode_examples, gather_rows
 from alpaca_jobs.training.dataset import prepare_dataset
 from alpaca_jobs.training.reading import Conversation, load_training_rows
-from alpaca_jobs.training.recipes import build_tokenizer, to_example, tokenize_rows
+from alpaca_jobs.training.recipes import build_tokenizer, prepare_rows, to_example
 from alpaca_jobs.training.tokenizer import TINY_VOCAB_SIZE, RowTokenizer, load_tokenizer, write_folder
 
 ROWS = [
@@ -42,8 +41,12 @@ def _letters(prefix: tuple[int, ...] = (7,)) -> RowTokenizer:
     return RowTokenizer(encode=encode, prefix=prefix, eos_id=2, pad_id=0, vocab_size=300)
 
 
+def _tokenize(examples: list[Example], tokenizer: RowTokenizer, *, max_length: int) -> TokenizedRows:
+    return gather_rows(encode_examples(examples, tokenizer, max_length=max_length), max_length=max_length)
+
+
 def test_prompt_answer_and_eos_lie_together_and_only_the_answer_and_eos_carry_loss() -> None:
-    rows = tokenize_examples([(Turn("ab:", "cd"),)], _letters(), max_length=10)
+    rows = _tokenize([(Turn("ab:", "cd"),)], _letters(), max_length=10)
     assert rows.tokens.tolist() == [7, *map(ord, "ab:cd"), 2]
     assert rows.is_target.tolist() == [False] * 4 + [True] * 3
     assert rows.lengths.tolist() == [7]
@@ -51,20 +54,20 @@ def test_prompt_answer_and_eos_lie_together_and_only_the_answer_and_eos_carry_lo
 
 
 def test_every_turn_of_a_conversation_ends_with_eos_and_only_answers_carry_loss() -> None:
-    rows = tokenize_examples([(Turn("a:", "b"), Turn("c:", "de"))], _letters(), max_length=99)
+    rows = _tokenize([(Turn("a:", "b"), Turn("c:", "de"))], _letters(), max_length=99)
     assert rows.tokens.tolist() == [7, *map(ord, "a:b"), 2, *map(ord, "c:de"), 2]
     assert rows.is_target.tolist() == [False, False, False, True, True, False, False, True, True, True]
 
 
 def test_the_first_token_of_a_row_is_never_a_target() -> None:
-    rows = tokenize_examples([(Turn("", "ab"),), (Turn("", "c"),)], _letters(prefix=()), max_length=99)
+    rows = _tokenize([(Turn("", "ab"),), (Turn("", "c"),)], _letters(prefix=()), max_length=99)
     assert rows.tokens.tolist() == [*map(ord, "ab"), 2, ord("c"), 2]
     assert rows.is_target.tolist() == [False, True, True, False, True]
 
 
 def test_a_long_row_is_cut_with_its_eos_and_counted() -> None:
     examples = [(Turn("ab:", "cdef"),), (Turn("abcdefgh:", "x"),), (Turn("a:", "b"),)]
-    rows = tokenize_examples(examples, _letters(), max_length=6)
+    rows = _tokenize(examples, _letters(), max_length=6)
     assert rows.lengths.tolist() == [6, 6, 5]
     assert rows.tokens[:6].tolist() == [7, *map(ord, "ab:cd")]
     assert (rows.num_truncated, rows.num_without_target) == (2, 1)
@@ -73,9 +76,9 @@ def test_a_long_row_is_cut_with_its_eos_and_counted() -> None:
 
 def test_nothing_to_learn_from_is_an_error_in_words() -> None:
     with pytest.raises(DataError, match=r"of 1 rows none keeps a token of its answer within train\.max_length 3"):
-        tokenize_examples([(Turn("abcdef", "g"),)], _letters(), max_length=3)
+        _tokenize([(Turn("abcdef", "g"),)], _letters(), max_length=3)
     with pytest.raises(DataError, match="There are no rows to train on"):
-        tokenize_examples([], _letters(), max_length=3)
+        _tokenize([], _letters(), max_length=3)
 
 
 def test_an_alpaca_row_is_the_template_to_the_letter() -> None:
@@ -87,7 +90,7 @@ def test_an_alpaca_row_is_the_template_to_the_letter() -> None:
 def test_tiny_llamas_tokens_read_back_as_the_row_and_special_text_stays_text() -> None:
     files = build_tokenizer(TINY, ROWS)
     tokenizer = load_tokenizer(files)
-    rows = tokenize_rows(ROWS, tokenizer, TINY)
+    rows = prepare_rows(ROWS, tokenizer, {}, TINY)
     from tokenizers import Tokenizer
 
     reader = Tokenizer.from_str(files["tokenizer.json"].decode())
@@ -167,7 +170,7 @@ def test_a_folder_without_a_model_is_an_error_in_words(tmp_path: Path) -> None:
 def test_rows_of_another_recipe_are_refused() -> None:
     conversation = Conversation((("Hi", "Hello"),))
     with pytest.raises(DataError, match=r"Row 0 is a Conversation, but train\.recipe is alpaca"):
-        tokenize_rows([conversation], _letters(), TINY)
+        prepare_rows([conversation], _letters(), {}, TINY)
 
 
 def test_a_dataset_is_read_from_a_file_and_counts_its_steps(tmp_path: Path) -> None:
@@ -224,14 +227,9 @@ def test_conversations_that_cannot_be_used_are_named(tmp_path: Path, turns: obje
         load_training_rows(_write(tmp_path / "chat.json", turns), VICUNA)
 
 
-def test_unigram_entropy_is_that_of_the_target_tokens_alone() -> None:
-    rows = tokenize_examples([(Turn("zzzz", "aab"),)], _letters(), max_length=99)  # targets: a a b EOS
-    assert unigram_entropy(rows) == pytest.approx(-(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)))
-
-
 def test_the_digest_follows_every_part_of_the_rows() -> None:
-    base = tokenize_examples([(Turn("ab", "cd"),)], _letters(), max_length=99)
-    moved = tokenize_examples([(Turn("abc", "d"),)], _letters(), max_length=99)
+    base = _tokenize([(Turn("ab", "cd"),)], _letters(), max_length=99)
+    moved = _tokenize([(Turn("abc", "d"),)], _letters(), max_length=99)
     assert np.array_equal(base.tokens, moved.tokens)
     assert base.digest != moved.digest
 

@@ -9,7 +9,7 @@ import pytest
 
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.reading import Conversation
-from alpaca_jobs.training.recipes import tokenize_rows
+from alpaca_jobs.training.recipes import prepare_rows
 from alpaca_jobs.training.tokenizer import load_tokenizer
 
 CHAT = Conversation((("Hi", "Hello"), ("Bye", "So long")))
@@ -93,7 +93,7 @@ def test_tokens_and_masks_are_those_of_the_table(
     table: list[tuple[str, bool]], system: list[str], space: str, begin: str | None, kind: str
 ) -> None:
     files = _tokenizer(_words(table, system), space=space, begin=begin, kind=kind)
-    rows = tokenize_rows([CHAT], load_tokenizer(files), TRAIN)
+    rows = prepare_rows([CHAT], load_tokenizer(files), {}, TRAIN)
     vocabulary = json.loads(files["tokenizer.json"])["model"]["vocab"]
     names = {number: token for token, number in vocabulary.items()}
     expected = [
@@ -108,7 +108,7 @@ def test_chats_split_by_tokens_fit_the_limit_exactly_as_training_counts() -> Non
     from alpaca_jobs.data.formats import Example, Turn
     from alpaca_jobs.spec import TrainSpec
     from alpaca_jobs.training.chat_length import chat_counter
-    from alpaca_jobs.training.recipes import build_tokenizer, tokenize_rows
+    from alpaca_jobs.training.recipes import build_tokenizer, prepare_rows
     from alpaca_jobs.training.tokenizer import load_tokenizer
 
     turns = tuple(
@@ -120,7 +120,7 @@ def test_chats_split_by_tokens_fit_the_limit_exactly_as_training_counts() -> Non
     count = chat_counter(train, [chat])
     rows = [Conversation(tuple((turns[at].text, turns[at + 1].text) for at in range(0, 24, 2)))]
     tokenizer = load_tokenizer(build_tokenizer(train, rows))
-    assert count(turns) == tokenize_rows(rows, tokenizer, train).lengths[0]
+    assert count(turns) == prepare_rows(rows, tokenizer, {}, train).lengths[0]
     limit = count(turns) // 3
     found = clean_chats([chat], max_length=limit, length=count)
     assert all(count(part.turns) <= limit for part in found.chats)
