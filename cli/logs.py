@@ -33,7 +33,7 @@ def logs(
     """
     from cli.finding import find_run
     from cli.follow import how_to_come_back
-    from cluster.events import read_events
+    from cluster.event_reading import read_events
     from cluster.launch.following import follow_run
 
     start = _since(since, now=datetime.now(UTC)) if since else ""

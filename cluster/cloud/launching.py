@@ -23,7 +23,8 @@ from cluster.cloud.sky_backend import JobStatus
 from cluster.cloud.templates import RAY_TOKEN, TaskSettings, check_renderable, render_tasks, secret_names
 from cluster.code_version import code_version
 from cluster.errors import ClusterError, RunActive
-from cluster.events import Event, read_events
+from cluster.event_reading import read_events
+from cluster.events import Event
 from cluster.plan import LaunchPlan
 from cluster.recovery import Action, Decision, StopReason
 from cluster.runs.home import Home

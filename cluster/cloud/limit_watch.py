@@ -20,7 +20,7 @@ from typing import Final
 from alpaca_jobs.spec import JobSpec
 from checkpoints.errors import CheckpointError
 from cluster.cloud.run import CloudRun
-from cluster.events import EventReader
+from cluster.event_reading import EventReader
 from cluster.exits import Notice
 from cluster.node.hard_end import AFTER_WINDOW_S
 from cluster.node.leave_time import LeaveTime, expected_save_s

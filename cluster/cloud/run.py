@@ -26,7 +26,8 @@ from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from cluster.control import CancelWatch
 from cluster.errors import RunNotFound
-from cluster.events import EventWriter, read_events, seconds_of, utc_now
+from cluster.event_reading import read_events
+from cluster.events import EventWriter, seconds_of, utc_now
 from cluster.on_demand import Outlook
 from cluster.plan import LaunchPlan, Placement, PlanPart
 from cluster.recovery import Action, Decision, Stop, StopReason, decide

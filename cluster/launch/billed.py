@@ -17,7 +17,7 @@ from cluster.cloud.aws_account import AwsAccount
 from cluster.cloud.aws_machines import controllers, machines_of_run
 from cluster.cloud.machine_records import aws_regions, keep_gone, kept_machines
 from cluster.errors import CloudError
-from cluster.events import read_events
+from cluster.event_reading import read_events
 from cluster.job_record import read_estimate, read_job_record
 from cluster.launch.receipt import Paid
 from cluster.node.ledger import count_asked

@@ -17,7 +17,8 @@ from checkpoints.store import Store
 from cluster.cloud.aws_account import AwsAccount
 from cluster.cloud.aws_machines import machines_of_run, terminate
 from cluster.errors import RunFailed, WrongInput
-from cluster.events import Event, read_events, seconds_of, utc_now
+from cluster.event_reading import read_events
+from cluster.events import Event, seconds_of, utc_now
 from cluster.launch.following import follow_run
 from cluster.launch.launching import start_run
 from cluster.plan import LaunchPlan

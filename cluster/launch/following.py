@@ -10,7 +10,8 @@ from checkpoints.store import Store
 from cluster.cloud.launching import JobWatch
 from cluster.cloud.sky_backend import SkyJobs
 from cluster.errors import ClusterError
-from cluster.events import Event, EventReader, utc_now
+from cluster.event_reading import EventReader
+from cluster.events import Event, utc_now
 from cluster.local.backend import LocalBackend
 from cluster.runs.home import Home, read_json
 from cluster.runs.run_view import is_lease_moving, read_plan

@@ -12,7 +12,7 @@ from checkpoints.store import Store
 from cluster.cloud.launching import Jobs, cancel_cloud_run, refuse_active_job
 from cluster.cloud.sky_backend import SkyJobs
 from cluster.control import ask_cancel
-from cluster.events import read_events
+from cluster.event_reading import read_events
 from cluster.exits import Notice
 from cluster.job_record import JOB_KEY
 from cluster.launch.alive import refuse_active, refuse_finished, still_alive

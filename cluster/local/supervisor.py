@@ -28,7 +28,8 @@ from checkpoints.store import Store
 from cluster.backend import Backend, Handle
 from cluster.control import CancelWatch
 from cluster.errors import ClusterError, LaunchFailed, NoCapacity, RunActive
-from cluster.events import EventLogHandler, EventReader, EventWriter, read_events, seconds_of, utc_now
+from cluster.event_reading import EventReader, read_events
+from cluster.events import EventLogHandler, EventWriter, seconds_of, utc_now
 from cluster.exits import Notice
 from cluster.local.backend import LocalBackend
 from cluster.plan import Placement

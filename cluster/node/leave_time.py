@@ -18,7 +18,8 @@ from alpaca_jobs.known_models import parameters_by_name
 from alpaca_jobs.spec import JobSpec
 from checkpoints.errors import CheckpointError
 from checkpoints.store import Store
-from cluster.events import Event, read_events
+from cluster.event_reading import read_events
+from cluster.events import Event
 from cluster.phase import Marks, Phase
 
 MARGIN: Final = 1.5

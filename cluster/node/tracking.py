@@ -19,7 +19,8 @@ from checkpoints.errors import CheckpointError
 from checkpoints.keys import CommitRef
 from checkpoints.lineage import AttemptRecord
 from checkpoints.reader import CommitReader
-from cluster.events import Event, read_events, seconds_of, utc_now
+from cluster.event_reading import read_events
+from cluster.events import Event, seconds_of, utc_now
 from cluster.node.attempt_context import AttemptContext
 
 logger = logging.getLogger(__name__)

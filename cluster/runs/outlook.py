@@ -24,7 +24,8 @@ from checkpoints.lineage import AttemptRecord, counting_commits
 from checkpoints.reader import CommitReader, list_commits
 from checkpoints.store import Store
 from cluster.course import AWAY_PRIOR_S, SAVE_INTERVAL_PRIOR_S, Course
-from cluster.events import Event, read_events, seconds_of
+from cluster.event_reading import read_events
+from cluster.events import Event, seconds_of
 from cluster.hazard import PRIOR_PER_NODE_HOUR, own_losses, spot_hazard
 from cluster.job_record import read_estimate
 from cluster.node.pace import pace_of

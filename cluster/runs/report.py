@@ -17,7 +17,8 @@ from checkpoints.keys import CommitRef
 from checkpoints.lineage import counting_commits
 from checkpoints.reader import CommitReader, list_commits
 from checkpoints.store import Store
-from cluster.events import Event, read_events, utc_now
+from cluster.event_reading import read_events
+from cluster.events import Event, utc_now
 from cluster.node.ledger import Asked, count_asked
 from cluster.node.pace import Pace, pace_of
 from cluster.plan import LaunchPlan
@@ -39,7 +40,8 @@ class RunReport:
     Attributes:
         outcome: the stop reason it ended with; `done` if it finished.
         lost_steps: training steps done again after each attempt but the last.
-        rows: rows kept; None if the run generated none.
+        rows: rows kept; None if the run generated none. accept_rate, drops: of what the teacher wrote, as its nodes
+            last said: the share that was kept, and what was not, by reason.
         step: newest committed training step; None if there is none.
         requests, requests_repeated: asked of the teacher; how many of those were asked before (an upper bound).
         compute_usd: for machines; None if any price is unknown. teacher_usd: None if its price is.
@@ -67,6 +69,8 @@ class RunReport:
     pace: Pace
     evaluated: Evaluated | None = None
     saves: SaveStats | None = None
+    accept_rate: float | None = None
+    drops: Mapping[str, int] | None = None
 
     @property
     def cost_usd(self) -> float | None:
@@ -88,6 +92,7 @@ class RunReport:
             "recoveries": [one.to_json() for one in self.recoveries], "pace": self.pace.to_json(),
             "evaluated": self.evaluated.to_json() if self.evaluated else None,
             "saves": self.saves.to_json() if self.saves else None,
+            "accept_rate": self.accept_rate, "drops": self.drops,
         }  # fmt: skip
 
 
@@ -154,6 +159,7 @@ def render_report(
     """
     costs = [one.cost_usd for one in attempts]
     known = [cost for cost in costs if cost is not None]
+    written = next((one.fields for one in reversed(events) if one.kind == "generation" and "drops" in one.fields), {})
     return RunReport(
         run_id=run_id,
         outcome=outcome.reason.value if outcome.reason else "",
@@ -173,6 +179,8 @@ def render_report(
         pace=pace_of(events),
         evaluated=evaluated,
         saves=save_stats(events),
+        accept_rate=written.get("accept_rate"),
+        drops=written.get("drops"),
     )
 
 

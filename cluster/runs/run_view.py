@@ -20,7 +20,8 @@ from checkpoints.lineage import AttemptRecord, counting_commits
 from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from cluster.errors import RunNotFound
-from cluster.events import Event, read_events, read_turns, seconds_of
+from cluster.event_reading import read_events, read_turns
+from cluster.events import Event, seconds_of
 from cluster.job_record import read_job_record
 from cluster.node.review import CARD
 from cluster.other_machines import with_newest_machines

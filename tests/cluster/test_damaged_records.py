@@ -17,7 +17,8 @@ from checkpoints.store import Store
 from cluster.cloud.machine_records import keep_gone, kept_machines
 from cluster.cloud.run import RUN_VARIABLE, SESSION_VARIABLE, STORE_VARIABLE, CloudRun
 from cluster.control import CancelWatch, answer_cancels, ask_cancel
-from cluster.events import EventReader, EventWriter, read_events
+from cluster.event_reading import EventReader, read_events
+from cluster.events import EventWriter
 from cluster.job_record import ESTIMATE_KEY, JOB_KEY, read_estimate, read_job
 from cluster.node.batch_records import BatchRecords
 from cluster.node.ledger import Ledger, answer_key, batch_key, count_asked

@@ -12,7 +12,8 @@ import pytest
 
 from checkpoints.errors import StoreUnreachable
 from checkpoints.store import Store
-from cluster.events import Event, EventLogHandler, EventReader, EventWriter, batch_key, read_events, read_turns, utc_now
+from cluster.event_reading import EventReader, read_events, read_turns
+from cluster.events import Event, EventLogHandler, EventWriter, batch_key, utc_now
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from cluster.code_version import code_version
 from cluster.control import ask_cancel
 from cluster.course import Course
 from cluster.errors import LaunchFailed, RunActive, RunNotFound, WrongInput
-from cluster.events import EventWriter, iso_time, read_events, utc_now
+from cluster.event_reading import read_events
+from cluster.events import EventWriter, iso_time, utc_now
 from cluster.launch.launching import resume_run, start_run
 from cluster.plan import Pricing
 from cluster.recovery import Action, Decision, StopReason
@@ -106,7 +107,7 @@ def test_the_next_machine_is_on_demand_when_another_loss_would_cross_the_deadlin
     decision = run.decide()
     # 300 + 300 + 6000 s and another 300 + 300 + 600 s after one more loss are more than the two hours that are left.
     assert decision.placements == (full[1], full[2], full[0], PLACES[1], PLACES[2], PLACES[0])
-    assert decision.on_demand.endswith("on spot the rest could take 2.2 h with one more loss (as estimated)")
+    assert decision.on_demand.endswith("on spot the rest could take 2 h 10 min with one more loss (as estimated)")
     later = replace(cloud.session.policy, deadline_at_s=time.time() + 3 * 3600)
     cloud.session = replace(cloud.session, policy=later)
     assert cloud.run().decide().placements[0] == PLACES[1]

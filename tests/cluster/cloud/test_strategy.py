@@ -24,7 +24,8 @@ from checkpoints.attempts import AttemptLog
 from checkpoints.store import Store
 from cluster.cloud.run import put_session
 from cluster.course import Course
-from cluster.events import read_events, utc_now
+from cluster.event_reading import read_events
+from cluster.events import utc_now
 from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.price.offers import SNAPSHOT
 from cluster.recovery import RecoveryPolicy

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from checkpoints.store import Store
-from cluster.events import EventWriter, read_events
+from cluster.event_reading import read_events
+from cluster.events import EventWriter
 from cluster.node.command_facts import parse_fact
 
 

@@ -26,7 +26,7 @@ from checkpoints.attempts import AttemptLog
 from checkpoints.lineage import counting_commits
 from checkpoints.reader import list_commits
 from checkpoints.store import Store
-from cluster.events import read_events
+from cluster.event_reading import read_events
 from cluster.node.generate_stage import GeneratedRows
 from cluster.runs.report import newest_part
 

@@ -16,7 +16,8 @@ from checkpoints.fence import Fence
 from checkpoints.keys import CommitRef
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
-from cluster.events import EventWriter, iso_time, read_events, seconds_of, utc_now
+from cluster.event_reading import read_events
+from cluster.events import EventWriter, iso_time, seconds_of, utc_now
 from cluster.job_record import ESTIMATE_KEY
 from cluster.node.attempt_context import AttemptContext, Interruption
 from cluster.node.failures import describe_failure

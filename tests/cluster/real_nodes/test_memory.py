@@ -8,7 +8,7 @@ import pytest
 
 from alpaca_jobs.training.faults import MEMORY_FAULT
 from checkpoints.keys import CommitRef
-from cluster.events import read_events
+from cluster.event_reading import read_events
 from cluster.recovery import StopReason
 from cluster.runs.attempt_summary import summarize_attempts
 
