@@ -3,12 +3,17 @@
 An object is a row of blocks of at most 16 MiB, each with its digest, so that a ranged read can be verified too. A block
 lies in the object of its own commit, or (incremental saves) in an object of an older commit, which `references` lists.
 
-    {"format_version": 1, "stage": "train", "position": 400, "attempt": 2, "world_size": 2, "digest": "sha256",
+    {"format_version": 1, "stage": "train", "position": 400, "attempt": 2, "world_size": 2, "digest": "xxh3_128",
      "fingerprint": "...", "references": ["checkpoints/step-00000300/attempt-000001/"],
      "objects": [{"name": "rank-00000-0000.bin", "blocks": [[16777216, "ab.."], [4096, "cd..", 0, "rank-...", 0]]}],
      "meta": {...}}
 
 A block is [size, digest], or [size, digest, index into references, object's name there, offset there].
+
+Digests are there to find damage: flipped bits, truncation, the bytes of another save. They are no defence against
+somebody who can write to the store, whatever the algorithm: who can change a block can change the manifest as well.
+So the default is the fastest good hash, not a cryptographic one, with which blocks that differ on purpose can be made
+to look equal. Every manifest names its own; those of other algorithms are read and verified as before.
 """
 
 from __future__ import annotations
@@ -19,19 +24,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import xxhash
+
 from checkpoints.keys import CommitRef
 
 FORMAT_VERSION = 1
 MAX_BLOCK_BYTES = 16 * 2**20
 
 DIGESTS: dict[str, Callable[[bytes | memoryview], str]] = {
+    "xxh3_128": xxhash.xxh3_128_hexdigest,
     "sha256": lambda data: hashlib.sha256(data).hexdigest(),
     "blake2b": lambda data: hashlib.blake2b(data, digest_size=32).hexdigest(),
 }
-"""Digest algorithms a reader knows. Both release the GIL."""
+"""Digest algorithms a reader knows. All let other threads run meanwhile."""
 
-DEFAULT_DIGEST = "sha256"
-"""Measured 2026-11-20, one core of a Xeon with SHA extensions, 16 MiB blocks: sha256 1.6 GB/s, blake2b 0.9 GB/s."""
+DEFAULT_DIGEST = "xxh3_128"
+"""Measured 2026-11-22, CPU time of one core of a Xeon with SHA extensions, 16 MiB blocks: xxh3_128 25 GB/s, sha256
+1.7 GB/s, blake2b 0.9 GB/s. Without these extensions, as on many GPU machines, sha256 is several times slower still."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +158,9 @@ class Manifest:
         except (KeyError, TypeError, IndexError) as exc:
             raise ValueError(f"a field is missing or has the wrong type ({type(exc).__name__}: {exc})") from exc
         if manifest.digest not in DIGESTS:
-            raise ValueError(f"digest is {manifest.digest!r}, and this code knows {sorted(DIGESTS)}")
+            raise ValueError(
+                f"digest is {manifest.digest!r}, and this code knows {sorted(DIGESTS)}: use the code that wrote it"
+            )
         return manifest
 
 

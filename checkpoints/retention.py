@@ -15,7 +15,7 @@ from checkpoints.best import Metric, best_readable
 from checkpoints.fence import Fence
 from checkpoints.keys import MANIFEST, CommitRef, Layout, Stage
 from checkpoints.lineage import AttemptRecord, counting_commits
-from checkpoints.manifest import BlockSource, Manifest
+from checkpoints.manifest import DEFAULT_DIGEST, BlockSource, Manifest
 from checkpoints.reader import CommitReader
 from checkpoints.store import Store
 
@@ -26,8 +26,17 @@ MIN_REFERENCE_BYTES = 64 * 2**10
 """Smaller blocks are stored again: a reference to them would keep an old commit's object alive for nothing."""
 
 
-def known_blocks(manifest: Manifest, layout: Layout) -> dict[tuple[int, str], BlockSource]:
-    """Blocks of a commit that a later one may refer to instead of storing them again: (size, digest) -> place. Pure."""
+def known_blocks(
+    manifest: Manifest, layout: Layout, *, digest: str = DEFAULT_DIGEST
+) -> dict[tuple[int, str], BlockSource]:
+    """Blocks of a commit that a later one may refer to instead of storing them again: (size, digest) -> place. Pure.
+
+    Args:
+        digest: the later one's algorithm. A commit of another one has nothing for it: digests of two algorithms say
+            nothing about each other.
+    """
+    if manifest.digest != digest:
+        return {}
     prefix = layout.commit_prefix(manifest.ref)
     return {
         (block.size, block.digest): source

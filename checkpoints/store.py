@@ -95,18 +95,14 @@ class Store:
         retries = replace(self._retries, tries=_PATIENT_TRIES, max_wait_s=_PATIENT_WAIT_S, within_s=within_s)
         return Store(self._driver, prefix=self._prefix, retries=retries)
 
-    def put(self, key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
+    def put(self, key: str, data: bytes | memoryview) -> None:
         """Put `data`, replacing what was there; readers see all of it or nothing of it.
-
-        Args:
-            sha256: of `data`, in hex, if it is known already: S3 compares it with what arrives, and the client need not
-                compute a checksum of its own.
 
         Raises:
             StoreFull, StorePermission, StoreUnreachable, StoreError
         """
         full = self._full(key)
-        self._retrying("putting", key, lambda: self._driver.write(full, data, sha256=sha256))
+        self._retrying("putting", key, lambda: self._driver.write(full, data))
 
     def get(self, key: str) -> bytes:
         """The whole object.

@@ -13,12 +13,10 @@ class ViewFile(io.BytesIO):
     would hold a copy of the bytes, and its client makes another: here only the piece that is being sent is one.
     """
 
-    def __init__(self, view: memoryview, *, sha256: str | None = None) -> None:
+    def __init__(self, view: memoryview) -> None:
         super().__init__()
         self._view = view
         self._at = 0
-        self.sha256 = sha256
-        """Of all of `view`, in hex, if it is known: what a request may be signed with (store_s3_signing.py)."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         end = len(self._view) if size is None or size < 0 else self._at + size

@@ -15,12 +15,8 @@ class Driver(Protocol):
     uri: str
     """Where the root lies, without credentials."""
 
-    def write(self, key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
-        """Put `data` under `key`, replacing what is there; readers see all of it or nothing of it.
-
-        Args:
-            sha256: of `data`, in hex, where the caller knows it: a store that can is asked to compare.
-        """
+    def write(self, key: str, data: bytes | memoryview) -> None:
+        """Put `data` under `key`, replacing what is there; readers see all of it or nothing of it."""
         ...
 
     def create(self, key: str, data: bytes) -> bool:

@@ -21,7 +21,7 @@ class ConditionalFsspecDriver:
         self._root = root.strip("/")
         self.uri = f"{protocol}://{self._root}"
 
-    def write(self, key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
+    def write(self, key: str, data: bytes | memoryview) -> None:
         self._connect().pipe_file(self._path(key), bytes(data))
 
     def create(self, key: str, data: bytes) -> bool:

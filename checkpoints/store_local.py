@@ -23,7 +23,7 @@ class LocalDriver:
         self._root = root
         self.uri = root.as_uri()
 
-    def write(self, key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
+    def write(self, key: str, data: bytes | memoryview) -> None:
         path = self._root / key
         temporary = self._write_temporary(path, data)
         try:

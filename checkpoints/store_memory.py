@@ -17,7 +17,7 @@ class MemoryDriver:
         self._root = "/" + root.strip("/")
         self.uri = f"memory:/{self._root}"
 
-    def write(self, key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
+    def write(self, key: str, data: bytes | memoryview) -> None:
         with _LOCK:
             self._filesystem.pipe_file(self._path(key), bytes(data))
 

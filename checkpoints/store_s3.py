@@ -10,14 +10,12 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from base64 import b64encode
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from checkpoints.store_body import ViewFile
 from checkpoints.store_errors import error_code, http_status, is_missing
-from checkpoints.store_s3_signing import sign_with_known_digests
 
 PART_BYTES = 8 * 2**20
 """Size of one part of a multipart upload; objects up to twice this go in one request. S3 wants at least 5 MiB and at
@@ -44,14 +42,13 @@ class S3Driver:
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._lock = threading.Lock()
         self._filesystem: Any = None
-        self._signing: Any = None  # the client that signs with known digests
         self._pid = 0
         self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
 
-    def write(self, key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
+    def write(self, key: str, data: bytes | memoryview) -> None:
         view = memoryview(data).cast("B")
         if len(view) <= 2 * PART_BYTES:
-            self._put(self._key(key), view, sha256)
+            self._call("put_object", Key=self._key(key), Body=ViewFile(view))
         else:
             self._write_parts(self._key(key), view)
 
@@ -142,24 +139,6 @@ class S3Driver:
             if not page.get("IsTruncated"):
                 return count
             more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
-
-    def _put(self, key: str, view: memoryview, sha256: str | None) -> None:
-        """One request. With the digest the store refuses what does not arrive as it was; otherwise with a CRC."""
-
-        async def call() -> None:
-            client = await self._fs().set_session()
-            if client is not self._signing:
-                sign_with_known_digests(client)
-                self._signing = client
-            checks = client.meta.config.request_checksum_calculation != "when_required"  # not all stores know these
-            checksum = {}
-            if sha256 and checks:
-                encoded = b64encode(bytes.fromhex(sha256)).decode()
-                checksum = {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": encoded}
-            body = ViewFile(view, sha256=sha256)
-            await self._fs()._call_s3("put_object", Bucket=self._bucket, Key=key, Body=body, **checksum)
-
-        self._run(call)
 
     def _write_parts(self, key: str, view: memoryview) -> None:
         part_bytes = max(PART_BYTES, -(-len(view) // MAX_PARTS))

@@ -51,12 +51,12 @@ class SaveJob:
 
     def store(self, writer: CommitWriter) -> None:
         """Store this rank's objects."""
-        prepared = [
-            writer.prepare(planned.name, self.snapshot.bytes_of(planned.name), cuts=planned.cuts)
-            for planned in self.layout.objects
-        ]
-        if self.record:
-            prepared.append(writer.prepare(STATE_OBJECT, self.record))
         with ThreadPoolExecutor(SAVE_THREADS, thread_name_prefix="store") as pool:
-            for _ in pool.map(writer.store, prepared):
-                pass
+            jobs = [
+                pool.submit(writer.put, planned.name, self.snapshot.bytes_of(planned.name), cuts=planned.cuts)
+                for planned in self.layout.objects
+            ]
+            if self.record:
+                jobs.append(pool.submit(writer.put, STATE_OBJECT, self.record))
+            for job in jobs:
+                job.result()

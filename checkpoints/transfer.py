@@ -227,7 +227,7 @@ def _same_commit(there: Manifest, here: Manifest, layout: Layout) -> Manifest:
     def shape(manifest: Manifest) -> Any:
         blocks = [(entry.name, [(block.size, block.digest) for block in entry.blocks]) for entry in manifest.objects]
         meta = json.dumps(manifest.meta, sort_keys=True)  # as text: a loss that is NaN is not equal to itself
-        return sorted(blocks), meta, manifest.fingerprint, manifest.world_size
+        return manifest.digest, sorted(blocks), meta, manifest.fingerprint, manifest.world_size
 
     if shape(there) != shape(here):
         raise AlreadyExists(layout.manifest_key(here.ref), there.to_json())

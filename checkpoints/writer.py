@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -25,19 +23,8 @@ from checkpoints.store import Store
 logger = logging.getLogger(__name__)
 
 KnownBlocks = Mapping[tuple[int, str], BlockSource]
-"""(size, digest) -> where a block with these bytes lies already: what an incremental save may refer to."""
-
-_DIGEST_THREADS = 2
-
-
-@dataclass(frozen=True)
-class PreparedObject:
-    """An object whose digests are being computed: its bytes, its blocks' spans, and their digests to come."""
-
-    name: str
-    view: memoryview
-    spans: tuple[tuple[int, int], ...]
-    digests: tuple[Future[str], ...]
+"""(size, digest) -> where a block with these bytes lies already: what an incremental save may refer to. The digests are
+of the writer's own algorithm (retention.known_blocks)."""
 
 
 class CommitWriter:
@@ -63,7 +50,6 @@ class CommitWriter:
         self._digest_name, self._digest = digest, DIGESTS[digest]
         self._lock = threading.Lock()
         self._entries: dict[str, ObjectEntry] = {}
-        self._hashers = ThreadPoolExecutor(_DIGEST_THREADS, thread_name_prefix="digest")  # they end with this object
         self.ref = ref
         self.prefix = layout.commit_prefix(ref)
 
@@ -84,39 +70,26 @@ class CommitWriter:
         Raises:
             StoreFull, StorePermission, StoreUnreachable, StoreError: nothing is committed then.
         """
-        return self.store(self.prepare(name, data, cuts=cuts))
-
-    def prepare(self, name: str, data: bytes | memoryview, *, cuts: Iterable[int] = ()) -> PreparedObject:
-        """Begin to compute the digests of an object that will be stored; `put` in two parts, for several objects.
-
-        Preparing all before storing the first lets hashing run ahead of sending, so neither waits for the other.
-        """
         with self._lock:
             if name in self._entries or name == MANIFEST:
                 raise ValueError(f"{self.prefix}{name} was put before: an object of a commit is written once")
             self._entries[name] = ObjectEntry(name, ())
         view = memoryview(data).cast("B")
-        spans = tuple(block_spans(len(view), cuts))
-        digests = tuple(self._hashers.submit(self._digest, view[start:end]) for start, end in spans)
-        return PreparedObject(name, view, spans, digests)
-
-    def store(self, prepared: PreparedObject) -> ObjectEntry:
-        """Store what was prepared, but for the blocks that are known to lie elsewhere; errors as for `put`."""
         blocks, new = [], []
-        for (start, end), digest in zip(prepared.spans, prepared.digests, strict=True):
-            source = self._known.get((end - start, digest.result()))
-            blocks.append(Block(end - start, digest.result(), source))
+        for start, end in block_spans(len(view), cuts):
+            digest = self._digest(view[start:end])
+            source = self._known.get((end - start, digest))
+            blocks.append(Block(end - start, digest, source))
             if source is None:
-                new.append(prepared.view[start:end])
-        entry = ObjectEntry(prepared.name, tuple(blocks))
+                new.append(view[start:end])
+        entry = ObjectEntry(name, tuple(blocks))
         if len(new) == len(blocks):
-            whole = blocks[0].digest if len(blocks) == 1 and self._digest_name == "sha256" else None
-            self._store.put(self.prefix + prepared.name, prepared.view, sha256=whole)
+            self._store.put(self.prefix + name, view)
         elif new:
-            self._store.put(self.prefix + prepared.name, b"".join(new))
+            self._store.put(self.prefix + name, b"".join(new))
         with self._lock:
-            self._entries[prepared.name] = entry
-        logger.debug("stored %s%s: %d of %d bytes", self.prefix, entry.name, entry.stored_bytes, entry.size)
+            self._entries[name] = entry
+        logger.debug("stored %s%s: %d of %d bytes", self.prefix, name, entry.stored_bytes, entry.size)
         return entry
 
     def publish(

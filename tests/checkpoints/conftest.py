@@ -166,9 +166,9 @@ class FaultyDriver:
     def uri(self) -> str:
         return self.inner.uri
 
-    def write(self, key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
+    def write(self, key: str, data: bytes | memoryview) -> None:
         half = memoryview(data)[: len(data) // 2]
-        self._change(lambda: self.inner.write(key, data, sha256=sha256), lambda: self.inner.write(key, half))
+        self._change(lambda: self.inner.write(key, data), lambda: self.inner.write(key, half))
 
     def create(self, key: str, data: bytes) -> bool:
         return bool(self._change(lambda: self.inner.create(key, data), lambda: None))

@@ -41,7 +41,7 @@ def test_every_flipped_bit_is_found_and_named(committed: Store) -> None:
             bad[at // 8] ^= 1 << at % 8
             committed.put(PREFIX + name, bytes(bad))
             reader = CommitReader.open(committed, TRAIN_ONLY, REF)
-            with pytest.raises(Damaged, match=f"{name} is damaged: block of .* its sha256 is") as caught:
+            with pytest.raises(Damaged, match=f"{name} is damaged: block of .* its xxh3_128 is") as caught:
                 reader.verify()
             assert caught.value.key == PREFIX + name
             with pytest.raises(Damaged):
@@ -100,7 +100,10 @@ def _edit(change: Callable[[dict[str, Any]], None]) -> Callable[[bytes], bytes]:
         (lambda data: b"\xff\xfe", "it is no JSON object"),
         (_edit(lambda body: body.update(format_version=2)), "format_version is 2, and this code reads 1"),
         (_edit(lambda body: body.update(position=11)), r"it is the manifest of train 11 \(attempt 1\)"),
-        (_edit(lambda body: body.update(digest="md5")), "digest is 'md5', and this code knows"),
+        (
+            _edit(lambda body: body.update(digest="md5")),
+            r"digest is 'md5', and this code knows \[.*\]: use the code that wrote it",
+        ),
         (_edit(lambda body: body.pop("objects")), "a field is missing or has the wrong type"),
         (_edit(lambda body: body["objects"][0].update(blocks=[[1]])), r"\[1\] is no block"),
         (_edit(lambda body: body["objects"][0].update(blocks=[[1, "x", 0, "y", 0]])), "a field is missing"),
@@ -158,14 +161,3 @@ def test_a_manifest_goes_through_json_unchanged(
     parsed = Manifest.from_json(json.loads(json.dumps(manifest.to_json())))
     assert parsed == manifest
     assert parsed.size_bytes == manifest.size_bytes
-
-
-def test_both_digests_read_what_they_wrote(memory_store: Store) -> None:
-    for position, digest in enumerate(DIGESTS, 1):
-        ref = CommitRef("train", position, 1)
-        writer = CommitWriter(memory_store, TRAIN_ONLY, ref, digest=digest)
-        writer.put("a", b"data")
-        writer.publish(meta={})
-        reader = CommitReader.open(memory_store, TRAIN_ONLY, ref)
-        assert reader.manifest.digest == digest
-        assert reader.read("a") == b"data"

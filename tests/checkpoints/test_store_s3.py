@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import io
 import os
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
+from zlib import crc32
 
 import pytest
 
 from checkpoints.store import Store
 from checkpoints.store_body import ViewFile
+from checkpoints.store_s3 import PART_BYTES
 
 DATA = bytes(range(256)) * 20
 
@@ -32,55 +34,27 @@ def test_a_view_file_reads_like_a_true_one(steps: list[Any]) -> None:
 
 
 @pytest.mark.process
-def test_s3_is_given_the_digest_that_is_known(s3_options: dict[str, str], make_store: Callable[[str], Store]) -> None:
-    store = make_store("s3")
-    store.put("a", DATA, sha256=hashlib.sha256(DATA).hexdigest())
-    store.put("b", DATA)
-    assert store.get("a") == store.get("b") == DATA
-    assert _checksums(store, "a") == {"ChecksumSHA256"}
-    assert _checksums(store, "b") == {"ChecksumCRC32"}
-
-
-@pytest.mark.process
-def test_a_body_whose_digest_is_known_is_signed_with_it_and_not_hashed_again(
-    make_store: Callable[[str], Store], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import botocore.auth
-
-    store, hashed, signed = make_store("s3"), [], []
+@pytest.mark.parametrize(("verb", "size"), [("PutObject", 5000), ("UploadPart", 2 * PART_BYTES + 1)])
+def test_s3_is_told_the_checksum_of_what_shall_arrive(make_store: Callable[[str], Store], verb: str, size: int) -> None:
+    store, told = make_store("s3"), []
+    data = (DATA * (size // len(DATA) + 1))[:size]
     driver: Any = store._driver
     client = driver._run(driver._fs().set_session)
-    note = lambda request, **_: signed.append(request.headers["X-Amz-Content-SHA256"])  # noqa: E731
-    client.meta.events.register("before-send.s3.PutObject", note, unique_id="note")
-    true = botocore.auth.sha256
-
-    class Counting:
-        def __init__(self, data: bytes = b"") -> None:
-            self._inner = true()
-            self.update(data)
-
-        def update(self, data: bytes) -> None:
-            hashed.append(len(data))
-            self._inner.update(data)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._inner, name)
-
-    monkeypatch.setattr(botocore.auth, "sha256", Counting)
-    digest = hashlib.sha256(DATA).hexdigest()
-    store.put("a", DATA, sha256=digest)
-    assert max(hashed) < len(DATA), "only what is signed, which has the digest in it"
-    store.put("a", DATA)
-    assert max(hashed) == len(DATA)
-    client.meta.events.unregister("before-send.s3.PutObject", unique_id="note")
-    assert [header if isinstance(header, str) else header.decode() for header in signed] == [digest, digest]
+    note = lambda request, **_: told.append(request.headers["x-amz-checksum-crc32"])  # noqa: E731
+    client.meta.events.register(f"before-send.s3.{verb}", note, unique_id="note")
+    store.put("a", data)
+    client.meta.events.unregister(f"before-send.s3.{verb}", unique_id="note")
+    parts = [data] if verb == "PutObject" else [data[at : at + PART_BYTES] for at in range(0, size, PART_BYTES)]
+    wanted = [b64encode(crc32(part).to_bytes(4, "big")) for part in parts]
+    assert sorted(value if isinstance(value, bytes) else value.encode() for value in told) == sorted(wanted)
+    assert store.get("a") == data
 
 
 @pytest.mark.process
 def test_a_store_that_knows_no_checksums_is_sent_none(s3_options: dict[str, str]) -> None:
     options = {**s3_options, "config_kwargs": {"request_checksum_calculation": "when_required"}}
     store = Store.open("s3://bucket/no-checksums", storage_options=options)
-    store.put("a", DATA, sha256=hashlib.sha256(DATA).hexdigest())
+    store.put("a", DATA)
     assert _checksums(store, "a") == set()
 
 

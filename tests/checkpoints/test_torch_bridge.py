@@ -312,7 +312,7 @@ def _verbs(store: Store) -> dict[str, Any]:
     return {name: getattr(driver, name) for name in ("uri", "create", "read", "read_into", "size", "list", "delete")}
 
 
-def _refuse(key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
+def _refuse(key: str, data: bytes | memoryview) -> None:
     raise OSError(28, "No space left on device")
 
 

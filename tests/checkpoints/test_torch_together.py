@@ -132,7 +132,7 @@ def test_all_ranks_hear_of_a_failed_save_at_the_same_poll_and_save_on(
     assert [ref.position for ref in list_commits(memory_store, TRAIN_ONLY)] == [2]
 
 
-def _refuse(key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
+def _refuse(key: str, data: bytes | memoryview) -> None:
     raise OSError(28, "No space left on device")
 
 

@@ -226,7 +226,7 @@ def fail_on_one_rank(job: Job) -> dict[str, Any]:
     return {"everywhere": answers, "commits": [ref.position for ref in list_commits(job.store, TRAIN_ONLY)]}
 
 
-def broken(key: str, data: bytes | memoryview, *, sha256: str | None = None) -> None:
+def broken(key: str, data: bytes | memoryview) -> None:
     raise OSError(28, "No space left on device")
 
 
