@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 WORKER = Path(__file__).with_name("rank_worker.py")
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))  # tests hold no packages
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,6 +32,15 @@ def worker() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def files(worker: Any) -> dict[str, bytes]:
+    """A tokenizer's folder, for tests that need no rows of their own."""
+    from alpaca_jobs.spec import TrainSpec
+    from alpaca_jobs.training.recipes import build_tokenizer
+
+    return build_tokenizer(TrainSpec(model="tiny-llama"), worker.rows(8))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import tiny_llama
 
 from alpaca_jobs.errors import ModelError
 from alpaca_jobs.spec import TrainSpec
@@ -14,8 +15,7 @@ from alpaca_jobs.training.engines import make_engine
 from alpaca_jobs.training.export import export_model
 from alpaca_jobs.training.making import make_model
 from alpaca_jobs.training.model_card import CardFacts
-from alpaca_jobs.training.recipes import build_tokenizer
-from alpaca_jobs.training.tokenizer import load_tokenizer, write_folder
+from alpaca_jobs.training.tokenizer import load_tokenizer
 from checkpoints.keys import CommitRef
 from checkpoints.store import Store
 
@@ -26,22 +26,11 @@ FACTS = CardFacts(
 IDS = torch.arange(3, 23)[None]
 
 
-@pytest.fixture(scope="module")
-def files(worker: Any) -> dict[str, bytes]:
-    return build_tokenizer(TrainSpec(model="tiny-llama"), worker.rows(8))
-
-
 def _base(files: dict[str, bytes], folder: Path, *, is_tied: bool = False) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=load_tokenizer(files).vocab_size, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, pad_token_id=0, tie_word_embeddings=is_tied,
+    return tiny_llama(
+        folder, files, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=2,
+        pad_token_id=0, tie_word_embeddings=is_tied,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    write_folder(files, folder)
-    return folder
 
 
 def _train(base: Path, **changes: Any) -> dict[str, Any]:

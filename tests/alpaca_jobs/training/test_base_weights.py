@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
 
@@ -15,21 +15,9 @@ from alpaca_jobs.training.base_files import SafetensorsFiles
 from alpaca_jobs.training.engines import make_engine
 from alpaca_jobs.training.making import check_host_memory, make_model
 from alpaca_jobs.training.model import build_model
-from alpaca_jobs.training.recipes import build_tokenizer
 from alpaca_jobs.training.tokenizer import load_tokenizer, write_folder
 
 CPU = torch.device("cpu")
-spec = importlib.util.spec_from_file_location("families", Path(__file__).with_name("test_architectures.py"))
-assert spec is not None
-assert spec.loader is not None
-families = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(families)
-
-
-@pytest.fixture(scope="module")
-def files(worker: Any) -> dict[str, bytes]:
-    """The tokenizer of all families."""
-    return build_tokenizer(TrainSpec(model="tiny-llama"), worker.rows(8))
 
 
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")
@@ -39,7 +27,7 @@ def test_a_model_read_in_parts_has_the_bits_of_one_loaded_whole(
     family: str, less: int, files: dict[str, bytes], one_rank: None, tmp_path: Path
 ) -> None:
     tokenizer = load_tokenizer(files)
-    stored = families._random_model(family, tokenizer, vocab_size=tokenizer.vocab_size - less)
+    stored = families.random_model(family, tokenizer, vocab_size=tokenizer.vocab_size - less)
     stored.to(torch.bfloat16).save_pretrained(tmp_path)
     write_folder(files, tmp_path)
     train = TrainSpec(model=str(tmp_path), engine="fsdp", max_length=128, dtype="float32")

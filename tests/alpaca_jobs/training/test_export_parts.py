@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
 
@@ -19,7 +19,6 @@ from alpaca_jobs.training.engines.protocol import kept_tensors
 from alpaca_jobs.training.export import export_model
 from alpaca_jobs.training.model import build_model
 from alpaca_jobs.training.model_card import CardFacts
-from alpaca_jobs.training.recipes import build_tokenizer
 from alpaca_jobs.training.tokenizer import load_tokenizer, write_folder
 from alpaca_jobs.training.weights import weights_digest
 from checkpoints.keys import CommitRef
@@ -30,22 +29,10 @@ FACTS = CardFacts(
     run_id="demo-abcde", data="rows composed by rule", is_demo=True, num_rows=40, step=0, loss=None, weights_digest=""
 )  # fmt: skip
 
-spec = importlib.util.spec_from_file_location("families", Path(__file__).with_name("test_architectures.py"))
-assert spec is not None
-assert spec.loader is not None
-families = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(families)
-
-
-@pytest.fixture(scope="module")
-def files(worker: Any) -> dict[str, bytes]:
-    """The tokenizer of all families."""
-    return build_tokenizer(TrainSpec(model="tiny-llama"), worker.rows(8))
-
 
 def _base(family: str, files: dict[str, bytes], folder: Path) -> Path:
     tokenizer = load_tokenizer(files)
-    families._random_model(family, tokenizer, vocab_size=tokenizer.vocab_size - 3).save_pretrained(folder)
+    families.random_model(family, tokenizer, vocab_size=tokenizer.vocab_size - 3).save_pretrained(folder)
     write_folder(files, folder)
     return folder
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import tiny_llama
 
 from alpaca_jobs.errors import ModelError
 from alpaca_jobs.spec import TrainSpec
@@ -15,7 +16,7 @@ from alpaca_jobs.training.fingerprint import train_fingerprint
 from alpaca_jobs.training.model_card import CardFacts
 from alpaca_jobs.training.recipes import build_tokenizer
 from alpaca_jobs.training.tokenizer import build_tokenizer as train_tokenizer
-from alpaca_jobs.training.tokenizer import load_tokenizer, write_folder
+from alpaca_jobs.training.tokenizer import write_folder
 from checkpoints.keys import CommitRef
 from checkpoints.store import Store
 
@@ -27,19 +28,9 @@ FACTS = CardFacts(
 @pytest.fixture(scope="module", params=["tied", "apart"])
 def base(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny LLaMA whose tokenizer knows no English word."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("base")
     files = train_tokenizer("tiny-llama", ["0123456789 0123456789"] * 4)
-    write_folder(files, folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=load_tokenizer(files).vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256,
-        tie_word_embeddings=request.param == "tied",
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    folder = tmp_path_factory.mktemp("base")
+    return tiny_llama(folder, files, max_position_embeddings=256, tie_word_embeddings=request.param == "tied")
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from families import tiny_llama
 
 from alpaca_jobs.errors import ModelError
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.model import build_model
 from alpaca_jobs.training.rope import stretch_context
-from alpaca_jobs.training.tokenizer import build_tokenizer, load_tokenizer, write_folder
+from alpaca_jobs.training.tokenizer import build_tokenizer, load_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -21,17 +22,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny LLaMA trained for 64 tokens, as a folder."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("base")
-    write_folder(build_tokenizer("tiny-llama", ["a text"]), folder)
-    config = LlamaConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=64,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    files = build_tokenizer("tiny-llama", ["a text"])
+    return tiny_llama(tmp_path_factory.mktemp("base"), files, vocab_size=300, max_position_embeddings=64)
 
 
 def _built(base: Path, **train: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import tiny_llama
 
 from alpaca_jobs.data.rows import Row
 from alpaca_jobs.errors import ModelError
@@ -24,18 +25,9 @@ GERMAN = ["der schnelle braune Fuchs springt über den faulen Hund", "über den 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, worker: Any) -> Path:
     """A tiny LLaMA whose tokenizer knows English, as a folder."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("base")
     files = build_tokenizer("tiny-llama", [row.instruction + row.output for row in worker.rows(40)])
-    write_folder(files, folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=load_tokenizer(files).vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=128, tie_word_embeddings=False,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    folder = tmp_path_factory.mktemp("base")
+    return tiny_llama(folder, files, max_position_embeddings=128, tie_word_embeddings=False)
 
 
 @pytest.fixture(scope="module")

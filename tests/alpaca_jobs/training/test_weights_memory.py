@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import tiny_llama
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_flatten
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.making import make_model, name_base
 from alpaca_jobs.training.recipes import build_tokenizer
-from alpaca_jobs.training.tokenizer import RowTokenizer, load_tokenizer, write_folder
+from alpaca_jobs.training.tokenizer import RowTokenizer, load_tokenizer
 
 CPU = torch.device("cpu")
 LAYERS, WIDTH = 24, 64
@@ -53,20 +54,12 @@ class LiveBytes(TorchDispatchMode):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, worker: Any) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]) -> Path:
     """A LLaMA of many layers, so that the two of a trial are few."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("deep")
-    files = build_tokenizer(TrainSpec(model="tiny-llama"), worker.rows(8))
-    write_folder(files, folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=load_tokenizer(files).vocab_size, hidden_size=WIDTH, intermediate_size=4 * WIDTH,
-        num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=128,
+    return tiny_llama(
+        tmp_path_factory.mktemp("deep"), files, hidden_size=WIDTH, intermediate_size=4 * WIDTH,
+        num_hidden_layers=LAYERS, max_position_embeddings=128,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
