@@ -26,13 +26,20 @@ from urllib.parse import parse_qs, urlsplit
 
 from alpaca_jobs.generation.offline_batches import OfflineBatches
 from alpaca_jobs.generation.offline_composer import compose_answer
+from alpaca_jobs.generation.offline_replies import (
+    count_tokens,
+    cut_answer,
+    find_problem,
+    read_prompt,
+    render_answer,
+    render_error,
+)
 from alpaca_jobs.generation.offline_spec import OFFLINE_MODEL
 
 S = TypeVar("S", bound=BaseServer)
 
 logger = logging.getLogger(__name__)
 
-CHARACTERS_PER_TOKEN = 4
 CONTEXT_TOKENS = 4097
 """Prompt and completion together; small on purpose, so that the 80 % rule is at work. Source: text-davinci-003."""
 RETRY_AFTER_S = 0.05
@@ -91,28 +98,28 @@ class OfflineTeacher(ThreadingHTTPServer):
 
     def answer(self, body: dict[str, Any], *, is_chat: bool) -> tuple[int, dict[str, Any], dict[str, str]]:
         """Return status, JSON and extra headers for one request body."""
-        problem = _find_problem(body, is_chat=is_chat)
+        problem = find_problem(body, is_chat=is_chat)
         if problem:
-            return problem[0], _error(*problem[1:]), {}
+            return problem[0], render_error(*problem[1:]), {}
         canonical = json.dumps(body, sort_keys=True).encode()
         digest = hashlib.sha256(canonical).digest()
-        prompt = _read_prompt(body, is_chat=is_chat)
+        prompt = read_prompt(body, is_chat=is_chat)
         max_tokens = body.get("max_tokens") or body.get("max_completion_tokens") or 16
-        wanted = _count_tokens(prompt) + max_tokens
+        wanted = count_tokens(prompt) + max_tokens
         if wanted > self.context_tokens:
             words = (
                 f"This model's maximum context length is {self.context_tokens} tokens, however you requested {wanted}"
             )
             return (
                 400,
-                _error(f"{words}. Please reduce your prompt; or completion length.", "context_length_exceeded"),
+                render_error(f"{words}. Please reduce your prompt; or completion length.", "context_length_exceeded"),
                 {},
             )
         if self.refuses_some and (refusal := self._refuse_once(digest)):
             return refusal
         text, finish_reason = compose_answer(prompt, digest)
-        text, finish_reason = _cut(text, finish_reason, body.get("stop"), max_tokens)
-        return 200, _render_answer(digest, prompt, text, finish_reason, is_chat=is_chat), {}
+        text, finish_reason = cut_answer(text, finish_reason, body.get("stop"), max_tokens)
+        return 200, render_answer(digest, prompt, text, finish_reason, is_chat=is_chat), {}
 
     def _answer_line(self, body: dict[str, Any], is_chat: bool) -> tuple[int, dict[str, Any]]:
         """Answer one request of a batch."""
@@ -127,8 +134,12 @@ class OfflineTeacher(ThreadingHTTPServer):
                 return None
             self._refused.add(key)
         if kind == 0:
-            return 429, _error("Rate limit reached (demo).", "rate_limit_exceeded"), {"retry-after": str(RETRY_AFTER_S)}
-        return 500, _error("The server had an error while processing your request (demo).", "server_error"), {}
+            return (
+                429,
+                render_error("Rate limit reached (demo).", "rate_limit_exceeded"),
+                {"retry-after": str(RETRY_AFTER_S)},
+            )
+        return 500, render_error("The server had an error while processing your request (demo).", "server_error"), {}
 
     def write_log(self, body: dict[str, Any], status: int, reply: dict[str, Any], *, is_chat: bool) -> None:
         """Append one line about a request to the log file, if there is one."""
@@ -137,7 +148,7 @@ class OfflineTeacher(ThreadingHTTPServer):
         entry = {
             "t": time.time(),
             "digest": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest(),
-            "prompt": hashlib.sha256(_read_prompt(body, is_chat=is_chat).encode()).hexdigest(),
+            "prompt": hashlib.sha256(read_prompt(body, is_chat=is_chat).encode()).hexdigest(),
             "status": status,
             "usage": reply.get("usage"),
         }
@@ -161,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
             model = {"id": OFFLINE_MODEL, "object": "model", "owned_by": "alpaca-jobs", "demo": True}
             self._send(200, {"object": "list", "data": [model], "demo": True}, {})
         else:
-            self._send(404, _error(f"nothing at {self.path}", "not_found"), {})
+            self._send(404, render_error(f"nothing at {self.path}", "not_found"), {})
 
     def do_POST(self) -> None:
         raw = self.rfile.read(min(int(self.headers.get("content-length") or 0), _BODY_LIMIT))
@@ -169,13 +180,13 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         is_chat = self.path.rstrip("/") == "/v1/chat/completions"
         if not is_chat and self.path.rstrip("/") != "/v1/completions":
-            return self._send(404, _error(f"nothing at {self.path}", "not_found"), {})
+            return self._send(404, render_error(f"nothing at {self.path}", "not_found"), {})
         try:
             body = json.loads(raw)
         except ValueError:
             body = None
         if not isinstance(body, dict):
-            return self._send(400, _error("the body is not a JSON object", "invalid_request"), {})
+            return self._send(400, render_error("the body is not a JSON object", "invalid_request"), {})
         time.sleep(self.server.latency_s)
         status, reply, headers = self.server.answer(body, is_chat=is_chat)
         self.server.write_log(body, status, reply, is_chat=is_chat)
@@ -183,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_DELETE(self) -> None:
         if not self._answer_batches("DELETE", b""):
-            self._send(404, _error(f"nothing at {self.path}", "not_found"), {})
+            self._send(404, render_error(f"nothing at {self.path}", "not_found"), {})
 
     def _answer_batches(self, method: str, raw: bytes) -> bool:
         """Answer a request to the Batch API; says whether it was one."""
@@ -195,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(found, bytes):
             self._send_bytes(200, found, {"content-type": "application/octet-stream"})
             return True
-        status, reply = found or (404, _error(f"nothing at {self.path}", "not_found"))
+        status, reply = found or (404, render_error(f"nothing at {self.path}", "not_found"))
         self._send(status, reply, {})
         return True
 
@@ -218,63 +229,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         logger.debug(format, *args)
-
-
-def _find_problem(body: dict[str, Any], *, is_chat: bool) -> tuple[int, str, str] | None:
-    """Return (status, message, code) of what is wrong with a request, or None."""
-    if body.get("model") != OFFLINE_MODEL:
-        return (
-            404,
-            f"The model {body.get('model')!r} does not exist; this server has {OFFLINE_MODEL}.",
-            "model_not_found",
-        )
-    if body.get("stream"):
-        return 400, "This demo server does not stream.", "unsupported_value"
-    if not _read_prompt(body, is_chat=is_chat):
-        return 400, f"{'messages' if is_chat else 'prompt'} is missing or no text.", "invalid_request"
-    return None
-
-
-def _read_prompt(body: dict[str, Any], *, is_chat: bool) -> str:
-    if not is_chat:
-        prompt = body.get("prompt")
-        return prompt if isinstance(prompt, str) else ""
-    messages = body.get("messages")
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    content = last.get("content") if isinstance(last, dict) else None
-    return content if isinstance(content, str) else ""
-
-
-def _cut(text: str, finish_reason: str, stop: Any, max_tokens: int) -> tuple[str, str]:
-    """Apply stop sequences and the token limit, as a model server does."""
-    for sequence in [stop] if isinstance(stop, str) else stop or []:
-        if sequence in text:
-            text, finish_reason = text[: text.index(sequence)], "stop"
-    if _count_tokens(text) > max_tokens:
-        return text[: max_tokens * CHARACTERS_PER_TOKEN], "length"
-    return text, finish_reason
-
-
-def _count_tokens(text: str) -> int:
-    return -(-len(text) // CHARACTERS_PER_TOKEN)
-
-
-def _render_answer(digest: bytes, prompt: str, text: str, finish_reason: str, *, is_chat: bool) -> dict[str, Any]:
-    usage = {"prompt_tokens": _count_tokens(prompt), "completion_tokens": _count_tokens(text)}
-    said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
-    return {
-        "id": f"demo-{digest.hex()[:16]}",
-        "object": "chat.completion" if is_chat else "text_completion",
-        "created": 0,
-        "model": OFFLINE_MODEL,
-        "demo": True,
-        "choices": [{"index": 0, "logprobs": None, "finish_reason": finish_reason, **said}],
-        "usage": {**usage, "total_tokens": sum(usage.values())},
-    }
-
-
-def _error(message: str, code: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "demo_error", "param": None, "code": code}}
 
 
 @contextlib.contextmanager
