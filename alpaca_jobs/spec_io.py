@@ -63,12 +63,12 @@ def parse_job(text: str, source: str = "job.yaml", *, folder: Path = Path()) -> 
     if not isinstance(tree.value, dict):
         kind = "a list" if isinstance(tree.value, list) else f"just {tree.value!r:.60}"
         raise SpecError(f"{source} is {kind}; a mapping is wanted that starts with name: my-job")
-    return _validated(tree, source, folder=folder)
+    return _validated(JobSpec, tree, source, folder=folder)
 
 
 def job_from_dict(values: Mapping[str, Any], source: str = "job.json") -> JobSpec:
     """Make a job from plain values. Raises SpecError."""
-    return _validated(YamlTree(value=dict(values)), source)
+    return _validated(JobSpec, YamlTree(value=dict(values)), source)
 
 
 def stored_job(values: Mapping[str, Any], source: str = "job.json") -> JobSpec:
@@ -124,11 +124,7 @@ def part_from_dict(kind: type[_Part], values: Mapping[str, Any]) -> _Part:
     Raises:
         SpecError: it cannot be; says which key, what was found and what is wanted.
     """
-    try:
-        return kind.model_validate(dict(values))
-    except ValidationError as exc:
-        problems = problems_in_words(exc, YamlTree(value=dict(values)), _COMMAND_LINE)
-        raise SpecError("\n".join(problems), problems=problems) from exc
+    return _validated(kind, YamlTree(value=dict(values)), _COMMAND_LINE)
 
 
 def job_schema() -> dict[str, Any]:
@@ -137,9 +133,9 @@ def job_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "alpaca-jobs job file"}
 
 
-def _validated(tree: YamlTree, source: str, *, folder: Path = Path()) -> JobSpec:
+def _validated(kind: type[_Part], tree: YamlTree, source: str, *, folder: Path = Path()) -> _Part:
     try:
-        return JobSpec.model_validate(tree.value, context={"folder": folder})
+        return kind.model_validate(tree.value, context={"folder": folder})
     except ValidationError as exc:
         problems = problems_in_words(exc, tree, source)
         raise SpecError("\n".join(problems), problems=problems) from exc
