@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from hand_driven import Steps
+from slow_copies import slow_copies
 
 from checkpoints.attempts import AttemptLog
 from checkpoints.errors import SaveFailed, StateChanged
@@ -41,27 +42,13 @@ def checkpointer(memory_store: Store) -> Iterator[Checkpointer]:
 
 
 @pytest.fixture
-def slow_copy(monkeypatch: pytest.MonkeyPatch) -> Copied:
+def slow_copy() -> Iterator[Copied]:
     """Makes copies beside training begin when somebody waits for them (or after a second), and wait at each tensor."""
     copied: Copied = []
-    make, copy_all = Move.make, LateCopy._copy
-
-    def when_awaited(self: LateCopy) -> None:
-        until = time.monotonic() + 1.0
-        while self._moves and self._waiting_since is None and time.monotonic() < until:
-            time.sleep(0.002)
-        copy_all(self)
-
-    def slowly(self: Move) -> None:
-        late = threading.current_thread().name.startswith("save-")
-        if late:
-            time.sleep(0.01)
-        make(self)
-        copied.append((self.name, "late" if late else "at once"))
-
-    monkeypatch.setattr(Move, "make", slowly)
-    monkeypatch.setattr(LateCopy, "_copy", when_awaited)
-    return copied
+    with slow_copies(
+        lambda name, is_late: copied.append((name, "late" if is_late else "at once")), begin_within_s=1.0, each_s=0.01
+    ):
+        yield copied
 
 
 class _Training:

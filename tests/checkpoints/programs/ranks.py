@@ -12,13 +12,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from slow_copies import slow_copies
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -31,7 +31,6 @@ from checkpoints.keys import TRAIN_ONLY, CommitRef
 from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from checkpoints.torch_bridge import Checkpointer
-from checkpoints.torch_overlap import LateCopy, Move
 
 WORLD = 4
 RANK = int(sys.argv[1])
@@ -100,28 +99,6 @@ def digests(value: Any, prefix: str = "") -> dict[str, str]:
     return {prefix: repr(value)}
 
 
-@contextmanager
-def slow_copies(late: set[str]) -> Iterator[None]:
-    """What is copied beside training is begun when the update waits for it, and slow; notes its names."""
-    make, copy_all = Move.make, LateCopy._copy
-
-    def when_awaited(copy: LateCopy) -> None:
-        until = time.monotonic() + 10.0
-        while copy._moves and copy._waiting_since is None and time.monotonic() < until:
-            time.sleep(0.002)
-        copy_all(copy)
-
-    def slowly(move: Move) -> None:
-        if threading.current_thread().name.startswith("save-"):
-            late.add(move.name)
-            time.sleep(0.005)
-        make(move)
-
-    Move.make, LateCopy._copy = slowly, when_awaited  # type: ignore[method-assign]
-    yield
-    Move.make, LateCopy._copy = make, copy_all  # type: ignore[method-assign]
-
-
 def outcome(act: Callable[[], Any]) -> str:
     try:
         act()
@@ -136,7 +113,7 @@ def save_on_two(job: Job) -> dict[str, Any]:
     job.checkpointer.on_saving = events.append
     results, state, saved = [], {}, {}
     copied: set[str] = set()
-    with slow_copies(copied):
+    with slow_copies(lambda name, is_late: copied.add(name) if is_late else None, begin_within_s=10, each_s=0.005):
         for position in (1, 2, 3):
             train(model, optimizer, position)
             state = job.state(model, optimizer, position)
