@@ -72,7 +72,7 @@ def log_line(event: Event) -> str:
     else:
         level = event.kind
         plain = " ".join(f"{name}={value}" for name, value in event.fields.items())
-        text = line_of(event) or _attempt_words(event) or plain
+        text = line_of(event) or _attempt_words(event) or str(event.fields.get("words", "")) or plain
     return f"{event.t} [{event.attempt}] {level:<10} {text}"
 
 

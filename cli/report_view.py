@@ -22,7 +22,7 @@ def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
     ]
     rows += _turns(report)
     if report["rows"] is not None:
-        rows.append(("rows kept", words.number(report["rows"])))
+        rows += _kept(report, words.number(report["rows"]))
     if report["step"] is not None:
         rows.append(("steps", words.number(report["step"])))
     rows += _pace(report.get("pace") or {}, goodput["saving_s"])
@@ -53,13 +53,20 @@ def _outcome(outcome: str, said: str) -> str:
     return said if said.lower().startswith(outcome) else f"{outcome}: {said}"
 
 
+def _kept(body: Mapping[str, Any], rows: str) -> list[tuple[str, str]]:
+    """Rows that were kept, and what became of all else that the teacher wrote, of a report or a view."""
+    rate, drops = body.get("accept_rate"), body.get("drops") or {}
+    kept = [("rows kept", rows if rate is None else f"{rows}, {words.share(rate)} accepted")]
+    return [*kept, ("dropped", words.drops(drops))] if any(drops.values()) else kept
+
+
 def _pace(pace: Mapping[str, Any], saving_s: float) -> list[tuple[str, str]]:
     """How fast training was, what memory it took, and what it waited for; a report of an earlier version says less."""
     training = pace.get("training")
     if not training:
         return []
     seconds = training["seconds"]
-    rows = [("speed", words.speed(training["tokens"] / seconds, training.get("mfu")))]
+    rows = [("speed", f"{words.speed(training['tokens'] / seconds, training.get('mfu'))} over all steps")]
     if memory := training.get("peak_memory_bytes"):
         rows.append(("memory", words.memory(memory)))
     still = f"{words.duration(saving_s)} for saves"
@@ -129,10 +136,7 @@ def status_grids(view: Mapping[str, Any]) -> list[render.Grid]:
         rows.append(("in", view["place"]))
     if view["rows"] is not None:
         target = f" of {view['target_rows']:,}" if view["target_rows"] else ""
-        accepted = "" if view["accept_rate"] is None else f", {words.share(view['accept_rate'])} accepted"
-        rows.append(("rows kept", f"{view['rows']:,}{target}{accepted}"))
-    if any((drops := view.get("drops") or {}).values()):
-        rows.append(("dropped", words.drops(drops)))
+        rows += _kept(view, f"{view['rows']:,}{target}")
     if view.get("tokens"):
         rows.append(("tokens", words.tokens(view["tokens"])))
     if view.get("teacher_usd"):
@@ -142,7 +146,7 @@ def status_grids(view: Mapping[str, Any]) -> list[render.Grid]:
     if view["step"] is not None:
         total = f" of {view['total_steps']:,}" if view["total_steps"] else ""
         rows.append(("step", f"{view['step']:,}{total}, loss {words.number(view['loss'], 4)}"))
-        rows.append(("speed", words.speed(view["tokens_per_second"], view.get("mfu"))))
+        rows.append(("speed", f"{words.speed(view['tokens_per_second'], view.get('mfu'))} in this step"))
         if view.get("peak_memory_bytes"):
             rows.append(("memory", words.memory(view["peak_memory_bytes"])))
         if view.get("data_wait_s") is not None and view.get("step_s"):

@@ -168,6 +168,7 @@ def test_logs_leave_nothing_out() -> None:
     shown = log_line(event("log", level="info", logger="cluster.node.main", message="Ray is up"))
     assert shown == "2026-11-20T10:00:00.000Z [1] info       Ray is up"
     assert "sky=blue" in log_line(event("weather", sky="blue"))
+    assert log_line(event("decision", action="finish", words="It is done.", wait_s=0.0)).endswith(" It is done.")
 
 
 @pytest.mark.parametrize(

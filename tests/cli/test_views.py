@@ -79,6 +79,9 @@ def test_status_says_since_when_a_teacher_is_waited_for_and_when_it_is_asked_aga
 
 def test_report_splits_time_and_cost() -> None:
     attempts, summary = report_view.report_grids(REPORT)
+    written = cells(report_view.report_grids({**REPORT, "accept_rate": 0.64, "drops": {"similar": 90}})[1])
+    assert (cells(summary)["rows kept"], "dropped" in cells(summary)) == ("160", False)
+    assert (written["rows kept"], written["dropped"]) == ("160, 64.0 % accepted", "similar 90")
     shown = cells(summary)
     assert shown["attempts"] == "2, in local/a, local/b"
     assert shown["lost steps"] == "1 in all, 1 at most at once"
@@ -93,17 +96,17 @@ def test_report_and_status_show_speed_mfu_memory_and_what_training_waited_for() 
     pace = {"ranks": 8, "steps": 9, "tokens": 5000, "seconds": 10.0}
     full = {**pace, "mfu": 0.41, "peak_memory_bytes": 2**30, "data_wait_s": 0.2}
     shown = cells(report_view.report_grids({**REPORT, "pace": {"training": full, "generation": None}})[1])
-    assert shown["speed"] == "500 tokens/s, MFU 41.0 %"
+    assert shown["speed"] == "500 tokens/s, MFU 41.0 % over all steps"
     assert shown["memory"] == "1.0 GiB at most on one rank"
     assert shown["stood still"] == "2.0 % of its steps for rows, 1.0 s for saves"
     older = cells(report_view.report_grids({**REPORT, "pace": {"training": pace, "generation": None}})[1])
-    assert (older["speed"], older["stood still"]) == ("500 tokens/s", "1.0 s for saves")
+    assert (older["speed"], older["stood still"]) == ("500 tokens/s over all steps", "1.0 s for saves")
     assert "memory" not in older
     assert "speed" not in cells(report_view.report_grids(REPORT)[1])
     at_work = {"step": 3, "loss": 2.0, "tokens_per_second": 500.0, "lag_steps": 1}
     view = {**VIEW, **at_work, "mfu": 0.41, "peak_memory_bytes": 2**30, "step_s": 2.0, "data_wait_s": 0.1}
     live = cells(report_view.status_grids(view)[0])
-    assert (live["speed"], live["memory"]) == ("500 tokens/s, MFU 41.0 %", "1.0 GiB at most on one rank")
+    assert (live["speed"], live["memory"]) == ("500 tokens/s, MFU 41.0 % in this step", "1.0 GiB at most on one rank")
     assert live["stood still"] == "5.0 % of the step for rows"
 
 
