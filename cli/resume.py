@@ -58,10 +58,13 @@ def resume(
     """
     from cli.finding import find_run
     from cluster.events import utc_now
+    from cluster.launch.alive import still_alive
     from cluster.launch.launching import resume_run
     from cluster.runs.run_view import RunState, read_plan, view_run
 
     found = find_run(run, store)
+    if found.is_alive_here:
+        raise still_alive(found.run_id, "resume it", "its supervisor works on this machine")
     plan, _ = read_plan(found.root, found.run_id)
     view = view_run(found.root, found.run_id, is_alive=found.is_alive_here)
     starting.check_installed(plan.job, until=plan.until)
@@ -72,8 +75,8 @@ def resume(
         ("price", words.rate((other or plan).candidates[0].job_price_per_hour_usd)),
     ]
     if other is not None:
-        before = f"{plan.candidates[0]}; {words.rate(plan.candidates[0].job_price_per_hour_usd)}"
-        rows[2:2] = [("machines", str(other.candidates[0])), ("before", before)]
+        before = f"{_machines(plan)}; {words.rate(plan.candidates[0].job_price_per_hour_usd)}"
+        rows[2:2] = [("machines", _machines(other)), ("before", before)]
     if view.state is RunState.REVIEW:
         card = str(review_view.card_file(found))
         rows[1:1] = [("data card", card), ("accepts", f"its {words.number(view.rows)} rows")]
@@ -93,6 +96,10 @@ def resume(
         machines=other,
     )
     starting.leave_or_follow(found, detach=detach, as_json=as_json, since=since)
+
+
+def _machines(plan: LaunchPlan) -> str:
+    return f"{plan.candidates[0]}; {words.plural(plan.world_size, 'rank')} for training"
 
 
 def _on_other_machines(

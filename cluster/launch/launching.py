@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -144,36 +145,38 @@ def resume_run(
     whole = replace(plan, store_uri=root.uri)
     plan = _without(whole, parts_left(store, plan), exclude_regions)
     _check_launchable(plan.job, plan, environ)
-    log = AttemptLog(store, LAYOUT)
-    if not plan.is_local:
-        refuse_active_job(run_id, (jobs or SkyJobs()).status(run_id))
-    if read_report(store) is not None:  # a node that outlived its supervisor may be done, and nobody has reported it
-        refuse_finished(log, run_id)
-    refuse_active(log, run_id, home, timing, what="resume it")
-    if machines is not None and LocalBackend(home).find(run_id):
-        raise still_alive(run_id, "resume it on other machines", "a node on this machine still works on it")
-    if (now := code_version()) != plan.code_version:
-        logger.warning(
-            "%s was launched by code %s and goes on with %s: rows and steps stay right, but bits may differ",
-            run_id, plan.code_version, now,
-        )  # fmt: skip
-    store.probe_put_once()
-    answer_cancels(store)
-    waited_s = _accept_reviewed(store, log)
-    policy = policy_for(plan.job, timing, launched_at_s=seconds_of(launched_at) + waited_s)
-    if max_usd is not None:
-        policy = replace(policy, max_usd=max_usd)
-    if deadline_h is not None:
-        policy = replace(policy, deadline_at_s=time.time() + 3600 * deadline_h)
-    if machines is not None:
-        put_machines(store, whole)
-    put_limits(store, max_usd=max_usd, teacher_max_usd=teacher_max_usd)
-    session = Session(plan, policy, timing, tuple(node_command))
-    home.remember_store(root.uri)
-    if plan.is_local:
-        start_supervisor(home.run(run_id), session, home, environ)
-    else:
-        submit_session(store, session, home, jobs or SkyJobs(), environ)
+    # Of two at once, one goes on, and the other changes nothing; SkyPilot sees to that in a cloud.
+    with home.run(run_id).starting() if plan.is_local else nullcontext():
+        log = AttemptLog(store, LAYOUT)
+        if not plan.is_local:
+            refuse_active_job(run_id, (jobs or SkyJobs()).status(run_id))
+        if read_report(store) is not None:  # a node that outlived its supervisor may be done, and nobody reported it
+            refuse_finished(log, run_id)
+        refuse_active(log, run_id, home, timing, what="resume it")
+        if machines is not None and LocalBackend(home).find(run_id):
+            raise still_alive(run_id, "resume it on other machines", "a node on this machine still works on it")
+        if (now := code_version()) != plan.code_version:
+            logger.warning(
+                "%s was launched by code %s and goes on with %s: rows and steps stay right, but bits may differ",
+                run_id, plan.code_version, now,
+            )  # fmt: skip
+        store.probe_put_once()
+        answer_cancels(store)
+        waited_s = _accept_reviewed(store, log)
+        policy = policy_for(plan.job, timing, launched_at_s=seconds_of(launched_at) + waited_s)
+        if max_usd is not None:
+            policy = replace(policy, max_usd=max_usd)
+        if deadline_h is not None:
+            policy = replace(policy, deadline_at_s=time.time() + 3600 * deadline_h)
+        if machines is not None:
+            put_machines(store, whole)
+        put_limits(store, max_usd=max_usd, teacher_max_usd=teacher_max_usd)
+        session = Session(plan, policy, timing, tuple(node_command))
+        home.remember_store(root.uri)
+        if plan.is_local:
+            start_supervisor(home.run(run_id), session, home, environ)
+        else:
+            submit_session(store, session, home, jobs or SkyJobs(), environ)
     return run_id
 
 

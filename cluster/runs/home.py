@@ -3,7 +3,7 @@
     capacity.json                how many nodes each pretend region has; missing means as many as you like
     stores.json                  stores that runs were started in, newest first
     runs/<run_id>/session.json   what the supervisor was told: plan, limits, node command
-    runs/<run_id>/supervisor.pid, .lock, .log
+    runs/<run_id>/supervisor.pid, .lock, .log, start.lock
     runs/<run_id>/end.json       how its newest session ended
     runs/<run_id>/node-000001.json, node-000001.log, scratch-000001/
 
@@ -17,7 +17,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -160,6 +161,24 @@ class RunFolder:
         """Pid of the supervisor that took the run last, alive or not; None if there never was one."""
         body = read_json(self.supervisor_pid_file)
         return int(body["pid"]) if body else None
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """While it is held, no other command on this machine starts a supervisor for this run.
+
+        Raises:
+            RunActive: another command is at it.
+        """
+        self.make()
+        with (self.path / "start.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunActive(
+                    f"{self.run_id} is being started by another command on this machine right now. Watch it with "
+                    f"`alpaca-jobs logs {self.run_id} -f`."
+                ) from None
+            yield
 
     def lock(self, *, timeout_s: float = 2.0) -> SupervisorLock:
         """Become the one supervisor of this run on this machine.

@@ -118,6 +118,9 @@ def test_cancel_stops_a_run_and_resume_finishes_it(quick: Any) -> None:
     quick.behaviour |= {"steps": 400}
     run_id = quick.launch()
     quick.wait_for_step(run_id, 5)
+    alive = quick("resume", "--yes")
+    assert (alive.returncode, alive.stdout) == (2, "")
+    assert alive.stderr.startswith(f"{run_id} is alive: its supervisor works on this machine")
     cancelled = quick("cancel")
     assert cancelled.returncode == 0, cancelled.stderr
     assert quick.home.run(run_id).supervisor_pid() is None
@@ -128,7 +131,8 @@ def test_cancel_stops_a_run_and_resume_finishes_it(quick: Any) -> None:
     quick.behaviour |= {"steps": saved + 6}
     refused = quick("resume", "--workers", "3")  # nobody is there to agree; the price of the machines was shown
     assert refused.returncode == 2
-    assert "before" in refused.stderr
+    assert "3 ranks for training" in refused.stderr.split("before")[0]
+    assert "1 rank for training" in refused.stderr.split("before")[1]
     resumed = quick("resume", "--yes", "--json", "--exclude-region", "a", "--workers", "3")
     assert resumed.returncode == 0, resumed.stderr
     plan, _ = read_plan(Store.open(quick.store), run_id)

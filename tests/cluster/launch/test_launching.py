@@ -162,6 +162,15 @@ def test_a_run_that_lives_on_another_machine_is_neither_resumed_nor_removed(runs
         other_machine.join()
 
 
+def test_of_two_resumes_at_once_the_later_is_refused_and_changes_nothing(runs: Any, plan: LaunchPlan) -> None:
+    lost_run(runs, plan)
+    before = runs.root.list()
+    other = f"{plan.run_id} is being started by another command on this machine right now"
+    with runs.home.run(plan.run_id).starting(), pytest.raises(RunActive, match=other):
+        resume_run(runs.root, plan.run_id, runs.home, machines=plan, max_usd=5)
+    assert (runs.root.list(), runs.home.run(plan.run_id).session.exists()) == (before, False)
+
+
 def test_a_run_whose_machines_are_gone_is_silent_and_resumed_from_the_store_alone(runs: Any, plan: LaunchPlan) -> None:
     lost_run(runs, plan)
     assert runs.view(plan.run_id).state is RunState.SILENT
