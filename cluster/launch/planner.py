@@ -16,13 +16,22 @@ from alpaca_jobs.known_models import SizedModel
 from alpaca_jobs.spec import LOCAL_REGIONS, JobSpec
 from cluster.code_version import code_version as own_code_version
 from cluster.errors import PlanError
-from cluster.plan import LaunchPlan, Placement, Pricing
+from cluster.launch.allowed_offers import (
+    check_region_names,
+    in_infra,
+    in_regions,
+    is_in_regions,
+    order_of,
+    payable_offers,
+    with_pricing,
+)
+from cluster.plan import LaunchPlan, Placement
 from cluster.price.account_limits import NOT_ASKED, AccountLimits, is_doubtful
 from cluster.price.account_words import within_account
 from cluster.price.assumptions import Assumptions
-from cluster.price.gpu_choice import join, nearest_region, offers_with_gpus
+from cluster.price.gpu_choice import join, offers_with_gpus
 from cluster.price.memory_check import check_memory, fit_of, holding, model_of, what_to_change
-from cluster.price.offers import CLOUDS, Offer, PriceList, load_offers
+from cluster.price.offers import Offer, PriceList, load_offers
 from cluster.price.own_machines import OWN_MACHINES, own_offers
 from cluster.price.shape_choice import rank_shapes
 from cluster.price.side_machines import generation_places, placement_of_offer, served_gpus, writes_rows_apart
@@ -92,12 +101,12 @@ def plan_launch(
     """
     compute = job.compute
     notes: list[str] = []
-    fitting = _in_infra(job, offers)
-    _check_region_names(job, fitting)
+    fitting = in_infra(job, offers)
+    check_region_names(job, fitting)
     fitting = within_account(job, fitting, limits, notes)
     fitting = _with_gpus(job, fitting, notes, _counted(job, work), assumed or Assumptions(), limits)
-    fitting = _in_regions(job, fitting, notes)
-    fitting = _with_pricing(job, fitting, limits)
+    fitting = in_regions(job, fitting, notes)
+    fitting = with_pricing(job, fitting, limits)
     places = tuple(placement_of_offer(offer, num_nodes=compute.num_nodes) for offer in fitting)
     world_size = compute.num_nodes * (fitting[0].gpu_count or compute.workers or 1)
     _check_batch(job, world_size)
@@ -154,13 +163,6 @@ def resolve_store(job: JobSpec, folder: Path) -> str:
     return f"file://{(folder / Path(rest if found else store).expanduser()).resolve()}"
 
 
-def _in_infra(job: JobSpec, offers: Iterable[Offer]) -> list[Offer]:
-    found = [offer for offer in offers if offer.infra in job.compute.infra]
-    if not found:
-        raise PlanError(f"There are no prices for {join(job.compute.infra)}. Known: local, {join(CLOUDS)}.")
-    return found
-
-
 def _counted(job: JobSpec, work: Workload | None) -> Workload | None:
     """The work as it is given, or as the job alone tells it; None where it does not."""
     if work is not None:
@@ -214,14 +216,14 @@ def _automatic(
             "Say how many GPUs it needs, for example gpus: A100-80GB:8 for about 7 to 20 billion parameters."
         )
     fits = holding(job, model, offers, work)
-    payable = [offer for offer in _payable(job, offers) if _is_in_regions(job, offer)]
+    payable = [offer for offer in payable_offers(job, offers) if is_in_regions(job, offer)]
     priced = [offer for offer in payable if offer in fits]
     if not priced:
         raise PlanError(_nothing_holds(job, model, payable, work))
     trusted = limits.trusted(job.compute.regions)
     sure = [offer for offer in priced if not is_doubtful(offer, trusted)] or priced
     ranked = () if work is None else rank_shapes(job, sure, work, assumed)
-    gpus = ranked[0].gpus if ranked else min(sure, key=partial(_order, trusted)).gpus
+    gpus = ranked[0].gpus if ranked else min(sure, key=partial(order_of, trusted)).gpus
     assert gpus is not None
     others = f"; then {join(map(str, ranked[1:4]))}" if len(ranked) > 1 else ""
     why = (
@@ -259,72 +261,6 @@ def _host_machines(job: JobSpec, offers: Iterable[Offer]) -> list[Offer]:
             f"{join(job.compute.infra)} have none that large. Lower workers, or ask for GPUs."
         )
     return found
-
-
-def _check_region_names(job: JobSpec, offers: Iterable[Offer]) -> None:
-    """Refuse a region that no price list knows: a typo would otherwise read as "sold out"."""
-    names = _region_names(offers)
-    for region in job.compute.regions or ():
-        if region not in names:
-            raise PlanError(
-                f"compute.regions names {region}, which {join(job.compute.infra)} do not have. "
-                f"{nearest_region(region, names)}"
-            )
-
-
-def _in_regions(job: JobSpec, offers: list[Offer], notes: list[str]) -> list[Offer]:
-    """Keep the regions the job allows; note those that do not sell what is wanted."""
-    selling = _region_names(offers)
-    absent = [region for region in job.compute.regions or () if region not in selling]
-    if absent:
-        notes.append(f"Left out, because the price list has no such machine there: {join(absent)}.")
-    allowed = [offer for offer in offers if _is_in_regions(job, offer)]
-    if not allowed:
-        raise PlanError(
-            f"compute.regions allows {join(job.compute.regions or ())}, and none of them sells what the job asks for. "
-            f"These do: {join(selling)}."
-        )
-    return allowed
-
-
-def _region_names(offers: Iterable[Offer]) -> list[str]:
-    return sorted({offer.region for offer in offers})
-
-
-def _is_in_regions(job: JobSpec, offer: Offer) -> bool:
-    return job.compute.regions is None or offer.region in job.compute.regions
-
-
-def _with_pricing(job: JobSpec, offers: list[Offer], limits: AccountLimits) -> list[Offer]:
-    """Keep offers paid for as the job allows and with a price; put them in order."""
-    if job.compute.is_local or job.compute.is_own:
-        return offers
-    kept = sorted(_payable(job, offers), key=partial(_order, limits.trusted(job.compute.regions)))
-    if kept:
-        return kept
-    why = sorted({offer.note for offer in offers if offer.note})
-    raise PlanError(
-        f"compute.spot allows only {'spot' if job.compute.spot_policy else 'on-demand'} machines, and none of those "
-        f"that fit has such a price ({join(why) or 'none is listed'}). "
-        "Set spot: false, or spot: {on_demand: last-resort}, or allow other clouds."
-    )
-
-
-def _payable(job: JobSpec, offers: Iterable[Offer]) -> list[Offer]:
-    policy = job.compute.spot_policy
-    allowed = {Pricing.ON_DEMAND} if policy is None else {Pricing.SPOT}
-    if policy is not None and policy.on_demand != "never":
-        allowed.add(Pricing.ON_DEMAND)
-    return [offer for offer in offers if offer.pricing in allowed and offer.price_per_hour_usd is not None]
-
-
-def _order(trusted: frozenset[str], offer: Offer) -> tuple[bool, bool, float, str, str, str, str]:
-    """Spot before on demand (where a job allows both), regions that most accounts have not switched on after others,
-    then price, then names; num_nodes is the same for all.
-    """
-    price, place = offer.price_per_hour_usd, (offer.infra, offer.region, offer.zone or "", offer.instance_type)
-    assert price is not None
-    return (offer.pricing is Pricing.ON_DEMAND, is_doubtful(offer, trusted), price, *place)
 
 
 def _check_batch(job: JobSpec, world_size: int) -> None:
