@@ -72,11 +72,11 @@ def is_payable(place: Placement, policy: RecoveryPolicy, spent_usd: float) -> bo
     """Whether what is left of the budget pays another attempt there."""
     if policy.max_usd is None:
         return True
-    price = place.job_price_per_hour_usd
-    if price is None:  # an unknown price keeps no budget
+    start_usd = place.usd_for(policy.restart_s)
+    if start_usd is None:  # an unknown price keeps no budget
         return False
     # A free place stays payable on the last cent; a paid one needs a rest to spend.
-    return spent_usd <= policy.max_usd if price == 0 else spent_usd + price * policy.restart_s / 3600 < policy.max_usd
+    return spent_usd <= policy.max_usd if place.price_per_hour_usd == 0 else spent_usd + start_usd < policy.max_usd
 
 
 def wait_or_end(pause_s: float, words: str, policy: RecoveryPolicy, now: float) -> Decision:

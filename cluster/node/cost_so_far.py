@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from checkpoints.keys import CommitRef
 from checkpoints.lineage import AttemptRecord, counting_commits
 from checkpoints.reader import CommitReader, list_commits
 from cluster.events import seconds_of, utc_now
@@ -17,7 +18,9 @@ def cost_words(ctx: AttemptContext) -> str:
     """Machines at the plan's prices and the teacher, up to now."""
     machines = machines_usd(ctx.log.records(), now_s=seconds_of(utc_now()))
     parts = ["machines: a price is unknown" if machines is None else f"machines ${machines:,.2f}"]
-    if (teacher := _teacher_usd(ctx)) is not None:
+    commits = counting_commits(ctx.log.records(), list_commits(ctx.store, ctx.layout), ctx.layout)
+    part = next((ref for ref in commits if ref.stage == "generate"), None)
+    if part is not None and (teacher := teacher_usd(ctx, part)) is not None:
         parts.append(f"teacher ${teacher:,.2f}")
     count = len(ctx.log.records())
     return f"{', '.join(parts)}; over {count} attempt{'s' if count != 1 else ''}, up to this export"
@@ -35,14 +38,14 @@ def machines_usd(records: Sequence[AttemptRecord], *, now_s: float) -> float | N
         claim: Any = record.claim
         if not claim.get("placement") or not _start(claim):
             return None
-        price = Placement.from_json(claim["placement"]).job_price_per_hour_usd
-        if price is None:
-            return None
         begin = seconds_of(_start(claim))
         until = seconds_of(_start(following.claim)) if following and following.claim else now_s
         if (ended := (record.end or {}).get("ended_at")) is not None:
             until = min(until, seconds_of(str(ended)))
-        total += price * max(until - begin, 0.0) / 3600
+        cost = Placement.from_json(claim["placement"]).usd_for(max(until - begin, 0.0))
+        if cost is None:
+            return None
+        total += cost
     return total
 
 
@@ -50,11 +53,7 @@ def _start(claim: Any) -> str:
     return str(claim.get("machine_started_at") or claim.get("started_at") or "")
 
 
-def _teacher_usd(ctx: AttemptContext) -> float | None:
-    """As the newest part of the rows has it."""
-    commits = counting_commits(ctx.log.records(), list_commits(ctx.store, ctx.layout), ctx.layout)
-    parts = [ref for ref in commits if ref.stage == "generate"]
-    if not parts:
-        return None
-    spent = CommitReader.open(ctx.store, ctx.layout, parts[0]).manifest.meta.get("teacher_usd")
+def teacher_usd(ctx: AttemptContext, part: CommitRef) -> float | None:
+    """Dollars for the teacher, all attempts together, as a part of the rows has it; None if a price is unknown."""
+    spent = CommitReader.open(ctx.store, ctx.layout, part).manifest.meta.get("teacher_usd")
     return None if spent is None else float(spent)

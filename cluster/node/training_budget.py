@@ -13,11 +13,11 @@ from typing import Any
 
 from alpaca_jobs.errors import BudgetExceeded
 from checkpoints.lineage import counting_commits
-from checkpoints.reader import CommitReader, list_commits
+from checkpoints.reader import list_commits
 from cluster.events import seconds_of, utc_now
 from cluster.job_record import read_estimate
 from cluster.node.attempt_context import AttemptContext
-from cluster.node.cost_so_far import machines_usd
+from cluster.node.cost_so_far import machines_usd, teacher_usd
 from cluster.node.limits import read_limits
 
 
@@ -39,7 +39,7 @@ def check_training_budget(ctx: AttemptContext) -> None:
     if not commits or commits[0].stage != "generate" or commits[0].attempt != ctx.attempt:
         return
     machines = machines_usd(ctx.log.records(), now_s=seconds_of(utc_now())) or 0.0
-    teacher = CommitReader.open(ctx.store, ctx.layout, commits[0]).manifest.meta.get("teacher_usd") or 0.0
+    teacher = teacher_usd(ctx, commits[0]) or 0.0
     left = limit - machines - teacher
     if left >= training_usd:
         return
