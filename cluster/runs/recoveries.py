@@ -73,9 +73,11 @@ def _recovery(before: AttemptRecord, after: AttemptRecord, events: Sequence[Even
     decided = min((seconds_of(one.t) for one in talk if one.kind in ("decision", "attempt")), default=None)
     machine = seconds_of(claim["machine_started_at"]) if claim.get("machine_started_at") else None
     bought = machine if machine is not None and (decided is None or machine >= decided) else decided
-    ray = _first(events, after, "ray")
-    started, ready = _at(ray), _at(_first(events, after, "ready"))
-    loaded = _at(_first(events, after, "base", stage="train"))
+    # An attempt that writes rows first gets its training ready long after its first work: that is no part of its start.
+    start = [one for one in events if one.attempt == after.number and seconds_of(one.t) <= worked]
+    ray = _first(start, "ray")
+    started, ready = _at(ray), _at(_first(start, "ready"))
+    loaded = _at(_first(start, "base", stage="train"))
     return Recovery(
         attempt=after.number,
         notice_s=None if decided is None else decided - alive,
@@ -90,8 +92,8 @@ def _recovery(before: AttemptRecord, after: AttemptRecord, events: Sequence[Even
     )
 
 
-def _first(events: Sequence[Event], attempt: AttemptRecord, kind: str, **fields: str) -> Event | None:
-    of_kind = (one for one in events if one.attempt == attempt.number and one.kind == kind)
+def _first(events: Sequence[Event], kind: str, **fields: str) -> Event | None:
+    of_kind = (one for one in events if one.kind == kind)
     return next((one for one in of_kind if all(one.fields.get(key) == value for key, value in fields.items())), None)
 
 

@@ -44,6 +44,12 @@ def test_our_own_part_is_split_by_what_was_done() -> None:
     assert found.start_s == pytest.approx(10.0)
 
 
+def test_a_training_that_begins_after_the_rows_is_no_part_of_the_start() -> None:
+    later = (event(900, "ready", 2, seconds=2.9), event(903, "base", 2, stage="train"), event(905, "step", 2))
+    (found,) = recoveries_of(RECORDS, (*EVENTS[:6], event(80, "generation", 2), *later))
+    assert found == Recovery(2, 8.0, 23.0, 30.0, 10.0, 2.5, 71.0)
+
+
 def test_where_nobody_says_when_the_machine_came_all_of_it_is_set_up() -> None:
     (found,) = recoveries_of((RECORDS[0], record(2, started_at=iso_time(70))), EVENTS)
     assert (found.buy_s, found.set_up_s) == (0.0, 53.0)
