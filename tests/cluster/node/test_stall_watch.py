@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from typing import Any
 
@@ -24,13 +25,14 @@ class Watched:
     def __init__(self, *, max_stall_min: float | None = MAX_MIN, tells_steps: bool = True) -> None:
         self.now = 0.0
         self.is_saving = False
+        self.disk_is_gone = False
         self.said: list[dict[str, Any]] = []
         self.done: list[object] = []
         self.over = threading.Event()
         self.interruption = Interruption()
         self.progress = TrainingProgress(clock=lambda: self.now)
         self.watch = StallWatch(
-            self.progress, self.interruption, max_stall_min=max_stall_min, is_saving=lambda: self.is_saving,
+            self.progress, self.interruption, max_stall_min=max_stall_min, is_saving=self._look_at_disk,
             tell=lambda kind, **fields: self.said.append({"kind": kind, **fields}), record=self._record,
             gone=self.done.append, exit=self._exit, leave_within_s=0.1,
         )  # fmt: skip
@@ -53,6 +55,11 @@ class Watched:
             assert silent_s < 1e5, "it never ends"
         return silent_s
 
+    def _look_at_disk(self) -> bool:
+        if self.disk_is_gone:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return self.is_saving
+
     def _record(self, failure: Failure) -> None:
         self.done.append(failure)
 
@@ -69,6 +76,13 @@ def test_a_training_without_a_step_is_ended_after_the_jobs_minutes() -> None:
     assert words is not None
     assert "no step for 30 min 00 s after step 20, where one usually takes 2.0 s" in words
     assert "limits.max_stall_min is 30" in words
+
+
+def test_a_disk_that_is_gone_does_not_end_the_watch() -> None:
+    one = Watched()
+    one.steps(20)
+    one.disk_is_gone = True
+    assert one.ends_at() == 60 * MAX_MIN
 
 
 def test_what_comes_before_the_second_step_and_a_save_get_more_time() -> None:
