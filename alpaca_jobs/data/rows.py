@@ -1,6 +1,6 @@
 """Row: one instruction with its input and output, and how rows are written to and read from files.
 
-`render_rows` and `parse_rows` are the format of a generate commit's `rows.jsonl`; `rows_from` takes records in Alpaca's
+`render_rows` and `parse_rows` are the format of a generate commit's `rows.jsonl`; `iter_rows` takes records in Alpaca's
 shape, for jobs whose rows exist already (`data.from`).
 """
 
@@ -86,13 +86,8 @@ def parse_rows(data: bytes | memoryview, source: str) -> tuple[Row, ...]:
     return tuple(_row(record) for record in parse_records(text, source)) if text.strip() else ()
 
 
-def rows_from(records: Iterable[Record]) -> tuple[Row, ...]:
-    """Rows of records in Alpaca's shape. Raises DataError: a record without its fields; says which."""
-    return tuple(iter_rows(records))
-
-
 def iter_rows(records: Iterable[Record]) -> Iterator[Row]:
-    """The same, one by one."""
+    """Rows of records in Alpaca's shape, one by one. Raises DataError: a record without its fields; says which."""
     for place, record in enumerate(records):
         row = _row(record)
         yield row if "index" in record.fields else Row(row.instruction, row.input, row.output, index=place)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 END = "\x00"
-"""Stands after each text's tokens in what `tokenize` returns; no token holds it, nor is it white space."""
+"""Stands after each text's tokens in what `token_bytes` returns; no token holds it, nor is it white space."""
 
 
 _KEPT = frozenset("abcdefghijklmnopqrstuvwxyz0123456789" + END)
@@ -21,13 +21,8 @@ _BECOME_ASCII = {"\u0130": "i ", "\u212a": "k"}
 """The two characters beyond ASCII whose small form has an ASCII letter or digit (\u0130: i and a mark)."""
 
 
-def tokenize(texts: Iterable[str]) -> list[str]:
-    """Return rouge_score's tokens of texts, one list for all of them, with END after each text."""
-    return token_bytes(texts).decode("ascii").split()
-
-
 def token_bytes(texts: Iterable[str]) -> bytes:
-    """Return the same as one piece: tokens of ASCII letters and digits, and each END, with spaces between them.
+    """Return rouge_score's tokens of all texts as one piece, with END after each text, and spaces between all of them.
 
     rouge_score lowers a text, puts a space for every run of other characters than ASCII letters and digits, splits, and
     throws empty tokens away; the same here, but on the bytes of all texts at once.

@@ -8,7 +8,7 @@ import pytest
 
 from alpaca_jobs.data.files import load_table
 from alpaca_jobs.data.lineage_file import read_lineage
-from alpaca_jobs.data.rows import Row, render_rows, rows_from
+from alpaca_jobs.data.rows import Row, iter_rows, render_rows
 from alpaca_jobs.errors import DataError
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import JobSpec
@@ -83,7 +83,7 @@ def test_rows_are_had_from_a_run_at_any_time_with_their_lineage(tmp_path: Path) 
         writer.publish(meta={})
     for name in ("rows.jsonl", "rows.json", "rows.parquet"):
         assert write_run_rows(tmp_path / name, store) == 2
-        found = rows_from(load_table(str(tmp_path / name)))
+        found = tuple(iter_rows(load_table(str(tmp_path / name))))
         assert [(row.instruction, row.output) for row in found] == [("Say 1.", "1"), ("Say 2.", "2")]
     assert (read_lineage(tmp_path / "rows.parquet") or {})["teacher"] == "the offline demo teacher"
     with pytest.raises(DataError, match="exists already"):

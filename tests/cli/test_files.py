@@ -10,7 +10,7 @@ import pytest
 
 from alpaca_jobs.data.files import load_table
 from alpaca_jobs.data.lineage_file import put_lineage
-from alpaca_jobs.data.rows import Row, rows_from
+from alpaca_jobs.data.rows import Row, iter_rows
 from alpaca_jobs.spec_io import job_from_dict
 from checkpoints.store import Store
 from cli.rows_file import write_rows
@@ -102,7 +102,7 @@ def test_validate_without_a_job_asks_which(quick: Any) -> None:
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
 def test_generated_rows_are_read_back_as_they_were(tmp_path: Path, name: str) -> None:
     write_rows(tmp_path / name, ROWS)
-    read = rows_from(load_table(str(tmp_path / name)))
+    read = tuple(iter_rows(load_table(str(tmp_path / name))))
     assert [(row.instruction, row.input, row.output) for row in read] == [
         (row.instruction, row.input, row.output) for row in ROWS
     ]

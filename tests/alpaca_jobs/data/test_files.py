@@ -10,7 +10,7 @@ import pytest
 
 from alpaca_jobs.data.files import NEIGHBOURS, load_table
 from alpaca_jobs.data.record_files import load_records
-from alpaca_jobs.data.rows import rows_from
+from alpaca_jobs.data.rows import iter_rows
 from alpaca_jobs.data.stream_writing import write_table
 from alpaca_jobs.errors import DataError
 
@@ -30,7 +30,7 @@ def test_what_is_written_is_read_back_with_every_field(tmp_path: Path, suffix: s
 
 def test_alpaca_json_is_what_rows_are_read_from(tmp_path: Path) -> None:
     write_table(tmp_path / "rows.json", RECORDS)
-    assert [row.input for row in rows_from(load_records(str(tmp_path / "rows.json")))] == ["", "fast"]
+    assert [row.input for row in iter_rows(load_records(str(tmp_path / "rows.json")))] == ["", "fast"]
 
 
 @pytest.mark.parametrize(

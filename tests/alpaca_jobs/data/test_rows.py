@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpaca_jobs.data.record_files import load_records
-from alpaca_jobs.data.rows import Row, parse_rows, render_rows, rows_from
+from alpaca_jobs.data.rows import Row, iter_rows, parse_rows, render_rows
 from alpaca_jobs.errors import DataError
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)))
@@ -35,13 +35,13 @@ def test_alpaca_json_gives_numbered_rows(tmp_path: Path) -> None:
     path.write_text(
         json.dumps([{"instruction": "A?", "input": "", "output": "B"}, {"instruction": "C?", "output": ""}])
     )
-    assert rows_from(load_records(str(path))) == (Row("A?", "", "B", 0, 0), Row("C?", "", "", 0, 1))
+    assert tuple(iter_rows(load_records(str(path)))) == (Row("A?", "", "B", 0, 0), Row("C?", "", "", 0, 1))
 
 
 def test_json_lines_give_rows_too(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(render_rows([Row("A b", "c", "d", 5, 6)]))
-    assert rows_from(load_records(str(path))) == (Row("A b", "c", "d", 5, 6),)
+    assert tuple(iter_rows(load_records(str(path)))) == (Row("A b", "c", "d", 5, 6),)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,6 @@ def test_bad_rows_are_refused_with_their_place(tmp_path: Path, text: str, words:
     path = tmp_path / "rows.json"
     path.write_text(text)
     with pytest.raises(DataError) as caught:
-        rows_from(load_records(str(path)))
+        tuple(iter_rows(load_records(str(path))))
     assert words in str(caught.value)
     assert str(path) in str(caught.value)

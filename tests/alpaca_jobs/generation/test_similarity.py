@@ -18,7 +18,7 @@ from rapidfuzz.process import cdist
 from rouge_score import tokenize as tokenizers
 from rouge_score.rouge_scorer import RougeScorer, _score_lcs
 
-from alpaca_jobs.generation.rouge import END, f_measure, tokenize
+from alpaca_jobs.generation.rouge import END, f_measure, token_bytes
 from alpaca_jobs.generation.similarity import SimilarityIndex
 from alpaca_jobs.generation.token_rows import TokenRows
 
@@ -38,6 +38,10 @@ def _tokens(text: str) -> list[str]:
 
 def _rouge(target: str, prediction: str) -> float:
     return float(SCORER.score(target, prediction)["rougeL"].fmeasure)
+
+
+def tokenize(texts: list[str]) -> list[str]:
+    return token_bytes(texts).decode("ascii").split()
 
 
 @given(st.lists(st.one_of(UNICODE, SENTENCES), max_size=5))
