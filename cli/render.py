@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, Group
 
 PIPE_WIDTH = 200
 """Columns of a table that goes into a pipe or a file, where no terminal says how wide it is."""
+_LONG_WORD = 16  # letters; a longer word, such as a store's URI, may fold
 
 
 @dataclass(frozen=True)
@@ -143,14 +144,18 @@ def _draw(grid: Grid, stream: Any) -> None:
     from rich.console import Console
 
     console = Console(file=stream, highlight=False, soft_wrap=False, width=None if stream.isatty() else PIPE_WIDTH)
-    console.print(draw(grid))
+    console.print(draw(grid, console=console))
     for note in grid.notes:
         console.print(note, markup=False, soft_wrap=True)
     stream.flush()
 
 
-def draw(grid: Grid) -> Group:
-    """A grid's title and table for rich. Cells are text, never markup: a region called [red] stays one."""
+def draw(grid: Grid, *, console: Console | None = None) -> Group:
+    """A grid's title and table for rich. Cells are text, never markup: a region called [red] stays one.
+
+    Nothing is cut off: text folds, and a table that is too wide even so for the console (where one is given) is written
+    as sentences, each row with the names of its columns.
+    """
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -161,7 +166,30 @@ def draw(grid: Grid) -> Group:
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
     for column in grid.columns:
-        table.add_column(Text(column.lstrip(">")), justify="right" if column.startswith(">") else "left")
+        is_number = column.startswith(">")
+        table.add_column(
+            Text(column.lstrip(">")), justify="right" if is_number else "left", no_wrap=is_number, overflow="fold"
+        )
     for row in grid.rows:
         table.add_row(*(Text(cell) for cell in row))
+    if grid.columns and console is not None and _least_width(grid) > console.width:
+        return draw(pairs(grid.title, [_sentence(grid.columns, row) for row in grid.rows]))
     return Group(Text(grid.title, style="bold"), table) if grid.title else Group(table)
+
+
+def _least_width(grid: Grid) -> int:
+    """Columns of a terminal in which a table still reads well: numbers whole, words too unless they are long."""
+
+    def least(heading: str, cells: Sequence[str]) -> int:
+        if heading.startswith(">"):
+            return max(map(len, (heading.lstrip(">"), *cells)))
+        return min(max(len(word) for text in (heading, *cells) for word in text.split() or [""]), _LONG_WORD)
+
+    widths = [least(name, [row[place] for row in grid.rows]) for place, name in enumerate(grid.columns)]
+    return sum(widths) + 3 * len(widths)
+
+
+def _sentence(columns: Sequence[str], row: Sequence[str]) -> tuple[str, str]:
+    """A row of a table as its first cell and all others with the names of their columns."""
+    named = zip((column.lstrip(">") for column in columns[1:]), row[1:], strict=True)
+    return row[0], ", ".join(f"{name} {cell}" for name, cell in named if cell)

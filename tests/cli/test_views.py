@@ -46,7 +46,7 @@ def drawn(grid: render.Grid, width: int = 100) -> str:
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=width)
-    console.print(render.draw(grid))
+    console.print(render.draw(grid, console=console))
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
@@ -177,6 +177,35 @@ def test_every_example_shows_a_plan_with_its_price(example: str) -> None:
 
 def test_cells_are_text_and_never_markup() -> None:
     assert "[red]x[/red]" in drawn(render.Grid(("a",), (("[red]x[/red]",),)))
+
+
+PLACES = render.Grid(
+    ("try", "where", "machine", ">time p10", ">p50", ">cost p10", ">p50"),
+    (
+        (
+            "1",
+            "aws/eu-central-1-az2",
+            "p4de.24xlarge (A100-80GB:8)",
+            "43 min 09 s",
+            "53 min 47 s",
+            "$1,007.64",
+            "$1,010.17",
+        ),
+    ),
+    title="Estimate",
+)
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 100, 150])
+def test_no_number_and_no_name_is_cut_off_in_a_narrow_terminal(width: int) -> None:
+    shown = drawn(PLACES, width)
+    assert max(map(len, shown.splitlines())) <= width
+    assert "…" not in shown
+    together = "".join(shown.split())
+    assert all(number in shown for number in ("$1,007.64", "$1,010.17"))
+    assert "43min09s" in together
+    if width < 80:
+        assert "machinep4de.24xlarge(A100-80GB:8),timep1043min09s,p5053min47s" in together
 
 
 def test_titles_do_not_wrap_to_the_width_of_the_table() -> None:
