@@ -18,10 +18,14 @@ MAX_RUNS = 20
 
 
 def read_past_runs(roots: Iterable[Store], *, limit: int = MAX_RUNS) -> tuple[PastRun, ...]:
-    """Read the reports in some stores, the newest runs first; a run that this version cannot read is left out."""
+    """Read the reports in some stores, the newest runs first; a run that this version cannot read is left out.
+
+    A run that lies in several of them, as a copy does, counts once.
+    """
+    places = {run_id: root for root in roots for run_id in list_runs(root)}
     launched = sorted(
         ((str((root.get_json(index_key(run_id)) or {}).get("launched_at", "")), run_id, root)
-         for root in roots for run_id in list_runs(root)),
+         for run_id, root in places.items()),
         key=lambda one: one[:2], reverse=True,
     )  # fmt: skip
     found = []

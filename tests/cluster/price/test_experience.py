@@ -179,6 +179,7 @@ def test_reports_are_read_from_a_store_newest_first_and_unreadable_runs_are_left
     assert [run.run_id for run in found] == ["past-ggggg", "past-bbbbb"]
     assert learn(job(), found).measured[0].source == "measured: past-ggggg, past-bbbbb"
     assert [run.run_id for run in read_past_runs([root], limit=1)] == ["past-ggggg"]
+    assert read_past_runs([root, root]) == found, "a copy of a run is no second one"
 
 
 def test_estimate_goes_from_job_to_dollars_and_names_its_sources() -> None:
