@@ -97,6 +97,7 @@ class GenerateStage:
         self._arrived: dict[int, TeacherAnswer] = {}
         self._under_way: set[int] = set()
         self._reported = 0.0
+        self._told_request = state.request
         self._is_waiting = False
 
     def run(self) -> None:
@@ -135,6 +136,8 @@ class GenerateStage:
                 exc.had_given_rows = self._state.statistics.num_rows > rows_before
                 raise
             finally:
+                if self._told_request != self._state.request:
+                    self._tell()  # what was told last is of some rows ago
                 self._asking.end()
         if self._state.complete and self._data.teacher == "offline-batch":
             forget(offline_state(ctx.run_id))
@@ -286,11 +289,15 @@ class GenerateStage:
         if (words is not None) != self._is_waiting:
             logger.warning("%s", words or "the teacher answers again")
         self._is_waiting = words is not None
+        self._tell(waiting=words, next_try_at=None if waiting is None else iso_time(waiting.next_try_s))
+
+    def _tell(self, *, waiting: str | None = None, next_try_at: str | None = None) -> None:
+        self._told_request = self._state.request
         so_far = self._state.statistics
         accept_rate = so_far.accept_rate
         self._ctx.events.emit(
             "generation", rows=so_far.num_rows, target=self._data.num_rows, requests=self._state.request,
             accept_rate=None if accept_rate is None else round(accept_rate, 4), drops=so_far.to_json()["drops"],
             usd=self._ledger.spent_usd, in_flight=len(self._under_way), tokens=so_far.tokens.to_json(),
-            waiting=words, next_try_at=None if waiting is None else iso_time(waiting.next_try_s),
+            waiting=waiting, next_try_at=next_try_at,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from alpaca_jobs.data.rows import Row
-from alpaca_jobs.errors import TeacherUnreachable, TeacherWithoutSchemas
+from alpaca_jobs.errors import BudgetExceeded, TeacherUnreachable, TeacherWithoutSchemas
 from alpaca_jobs.generation import offline_teacher
 from alpaca_jobs.generation.offline_tasks import make_task
 from alpaca_jobs.generation.offline_teacher import OfflineTeacher, running
@@ -170,12 +170,21 @@ def generate(
     return state
 
 
-def prepare(folder: Path, server: OfflineTeacher, *, api: str, recipe: str = "alpaca", **teacher: Any) -> Store:
+def prepare(
+    folder: Path,
+    server: OfflineTeacher,
+    *,
+    api: str,
+    recipe: str = "alpaca",
+    max_usd: float | None = None,
+    **teacher: Any,
+) -> Store:
     """A store with one run in it, to be generated."""
     folder.mkdir()
     spec = {"model": "offline-demo", "base_url": server.base_url, "api": api, "api_key_env": None, **teacher}
     job = JobSpec.model_validate(
         {"name": "teachers", "train": {"model": "tiny-llama"}, "compute": {"workers": 1},
+         "limits": {"teacher_max_usd": max_usd},
          "data": {"teacher": spec, "num_rows": 60, "recipe": recipe, "num_actors": 2, "concurrency": 2}}
     )  # fmt: skip
     store: Store = lay_down(job, folder)
@@ -223,6 +232,16 @@ def test_a_teacher_that_never_comes_back_ends_the_attempt_with_its_rows_committe
     run = store.child("run")
     parts = counting_commits(AttemptLog(run, LAYOUT).records(), list_commits(run, LAYOUT), LAYOUT)
     assert newest_part(run, parts)["rows_total"] > 0
+
+
+def test_the_last_word_of_an_attempt_that_the_budget_ends_has_all_its_rows(tmp_path: Path) -> None:
+    server = OfflineTeacher(refuses_some=False)
+    store = prepare(tmp_path / "poor", server, api="chat", max_usd=0.035, **PRICED)
+    with running(server), pytest.raises(BudgetExceeded):
+        generate_rows(store.uri, "run", 1, tmp_path / "poor" / "scratch")
+    run = store.child("run")
+    parts = counting_commits(AttemptLog(run, LAYOUT).records(), list_commits(run, LAYOUT), LAYOUT)
+    assert generation_events(run)[-1]["rows"] == newest_part(run, parts)["rows_total"] > 0
 
 
 def test_requests_that_stay_garbage_are_paid_for_and_lose_no_row(tmp_path: Path) -> None:
