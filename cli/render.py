@@ -143,7 +143,11 @@ class LivePanel:
 def _draw(grid: Grid, stream: Any) -> None:
     from rich.console import Console
 
-    console = Console(file=stream, highlight=False, soft_wrap=False, width=None if stream.isatty() else PIPE_WIDTH)
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:  # rich's own ends with 1, which says here that a job failed
+            raise BrokenPipeError
+
+    console = Plain(file=stream, highlight=False, soft_wrap=False, width=None if stream.isatty() else PIPE_WIDTH)
     console.print(draw(grid, console=console))
     for note in grid.notes:
         console.print(note, markup=False, soft_wrap=True)

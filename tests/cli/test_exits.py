@@ -13,6 +13,7 @@ import typer
 
 from alpaca_jobs import errors as alpaca_errors
 from checkpoints import errors as checkpoint_errors
+from cli import render
 from cli.exits import ExitCode, MissingExtra, Refused, code_of, guarded, require_modules, settle, tell
 from cluster import errors as cluster_errors
 
@@ -169,4 +170,15 @@ def test_a_reader_that_is_gone_changes_no_exit_code(monkeypatch: pytest.MonkeyPa
         patched.setattr(sys, "stdout", os.fdopen(write, "w"))
         sys.stdout.write("a result")
         assert settle(ExitCode.DONE) == ExitCode.DONE
+        sys.stdout.close()
+
+
+def test_a_table_whose_reader_is_gone_is_no_failed_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", os.fdopen(write, "w"))
+        with pytest.raises(typer.Exit) as end:
+            guarded(render.out_grid)(render.Grid(("a",), (("b",),)))
+        assert end.value.exit_code == ExitCode.DONE
         sys.stdout.close()
