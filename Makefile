@@ -12,12 +12,12 @@ venv: ## make .venv from requirements.lock and install this checkout into it
 demo: venv ## the whole job on this machine, its node killed twice, compared with an undisturbed run
 	$(BIN)/alpaca-jobs drill alpaca_jobs/examples/demo.yaml --kills 2
 
-test: venv ## the whole test suite: two tests at a time, then the cloud in a box (ARGS picks some)
+test: venv ## the whole test suite: two or three tests at a time, then the cloud in a box (ARGS picks some)
 	@bash .ci/s3_servers.sh
 	@bash .ci/tests.sh $(ARGS)
 
 check: venv lint types ## what to run before a commit: lint, types, the tests that need one process (about 4 minutes)
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not process and not cloud" $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not process and not cloud" $(ARGS)
 
 lint: venv ## ruff: rules and format
 	$(BIN)/ruff check .

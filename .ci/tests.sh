@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole test suite, two tests at a time: quick ones, slow ones, then the cloud in a box (one box for each of the two).
+# The whole test suite, two or three tests at a time: quick ones, slow ones, then the cloud in a box (one box for each of the two).
 # Arguments go to all three (a path, -k ...); some may then find nothing to do, not all. TESTS_SECONDS is for all three.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -20,9 +20,10 @@ run() {
 cloud=(tests/cloud)
 for word in "$@"; do if [ -e "${word%%::*}" ]; then cloud=(); fi; done
 
-run -n 2 -m "not slow and not cloud" "$@"
-# A file's tests share what they have trained.
-run -n 2 --dist loadfile --no-loadscope-reorder -p tests.longest_first -m "slow and not cloud" "$@"
+# Each begins with one half of the tests, so that a file is mostly with one of them, and what it shares is made once.
+run -n 2 --dist worksteal -m "not slow and not cloud" "$@"
+# A file's tests share what they have trained. Three at a time: more than half of their time they wait.
+run -n 3 --dist loadfile --no-loadscope-reorder -p tests.longest_first -m "slow and not cloud" "$@"
 run -n 2 --dist worksteal -p tests.longest_first -m cloud "${cloud[@]}" "$@"
 if [ $chosen = 0 ]; then exit 5; fi
 exit $failed

@@ -29,6 +29,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ["OMP_NUM_THREADS"] = "1"  # threads that spin for each other make tiny models many times slower
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ[SESSION_MARK] = f"{os.getpid()}-{time.time_ns()}"
 # Where a shell forbids bytecode, every worker would rewrite every assert, and every process that a test starts compile

@@ -52,12 +52,11 @@ def test_the_trainer_example_resumes_with_the_same_bits(repo_root: Path, tmp_pat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what transformers warns about is not ours to fix
         undisturbed = _run(source, URI=str(tmp_path / "a"), FOLDER=str(tmp_path / "out"), STEPS=10)
-        _run(source, URI=str(tmp_path / "b"), FOLDER=str(tmp_path / "out"), STEPS=10)
-        _forget_after(Store.open(str(tmp_path / "b")), 4)
-        resumed = _run(source, URI=str(tmp_path / "b"), FOLDER=str(tmp_path / "out"), STEPS=10)
+        _forget_after(Store.open(str(tmp_path / "a")), 4)
+        resumed = _run(source, URI=str(tmp_path / "a"), FOLDER=str(tmp_path / "out"), STEPS=10)
     for ours, theirs in zip(resumed["model"].parameters(), undisturbed["model"].parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    store = Store.open(str(tmp_path / "b"))
+    store = Store.open(str(tmp_path / "a"))
     assert [(ref.position, ref.attempt) for ref in list_commits(store, TRAIN_ONLY)] == [(8, 2), (4, 1)]
     meta = CommitReader.open(store, TRAIN_ONLY, list_commits(store, TRAIN_ONLY)[0]).manifest.meta
     assert meta["trainer_state"]["global_step"] == 8

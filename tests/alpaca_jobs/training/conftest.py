@@ -15,14 +15,6 @@ WORKER = Path(__file__).with_name("rank_worker.py")
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))  # tests hold no packages
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Threads that spin for each other make tiny models many times slower on a busy machine."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def worker() -> Any:
     """The module rank_worker, which lies beside the tests and in no package."""

@@ -89,6 +89,7 @@ def reference(worker: Any, one_rank: None, tmp_path_factory: pytest.TempPathFact
     return Reference(dataset, _train_with_hugging_face(TRAIN, dataset, tmp_path_factory.mktemp("reference")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_losses_of_twenty_steps_equal_those_of_a_plain_hugging_face_trainer(
     layout: Layout, reference: Reference, worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -127,6 +128,7 @@ def test_fsdp_on_two_ranks_has_the_losses_of_a_plain_hugging_face_trainer(
     reference.check([float.fromhex(loss) for loss in told["losses"]], told["grad_norms"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:FSDP2-wrapped module:UserWarning"
 )  # OPT's layers return views, nobody writes to them
