@@ -84,8 +84,12 @@ def copy_model(store: Store, run_id: str, folder: Path) -> dict[str, int]:
         partial.mkdir(parents=True)
     except OSError as exc:
         raise Refused(f"{folder} cannot be written ({exc.strerror}). Name another folder: --to FOLDER") from exc
-    files = reader.copy_to(partial)
+    try:
+        files = reader.copy_to(partial)
+    except BaseException:  # a disk that is full wants the room back, and a next call begins anew
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if folder.exists():
         folder.rmdir()
-    partial.rename(folder)  # an interrupted copy leaves FOLDER.partial, never half a model under the name asked for
+    partial.rename(folder)  # a copy that was killed leaves FOLDER.partial, never half a model under the name asked for
     return files
