@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from alpaca_jobs.errors import DataError, ModelError
-from alpaca_jobs.generation.seeds import check_enough, load_seed_tasks
+from alpaca_jobs.generation.seeds import check_seed_file
 from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.training.hub import resolve_model
 
@@ -29,8 +29,8 @@ def check_inputs(job: JobSpec) -> None:
             )
     if job.train.method != "command":  # what a program of the user's own makes of the word is its own affair
         _check_model(job)
-    if "generate" in job.stages and "://" not in data.seed_tasks:
-        check_enough(load_seed_tasks(data.seed_tasks), data)
+    if "generate" in job.stages:
+        check_seed_file(data)
 
 
 def _check_model(job: JobSpec) -> None:
