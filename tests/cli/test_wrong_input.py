@@ -219,8 +219,8 @@ def test_half_a_starter_job_does_not_stay(here: Path, monkeypatch: pytest.Monkey
 
 def test_half_a_card_does_not_stay(here: Path) -> None:
     """A text that no UTF-8 can hold stands for the disk that is full in the middle."""
-    from cli.data_card import _write_whole
+    from alpaca_jobs.data.files import whole_file
 
-    with pytest.raises(UnicodeEncodeError):
-        _write_whole(here / "card.html", "half of it \ud800")
+    with pytest.raises(UnicodeEncodeError), whole_file(here / "card.html") as partial:
+        partial.write_text("half of it \ud800", encoding="utf-8")
     assert list(here.glob("card.html*")) == []
