@@ -5,8 +5,8 @@
     python benchmarks/training_gpu.py --quick                 # fewer models, shorter groups, no torch.compile
     python benchmarks/training_gpu.py --device cpu --tiny     # every path on shapes that mean nothing, no GPU needed
 
-Needs torch with CUDA (2.12 or later, for its variable-length attention), transformers, pydantic, PyYAML and fsspec;
-accelerate for the Trainer's row and peft for LoRA, which are left out without them. This checkout need not be
+Needs torch with CUDA (2.12 or later, for its variable-length attention), transformers, pydantic, PyYAML, fsspec and
+xxhash; accelerate for the Trainer's row and peft for LoRA, which are left out without them. This checkout need not be
 installed. No Ray, no download: models are random, made from their shapes. Rows have Alpaca's lengths.
 
 A GPU of eight trains 16 of a step's 128 rows, about 2,050 tokens, and updates an eighth of the parameters. One GPU is
@@ -34,7 +34,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout; Python puts this file's folder alone
 
 NEEDED = {
-    "torch": "torch", "transformers": "transformers", "pydantic": "pydantic", "yaml": "PyYAML", "fsspec": "fsspec"
+    "torch": "torch", "transformers": "transformers", "pydantic": "pydantic", "yaml": "PyYAML", "fsspec": "fsspec",
+    "xxhash": "xxhash",
 }  # fmt: skip
 """Module -> what pip calls it."""
 PARTS = ("full", "padded", "lora", "saves", "kill", "bits", "hours")
