@@ -77,6 +77,7 @@ def _runnable_commands() -> list[str]:
     return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
+@pytest.mark.process
 def test_the_readmes_commands_run_one_after_the_other(tmp_path: Path) -> None:
     commands = _runnable_commands()
     assert commands
