@@ -91,5 +91,5 @@ def read_marks(scratch: Path) -> Marks:
 def _read(path: Path) -> str | None:
     try:
         return path.read_text()
-    except FileNotFoundError:
+    except OSError:  # nothing was marked, or its disk is what failed
         return None

@@ -156,7 +156,7 @@ def _lead(arguments: NodeArguments, beside: ExitStack) -> StopReason:
     lease.start()
 
     def record(failure: Failure) -> None:
-        _put_end(log, arguments.attempt, failure, time.monotonic() - began)
+        _put_end(log, arguments, failure, time.monotonic() - began)
 
     hard_end = HardEnd(interruption, gone=arguments.outstayed, record=record)
     hard_end.start()
@@ -282,17 +282,18 @@ def _poll(store: Store, interruption: Interruption, arguments: NodeArguments, le
     return look
 
 
-def _put_end(log: AttemptLog, attempt: int, failure: Failure, seconds: float) -> None:
+def _put_end(log: AttemptLog, arguments: NodeArguments, failure: Failure, seconds: float) -> None:
     if failure.reason is StopReason.SUPERSEDED:
         return  # whoever came after has ended this attempt's record, or will
     body = {
         "stop_reason": failure.reason.value, "detail": failure.words, "retryable": failure.retryable,
         "exit_code": failure.exit_code, "seconds": round(seconds, 3), "ended_at": utc_now(), "by": "node",
+        "reached": read_marks(arguments.scratch).reached,
     }  # fmt: skip
     try:
-        log.put_end(attempt, body)
+        log.put_end(arguments.attempt, body)
     except CheckpointError as exc:
-        logger.warning("the end of attempt %d could not be recorded: %s", attempt, exc)
+        logger.warning("the end of attempt %d could not be recorded: %s", arguments.attempt, exc)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

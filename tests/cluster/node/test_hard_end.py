@@ -30,7 +30,7 @@ from pathlib import Path
 from cluster.exits import Notice
 from cluster.node import hard_end, main
 from cluster.recovery import StopReason
-main.run_stages = lambda ctx: time.sleep(600)
+main.run_stages = lambda ctx: (ctx.marker.reached("train", 5), time.sleep(600))
 hard_end.HardEnd.__init__.__kwdefaults__["after_window_s"] = 0.2
 class Guard:
     def __init__(self, give_notice, leave):
@@ -63,6 +63,7 @@ def test_a_node_that_hangs_is_ended_with_the_limits_reason_and_says_so(tmp_path:
     assert record.end is not None
     assert record.end["stop_reason"] == "budget"
     assert "still working" in record.end["detail"]
+    assert record.end["reached"] == ["train", 5], "status and report read it when the events of its steps are long gone"
     assert (tmp_path / "s" / "gone").read_text() == "budget"
 
 
