@@ -17,7 +17,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,12 +41,11 @@ from cluster.node.member import Member
 from cluster.node.memory_stops import say_what_follows, trained_micro_batch, with_less_memory
 from cluster.node.node_group import LOOPBACK, NodeGroup, passed_notice
 from cluster.node.notice import watch_for_notice
-from cluster.node.ray_runtime import import_ray, ray_folder
+from cluster.node.ray_runtime import import_ray
 from cluster.node.ray_runtime_member import RayMember
-from cluster.node.stages import needs_ray, run_stages, stages_of
+from cluster.node.stages import needs_ray, run_stages
 from cluster.node.stall_watch import StallWatch
 from cluster.node.standstill import TrainingProgress
-from cluster.node.train_template import forks_ranks, template
 from cluster.phase import PhaseMarker, read_marks
 from cluster.process_tree import NODE_MARK
 from cluster.recovery import ALL_DONE, StopReason
@@ -120,12 +118,8 @@ def run_node(arguments: NodeArguments) -> StopReason:
 
     A machine that is not the head takes part until the attempt is over and returns the head's reason.
     """
-    with ExitStack() as beside:
-        return _lead(arguments, beside) if arguments.group.is_head else _take_part(arguments, beside)
-
-
-def _lead(arguments: NodeArguments, beside: ExitStack) -> StopReason:
-    """What the head does; `beside` ends what runs beside the attempt."""
+    if not arguments.group.is_head:
+        return _take_part(arguments)
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     interruption = Interruption()
     marker = PhaseMarker(arguments.scratch)
@@ -136,7 +130,6 @@ def _lead(arguments: NodeArguments, beside: ExitStack) -> StopReason:
         store = Store.open(arguments.store_uri).child(arguments.run_id)
         log = AttemptLog(store, LAYOUT)
         job = with_less_memory(read_job(store), log.records(), arguments.attempt)
-        beside.enter_context(_template(arguments, job, store))
         if needs_ray(job):
             import_ray(arguments.group)
         _claim(log, arguments, trained_micro_batch(job))
@@ -189,7 +182,7 @@ def _lead(arguments: NodeArguments, beside: ExitStack) -> StopReason:
     return failure.reason
 
 
-def _take_part(arguments: NodeArguments, beside: ExitStack) -> StopReason:
+def _take_part(arguments: NodeArguments) -> StopReason:
     """What a machine does that is not the head."""
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     notices: list[Notice] = []
@@ -198,7 +191,6 @@ def _take_part(arguments: NodeArguments, beside: ExitStack) -> StopReason:
     try:
         store = Store.open(arguments.store_uri).child(arguments.run_id)
         job = read_job(store)
-        beside.enter_context(_template(arguments, job, store))
         import_ray(arguments.group)
         check_gpus(arguments.placement.get("gpus"))
     except Exception as exc:  # as in run_node: the exit code has to say it
@@ -210,15 +202,6 @@ def _take_part(arguments: NodeArguments, beside: ExitStack) -> StopReason:
     ray = RayMember(num_cpus=ranks, num_gpus=_gpus(arguments.placement), group=arguments.group)
     log = AttemptLog(store, LAYOUT)
     return Member(store, log, arguments.attempt, arguments.group, ray, notices, alive=arguments.alive).run()
-
-
-def _template(arguments: NodeArguments, job: JobSpec, store: Store) -> AbstractContextManager[None]:
-    """What this machine's training ranks are forked from, if they are: it imports while Ray starts."""
-    trains_here = arguments.until != "generate" and forks_ranks(job, _gpus(arguments.placement))
-    if not trains_here or "train" not in stages_of(job, store):
-        return nullcontext()
-    folder = ray_folder(os.environ.get(NODE_MARK, str(os.getpid())))
-    return template(job, folder=folder, scratch=arguments.scratch, machine=arguments.group.rank)
 
 
 def _world_size(job: JobSpec, placement: Mapping[str, Any]) -> int:

@@ -15,7 +15,6 @@ from checkpoints.errors import NoGoodCommit
 from checkpoints.keys import CommitRef
 from checkpoints.lineage import counting_commits
 from checkpoints.reader import list_commits
-from checkpoints.store import Store
 from cluster.job_record import read_job_record
 from cluster.node.after_done import delete_trained
 from cluster.node.attempt_context import AttemptContext
@@ -91,7 +90,7 @@ def _run_with_ray(ctx: AttemptContext, runtime: RayRuntime) -> None:
         return
     if not isinstance(rows, str):
         keep_card(ctx, rows)
-    if "train" not in stages_of(ctx.job, ctx.store):
+    if "train" not in _stages(ctx):
         return
     check_training_budget(ctx)
     if not isinstance(rows, str):
@@ -124,10 +123,10 @@ def _train(
         stage.end()
 
 
-def stages_of(job: JobSpec, store: Store) -> tuple[str, ...]:
-    """The job's stages, up to the one after which its run is over (`LaunchPlan.until`); `store` is the run's own."""
-    stages = job.stages
-    until = read_job_record(store).get("until")
+def _stages(ctx: AttemptContext) -> tuple[str, ...]:
+    """The job's stages, up to the one after which this run is over (`LaunchPlan.until`)."""
+    stages = ctx.job.stages
+    until = read_job_record(ctx.store).get("until")
     return stages if until is None else stages[: stages.index(until) + 1]
 
 

@@ -19,8 +19,6 @@ from cluster.node.inputs import with_frozen_inputs
 from cluster.node.ray_runtime import RayRuntime
 from cluster.node.trackers import start_tracking
 from cluster.node.tracking import Tracking
-from cluster.node.train_forked import ForkedTrainWorker
-from cluster.node.train_template import forks_ranks
 from cluster.node.train_worker import ExportOrder, TrainWorker, WorkerAssignment
 
 if TYPE_CHECKING:
@@ -58,9 +56,9 @@ class TrainStage:
 
     def start(self, world_size: int) -> None:
         """Place the workers and let them import what they need; returns at once."""
-        gpus = self._ctx.gpus_per_node
-        factory = ForkedTrainWorker if forks_ranks(self._ctx.job, gpus) else TrainWorker
-        self._workers = self._runtime.worker_group(factory, world_size, gpus_each=1 if gpus else 0)
+        self._workers = self._runtime.worker_group(
+            TrainWorker, world_size, gpus_each=1 if self._ctx.gpus_per_node else 0
+        )  # fmt: skip
         job = job_to_dict(self._ctx.job)
         self._prepared = [worker.prepare.remote(job) for worker in self._workers]
 

@@ -17,9 +17,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def ranks_of(nonce: str) -> list[psutil.Process]:
-    """The training ranks of a node: forks of the process that imported for them."""
-    forks = [one for one in find_marked(nonce) if "cluster.node.train_forks" in one.cmdline()]
-    return [one for one in forks if one.ppid() in {other.pid for other in forks}]
+    """The training ranks of a node, by the title that Ray gives to their processes."""
+    found = []
+    for process in find_marked(nonce):
+        try:
+            if process.cmdline()[0].startswith("ray::TrainWorker"):
+                found.append(process)
+        except (psutil.NoSuchProcess, IndexError):
+            continue
+    return found
 
 
 def test_ranks_that_hang_end_the_attempt_as_a_failure_of_the_node(bench: Any) -> None:
