@@ -127,6 +127,7 @@ def preload(train: TrainSpec) -> None:
     if train.model != TINY_LLAMA:
         modules.append("transformers.models.auto.modeling_auto")
     with ExitStack() as lean:
+        lean.enter_context(hidden("click"))  # httpx, which the hub is asked with, has a command line as well
         if not train.compile and not train.engine.startswith("deepspeed"):
             stand_in_for_compiler()
             if train.method == "full":

@@ -75,8 +75,8 @@ def test_a_node_begins_its_attempt_with_nothing_heavy_loaded() -> None:
 
 def test_a_rank_makes_its_first_step_with_what_a_step_needs(tmp_path: Path) -> None:
     prepared, late = run(RANK, str(tmp_path), json.dumps(JOB))
-    never = ("accelerate", "deepspeed", "peft", "pandas", "pyarrow", "sklearn", "scipy", "tensorboard", "ray.train",
-             "torch._dynamo.eval_frame", "torch._inductor", "transformers.trainer", "fsspec")  # fmt: skip
+    never = ("accelerate", "deepspeed", "peft", "pandas", "pyarrow", "sklearn", "scipy", "tensorboard", "click",
+             "ray.train", "torch._dynamo.eval_frame", "torch._inductor", "transformers.trainer", "fsspec")  # fmt: skip
     assert heavy(prepared + late, never) == []
     assert len(heavy(prepared, ("torch.distributed.fsdp", "transformers.models.llama.modeling_llama"))) == 2
     assert len(late) <= 40, f"{len(late)} modules are loaded after `prepare`, where nothing overlaps: {late}"
