@@ -11,7 +11,7 @@ tensors (as FSDP2 and AdamW keep them), 128 rows of a batch at a time. Median of
   step     the step beside a save against one with none, without the waiting that counts as stall: ours and DCP async
   save     from the call to the commit, nothing beside it, and restore, against raw put and get of the same bytes in
            objects of the same sizes by the same client with the same threads, without digests and manifest (files
-           fsynced, page cache dropped before reads)
+           fsynced, page cache dropped before reads); the two take turns
   memory   peak resident memory beyond the state itself
 S3 is a moto server in a process of its own. Prints a table, then each aim with `aim met: yes/no`; exits 1 on a no. An
 aim that needs what was left out is printed as not asked.
@@ -173,6 +173,8 @@ def main() -> int:
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if "raw" in arguments.ways and "ours" not in arguments.ways:
+        parser.error("--ways raw takes turns with ours: name both")
     if arguments.job:
         run_rank(arguments.rank, json.loads(arguments.job))
         return 0

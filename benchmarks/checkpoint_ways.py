@@ -96,9 +96,10 @@ class Bench:
         value = act()
         return self.slowest(time.perf_counter() - started), value
 
-    def ours(self, repeats: int) -> Found:
+    def ours(self, repeats: int, raw: RawObjects) -> Found:
         """Saves with nothing beside them, for how fast they store; then saves beside a step, for how long it stands
-        still: in `save` and before the update."""
+        still: in `save` and before the update; then restores. Raw puts and gets take turns with what they are compared
+        with: who comes later finds a server with warmer memory."""
         from checkpoints.attempts import AttemptLog
         from checkpoints.fence import Fence
         from checkpoints.keys import TRAIN_ONLY, CommitRef
@@ -128,6 +129,7 @@ class Bench:
             self.train()
             save()
             found["save"].append(checkpointer.wait()[0].seconds)  # deleting old commits is not counted
+            raw.put()
         for _ in range(repeats):
             found["alone"].append(self.train()[0])
             blocked_s = save()
@@ -140,60 +142,11 @@ class Bench:
             self.cool("ours")
             seconds, _ = self.timed(lambda: checkpointer.load(CommitRef("train", position, 1), self.state))
             found["restore"].append(seconds)
+            raw.get()
         checkpointer.close()
         self.clean("ours")
+        raw.close()
         return {**found, "save": found["save"][1:]}
-
-    def raw(self, repeats: int) -> Found:
-        """The same bytes in objects of the same sizes, by the same client with as many threads; no digests, no
-        manifest, no planning. What the client checks and signs by default it does here too."""
-        from checkpoints.torch_plan import lay_out, plan_local
-        from checkpoints.torch_state import flatten_state
-
-        plan = plan_local(flatten_state(self.state), is_coordinator=True)
-        sizes = [planned.size for planned in lay_out(plan.items, self.rank)]
-        data = memoryview(self.torch.cat([t.to_local().reshape(-1) for t in self.state.values()]).numpy()).cast("B")
-        ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
-        spans = [(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-        assert ends[-1] == len(data), "the same bytes"
-        found: Found = {"save": [], "restore": []}
-        for number in range(repeats + 1):
-            keys = [f"raw/{number}/rank-{self.rank}-{start}" for start, _ in spans]
-
-            def put(keys: list[str] = keys) -> None:
-                with ThreadPoolExecutor(self.threads[0]) as pool:
-                    jobs = [
-                        pool.submit(self.store.put, key, data[start:end])
-                        for key, (start, end) in zip(keys, spans, strict=True)
-                    ]
-                    for job in jobs:
-                        job.result()
-
-            seconds, _ = self.timed(put)
-            found["save"].append(seconds)
-            if number >= KEPT:  # as ours does: what is written takes the place of what was there three saves ago
-                self.clean(f"raw/{number - KEPT}")
-        last = [f"raw/{repeats}/rank-{self.rank}-{start}" for start, _ in spans]
-        ranges = [
-            (key, first - start, min(16 * MIB, end - first))
-            for key, (start, end) in zip(last, spans, strict=True)
-            for first in range(start, end, 16 * MIB)
-        ]
-
-        def get() -> None:
-            def fetch(job: tuple[str, int, int]) -> None:
-                self.store.get_range(*job)  # raw bytes are let go of; a restore has to put them into the tensors
-
-            with ThreadPoolExecutor(self.threads[1]) as pool:
-                for _ in pool.map(fetch, ranges):
-                    pass
-
-        for _ in range(repeats):
-            self.cool("raw")
-            seconds, _ = self.timed(get)
-            found["restore"].append(seconds)
-        self.clean("raw")
-        return {"save": found["save"][1:], "restore": found["restore"]}
 
     def dcp(self, repeats: int, *, background: bool) -> Found:
         import torch.distributed.checkpoint as dcp
@@ -292,6 +245,72 @@ class Bench:
         self.dist.barrier()
 
 
+class RawObjects:
+    """The same bytes in objects of the same sizes, by the same client with as many threads; no digests, no manifest, no
+    planning. What the client checks and signs by default it does here too. `found` is what its turns took; one that is
+    not asked for takes none."""
+
+    def __init__(self, bench: Bench, *, asked: bool) -> None:
+        self.found: Found = {"save": [], "restore": []}
+        self._bench, self._asked, self._turn = bench, asked, -1
+        if not asked:
+            return
+        from checkpoints.torch_plan import lay_out, plan_local
+        from checkpoints.torch_state import flatten_state
+
+        plan = plan_local(flatten_state(bench.state), is_coordinator=True)
+        sizes = [planned.size for planned in lay_out(plan.items, bench.rank)]
+        whole = bench.torch.cat([tensor.to_local().reshape(-1) for tensor in bench.state.values()])
+        self._data = memoryview(whole.numpy()).cast("B")
+        ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+        self._spans = [(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+        assert ends[-1] == len(self._data), "the same bytes"
+
+    def put(self) -> None:
+        """Put all objects; what was put KEPT turns ago goes, as ours does it. The first turn is to warm up."""
+        if not self._asked:
+            return
+        self._turn += 1
+        seconds, _ = self._bench.timed(lambda: self._each(self._bench.threads[0], self._put, self._spans))
+        if self._turn:
+            self.found["save"].append(seconds)
+        if self._turn >= KEPT:
+            self._bench.clean(f"raw/{self._turn - KEPT}")
+
+    def get(self) -> None:
+        """Get all bytes of the last turn, a range of at most 16 MiB at a time."""
+        if not self._asked:
+            return
+        ranges = [
+            (start, first, min(first + 16 * MIB, end))
+            for start, end in self._spans
+            for first in range(start, end, 16 * MIB)
+        ]
+        self._bench.cool("raw")
+        seconds, _ = self._bench.timed(lambda: self._each(self._bench.threads[1], self._get, ranges))
+        self.found["restore"].append(seconds)
+
+    def close(self) -> None:
+        if self._asked:
+            self._bench.clean("raw")
+            del self._data
+
+    def _each(self, threads: int, act: Callable[[Any], None], jobs: list[Any]) -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(act, jobs):
+                pass
+
+    def _put(self, span: tuple[int, int]) -> None:
+        self._bench.store.put(self._key(span[0]), self._data[span[0] : span[1]])
+
+    def _get(self, part: tuple[int, int, int]) -> None:
+        start, first, end = part
+        self._bench.store.get_range(self._key(start), first - start, end - first)  # let go of; a restore keeps them
+
+    def _key(self, start: int) -> str:
+        return f"raw/{self._turn}/rank-{self._bench.rank}-{start}"
+
+
 def resident() -> int:
     """Resident memory now, bytes; and the peak starts anew from here (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
@@ -318,9 +337,10 @@ def run_rank(rank: int, job: dict[str, Any]) -> None:
     bench = Bench(job["uri"], job["options"], job["megabytes"])
     repeats = job["repeats"]
     found: dict[str, Any] = {"bytes_per_rank": bench.bytes}
+    raw = RawObjects(bench, asked="raw" in job["ways"])
     ways: dict[str, Callable[[], Any]] = {
-        "ours": lambda: bench.ours(repeats),
-        "raw": lambda: bench.raw(repeats),
+        "ours": lambda: bench.ours(repeats, raw),
+        "raw": lambda: raw.found,
         "copy": lambda: bench.copy(repeats),
         "dcp sync": lambda: bench.dcp(repeats, background=False),
         "dcp async": lambda: bench.dcp(repeats, background=True),
