@@ -27,7 +27,7 @@ def check_region_names(job: JobSpec, offers: Iterable[Offer]) -> None:
     for region in job.compute.regions or ():
         if region not in names:
             raise PlanError(
-                f"compute.regions names {region}, which {join(job.compute.infra)} do not have. "
+                f"compute.regions names {region}, which is no region of {join(job.compute.infra)}. "
                 f"{nearest_region(region, names)}"
             )
 

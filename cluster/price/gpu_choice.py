@@ -40,11 +40,11 @@ def offers_with_gpus(
         close = difflib.get_close_matches(name.lower(), {one.lower(): one for one in names}, n=1, cutoff=0.5)
         near = next((one for one in names if close and one.lower() == close[0]), None)
         hint = f"Did you mean {near}{f':{count}' if count else ''}?" if near else f"There are: {join(names)}."
-        raise PlanError(f"{asked}, but {join(sellers)} sell no {name}. {hint}")
+        raise PlanError(f"{asked}, but no {name} is sold by {join(sellers)}. {hint}")
     counts = sorted({offer.gpu_count for offer in listed if offer.gpu_name == found})
     if count is not None and count not in counts:
         raise PlanError(
-            f"{asked}, but {join(sellers)} sell {found} only with {join(map(str, counts))} in a machine. "
+            f"{asked}, but {found} is sold by {join(sellers)} only with {join(map(str, counts))} in a machine. "
             f"Set {key}{found}:{_nearest(count, counts)}{elsewhere}."
         )
     return [offer for offer in listed if offer.gpu_name == found and count in (None, offer.gpu_count)]

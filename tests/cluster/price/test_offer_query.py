@@ -48,12 +48,12 @@ def test_regions_and_pricing_are_filters() -> None:
 @pytest.mark.parametrize(
     ("gpus", "regions", "message"),
     [
-        ("A100-80G:8", [], "--gpus is A100-80G:8, but .* sell no A100-80G. Did you mean A100-80GB:8?"),
-        ("H100:3", [], "sell H100 only with 1, 8 in a machine. Set --gpus H100:8."),
+        ("A100-80G:8", [], "--gpus is A100-80G:8, but no A100-80G is sold by .*. Did you mean A100-80GB:8?"),
+        ("H100:3", [], "H100 is sold by .* only with 1, 8 in a machine. Set --gpus H100:8."),
         ("L4:x", [], "--gpus is L4:x, but NAME or NAME:COUNT is wanted, such as A100-80GB:8."),
         ("L4:0", [], "NAME or NAME:COUNT is wanted"),
         (":8", [], "NAME or NAME:COUNT is wanted"),
-        ("L4:1", ["us-east-11"], "--region is us-east-11, which .* do not have. Did you mean us-east-1?"),
+        ("L4:1", ["us-east-11"], "--region is us-east-11, which is no region of .*. Did you mean us-east-1?"),
     ],
 )
 def test_what_is_not_sold_is_answered_with_what_is(gpus: str, regions: list[str], message: str) -> None:

@@ -101,7 +101,7 @@ def test_a_job_that_trains_without_gpus_may_have_a_teacher_with_some() -> None:
 def test_gpus_that_nobody_sells_are_refused_with_the_nearest() -> None:
     spec = job("L4:3")
     with pytest.raises(
-        PlanError, match=r"data\.teacher\.server\.gpus is L4:3, but .* sell L4 only with .*in a machine"
+        PlanError, match=r"data\.teacher\.server\.gpus is L4:3, but L4 is sold by .* only with .*in a machine"
     ):
         side_offers_for(spec, offers_for(spec))
     with pytest.raises(PlanError, match="Did you mean"):
