@@ -16,7 +16,7 @@ test: venv ## the whole test suite: two or three tests at a time, then the cloud
 	@bash .ci/s3_servers.sh
 	@bash .ci/tests.sh $(ARGS)
 
-check: venv lint types ## what to run before a commit: lint, types, the tests that need one process (about 4 minutes)
+check: venv lint types ## what to run before a commit: lint, types, the tests that need one process (2 to 3 minutes)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not process and not cloud" $(ARGS)
 
 lint: venv ## ruff: rules and format
