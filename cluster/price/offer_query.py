@@ -52,7 +52,8 @@ def choose_offers(
     known = sorted({offer.region for offer in prices})
     for region in regions:
         if region not in known:
-            raise PlanError(f"--region is {region}, which is no region of {join(sellers)}. {nearest_region(region, known)}")
+            near = nearest_region(region, known)
+            raise PlanError(f"--region is {region}, which is no region of {join(sellers)}. {near}")
     found: Iterable[Offer] = prices
     if gpus is not None:
         name, count = parse_gpus(gpus)
