@@ -70,7 +70,7 @@ class StallWatch:
             return None
         end_after_s = None
         if self._max_stall_s is not None:
-            end_after_s = still.end_after_s(self._max_stall_s, is_saving=self._saves())
+            end_after_s = still.end_after_s(self._max_stall_s, is_saving=self._is_saving())
             if still.silent_s >= end_after_s:
                 return (
                     f"Training stands still on this machine: {still.words}. It was given up after "
@@ -78,13 +78,6 @@ class StallWatch:
                 )
         self._warn(still, end_after_s)
         return None
-
-    def _saves(self) -> bool:
-        """Whether a save is under way; not where the disk that says so is gone, which is a reason to watch on."""
-        try:
-            return self._is_saving()
-        except OSError:
-            return False
 
     def _warn(self, still: Standstill, end_after_s: float | None) -> None:
         if still.silent_s < still.warn_after_s:
