@@ -58,13 +58,12 @@ def resume(
     """
     from cli.finding import find_run
     from cluster.events import utc_now
-    from cluster.launch.alive import still_alive
+    from cluster.launch.alive import refuse_supervised
     from cluster.launch.launching import resume_run
     from cluster.runs.run_view import RunState, read_plan, view_run
 
     found = find_run(run, store)
-    if found.is_alive_here:
-        raise still_alive(found.run_id, "resume it", "its supervisor works on this machine")
+    refuse_supervised(found.run_id, found.home, what="resume it")
     plan, _ = read_plan(found.root, found.run_id)
     view = view_run(found.root, found.run_id, is_alive=found.is_alive_here)
     starting.check_installed(plan.job, until=plan.until)

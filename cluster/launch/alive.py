@@ -22,10 +22,15 @@ def refuse_finished(log: AttemptLog, run_id: str) -> None:
 
 def refuse_active(log: AttemptLog, run_id: str, home: Home, timing: Timing, *, what: str) -> None:
     """Raise RunActive if a supervisor of this machine works on the run, or its newest attempt renews its lease."""
-    if (pid := home.run(run_id).supervisor_pid()) is not None:
-        raise still_alive(run_id, what, f"its supervisor works on this machine (pid {pid})")
+    refuse_supervised(run_id, home, what=what)
     if not LocalBackend(home).find(run_id) and is_lease_moving(log, sample_s=timing.sample_s):
         raise still_alive(run_id, what, "its newest attempt renews its lease on another machine")
+
+
+def refuse_supervised(run_id: str, home: Home, *, what: str) -> None:
+    """Raise RunActive if a supervisor of this machine works on the run; nothing is waited for."""
+    if (pid := home.run(run_id).supervisor_pid()) is not None:
+        raise still_alive(run_id, what, f"its supervisor works on this machine (pid {pid})")
 
 
 def still_alive(run_id: str, what: str, why: str) -> RunActive:
