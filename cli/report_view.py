@@ -37,7 +37,10 @@ def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
     rows.append(("time", words.duration(wall_s)))
     for name in ("useful", "lost", "waiting", "saving"):
         seconds = goodput[f"{name}_s"]
-        rows.append((f"  {name}", f"{words.duration(seconds)} ({words.share(seconds, wall_s)})"))
+        shown = f"{words.duration(seconds)} ({words.share(seconds, wall_s)})"
+        if name == "waiting" and goodput.get("teacher_wait_s"):
+            shown += f", {words.duration(goodput['teacher_wait_s'])} of it for the teacher"
+        rows.append((f"  {name}", shown))
     rows.append(
         (
             "cost",

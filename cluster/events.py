@@ -7,9 +7,9 @@ listing everything again. Events are information for people: nothing decides by 
 Kinds: `log` (level, logger, message), `phase` (phase), `attempt` (the supervisor's with state: started, adopted,
 refused or ended; the node's with placement), `ray` (seconds: its start), `ready` (seconds: the training workers'
 imports), `base` (stage, position: what the attempt goes on from), `generation` (rows, accept_rate, drops, requests,
-usd, tokens; waiting and next_try_at while the teacher answers nobody), `budget` (what is left does not pay for
-training: limit_usd, teacher_usd, machines_usd, left_usd, training_usd), `step` (total_steps, and StepMetrics of
-alpaca_jobs/training/metrics.py; runs of earlier versions lack peak_memory_bytes and data_wait_s), `save`
+usd, tokens; waiting, waiting_since and next_try_at while the teacher answers nobody), `budget` (what is left does not
+pay for training: limit_usd, teacher_usd, machines_usd, left_usd, training_usd), `step` (total_steps, and StepMetrics
+of alpaca_jobs/training/metrics.py; runs of earlier versions lack peak_memory_bytes and data_wait_s), `save`
 (position, stall_s, seconds, bytes, stored_bytes, committed, lag_steps, interval_steps, interval_by), `eval` (step,
 loss, num_rows, target_tokens, seconds, is_best, best_step, best_loss), `stall` (no step for long: seconds, usual_s,
 step, words), `decision` (action, words), `end` (exit_code, reason, words).

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from alpaca_jobs.data.rows import Row, render_rows
 from alpaca_jobs.errors import BudgetExceeded, TeacherError
+from alpaca_jobs.generation.completer import Absence
 from alpaca_jobs.generation.offline_batches import forget
 from alpaca_jobs.generation.recipe import make_recipe
 from alpaca_jobs.generation.seeds import load_seed_tasks
@@ -289,15 +290,17 @@ class GenerateStage:
         if (words is not None) != self._is_waiting:
             logger.warning("%s", words or "the teacher answers again")
         self._is_waiting = words is not None
-        self._tell(waiting=words, next_try_at=None if waiting is None else iso_time(waiting.next_try_s))
+        self._tell(waiting)
 
-    def _tell(self, *, waiting: str | None = None, next_try_at: str | None = None) -> None:
+    def _tell(self, waiting: Absence | None = None) -> None:
         self._told_request = self._state.request
+        away = None if waiting is None else absence_words(waiting)
         so_far = self._state.statistics
         accept_rate = so_far.accept_rate
         self._ctx.events.emit(
             "generation", rows=so_far.num_rows, target=self._data.num_rows, requests=self._state.request,
             accept_rate=None if accept_rate is None else round(accept_rate, 4), drops=so_far.to_json()["drops"],
             usd=self._ledger.spent_usd, in_flight=len(self._under_way), tokens=so_far.tokens.to_json(),
-            waiting=waiting, next_try_at=next_try_at,
+            waiting=away, waiting_since=None if waiting is None else iso_time(waiting.since_s),
+            next_try_at=None if waiting is None else iso_time(waiting.next_try_s),
         )  # fmt: skip

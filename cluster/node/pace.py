@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from cluster.events import Event, seconds_of
+from cluster.node.teacher_waits import teacher_waits
 
 _STEP_FIELDS: Final = ("tokens", "seconds", "tokens_per_second", "tokens_per_second_per_gpu")
 
@@ -39,7 +40,7 @@ class GenerationPace:
 
     Attributes:
         requests, rows: answered and kept while it was timed.
-        seconds: that took, all requests in flight together.
+        seconds: that took, all requests in flight together, without the time in which it answered nobody.
     """
 
     requests: int
@@ -107,7 +108,7 @@ def _training(events: Iterable[Event]) -> TrainingPace | None:
     )
 
 
-def _generation(events: Iterable[Event]) -> GenerationPace | None:
+def _generation(events: Sequence[Event]) -> GenerationPace | None:
     first: dict[int, Event] = {}
     last: dict[int, Event] = {}
     for event in events:
@@ -120,6 +121,9 @@ def _generation(events: Iterable[Event]) -> GenerationPace | None:
         end = last[attempt]
         total.update({name: int(end.fields[name]) - int(begin.fields[name]) for name in ("requests", "rows")})
         seconds += seconds_of(end.t) - seconds_of(begin.t)
+    for wait in teacher_waits(events):
+        if wait.attempt in first:
+            seconds -= wait.within(seconds_of(first[wait.attempt].t), seconds_of(last[wait.attempt].t))
     if total["requests"] <= 0 or total["rows"] <= 0 or seconds <= 0:
         return None
     return GenerationPace(total["requests"], total["rows"], round(seconds, 3))

@@ -102,9 +102,10 @@ def _steps(job: JobSpec, past: Sequence[PastRun]) -> tuple[MeasuredSteps, ...]:
 
 
 def _rest_s(run: PastRun, pace: TrainingPace) -> float:
-    """Seconds of an attempt that were neither steps nor answers, on average."""
+    """Seconds of an attempt that were neither steps nor answers nor a wait for them, on average."""
     answered_s = 0.0 if run.pace.generation is None else run.pace.generation.seconds
-    rest_s = run.report["goodput"]["wall_s"] - pace.seconds - answered_s
+    goodput = run.report["goodput"]
+    rest_s = goodput["wall_s"] - goodput.get("teacher_wait_s", 0.0) - pace.seconds - answered_s
     return max(float(rest_s), 0.0) / max(len(run.report["attempts"]), 1)
 
 

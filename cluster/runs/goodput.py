@@ -3,9 +3,9 @@
     first launch |--waiting--|--useful--|-lost-|--waiting--|--useful ... --| end
                   start-up              ^ the commit that the next attempt started from
 
-Waiting is everything that is no work: capacity, start-up, recovery, and the time until a dead node was noticed. Lost is
-work that was done again. Saving is the time that training stood still for checkpoints. The four add up to the whole;
-the time between an end and a resume is no part of it.
+Waiting is everything that is no work: capacity, start-up, recovery, the time until a dead node was noticed, and a
+teacher that answered nobody. Lost is work that was done again. Saving is the time that training stood still for
+checkpoints. The four add up to the whole; the time between an end and a resume is no part of it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from itertools import pairwise
 
 from checkpoints.keys import CommitRef
 from cluster.events import Event, seconds_of
+from cluster.node.teacher_waits import teacher_waits
 from cluster.runs.attempt_summary import AttemptSummary
 
 _WORK = ("generation", "step", "save")
@@ -23,12 +24,13 @@ _WORK = ("generation", "step", "save")
 
 @dataclass(frozen=True)
 class Goodput:
-    """Seconds of a run, split; `wall_s` is the sum."""
+    """Seconds of a run, split; `wall_s` is the sum. Of `waiting_s`, `teacher_wait_s` was for the teacher."""
 
     useful_s: float
     lost_s: float
     saving_s: float
     waiting_s: float
+    teacher_wait_s: float = 0.0
 
     @property
     def wall_s(self) -> float:
@@ -44,19 +46,25 @@ def split_time(attempts: Sequence[AttemptSummary], events: Sequence[Event]) -> G
     """Split the time from the first attempt's start to the last one's end."""
     times = [seconds_of(t) for one in attempts for t in (one.started_at, one.ended_at) if t]
     wall_s = max(times) - min(times) - _stopped_s(events, max(times)) if times else 0.0
-    useful = lost = saving = 0.0
+    waits = teacher_waits(events)
+    useful = lost = saving = waited = 0.0
     for place, attempt in enumerate(attempts):
         successor = next((one for one in attempts[place + 1 :] if one.has_base), None)
         work = _work_of(attempt, events)
         if work is None:
             continue
         kept_until = work.end if successor is None else work.commit_time(successor.base)
+        own = [wait for wait in waits if wait.attempt == attempt.number]
+        kept_wait = sum(wait.within(work.begin, kept_until) for wait in own)
+        lost_wait = sum(wait.within(kept_until, work.end) for wait in own)
         stalls = sum(stall for at, stall in work.stalls if at <= kept_until)
-        stalls = min(stalls, max(kept_until - work.begin, 0.0))
-        useful += kept_until - work.begin - stalls
+        stalls = min(stalls, max(kept_until - work.begin - kept_wait, 0.0))
+        useful += kept_until - work.begin - kept_wait - stalls
         saving += stalls
-        lost += work.end - kept_until
-    return Goodput(useful, lost, saving, max(wall_s - useful - lost - saving, 0.0))
+        lost += work.end - kept_until - lost_wait
+        waited += kept_wait + lost_wait
+    waiting = max(wall_s - useful - lost - saving, 0.0)
+    return Goodput(useful, lost, saving, waiting, min(waited, waiting))
 
 
 def _stopped_s(events: Sequence[Event], until: float) -> float:

@@ -87,6 +87,8 @@ def test_report_splits_time_and_cost() -> None:
     assert shown["lost steps"] == "1 in all, 1 at most at once"
     assert shown["  useful"] == "1 min 15 s (75.0 %)"
     assert shown["  waiting"] == "19 s (19.0 %)"
+    away = {**REPORT, "goodput": {**REPORT["goodput"], "teacher_wait_s": 12.0}}
+    assert cells(report_view.report_grids(away)[1])["  waiting"] == "19 s (19.0 %), 12 s of it for the teacher"
     assert shown["cost"] == "$1.50 (machines $1.50, teacher $0.0042)"
     assert attempts.rows[0] == ("1", "local/a", "nothing", "step 16", "lost", "31 s", "$0.00")
     assert attempts.rows[1][2:5] == ("step 15", "step 40", "done")

@@ -56,6 +56,18 @@ def test_generation_is_timed_from_first_to_last_word_of_each_attempt() -> None:
     assert pace_of(told).generation == GenerationPace(requests=8, rows=50, seconds=15.0)
 
 
+def test_time_in_which_the_teacher_answered_nobody_says_nothing_about_its_speed() -> None:
+    told = [
+        event(10, "generation", rows=0, requests=0),
+        event(15, "generation", rows=30, requests=5),
+        event(20, "generation", rows=30, requests=5, waiting="HTTP 503"),
+        event(90, "generation", rows=30, requests=5, waiting="HTTP 503"),
+        event(95, "generation", rows=50, requests=8, waiting=None),
+        event(100, "generation", rows=60, requests=10, waiting=None),
+    ]
+    assert pace_of(told).generation == GenerationPace(requests=10, rows=60, seconds=90.0 - 75.0)
+
+
 def test_what_was_not_timed_is_none() -> None:
     assert pace_of([]) == Pace(None, None)
     assert pace_of([event(1, "generation", rows=9, requests=1), step(1, 1.0)]) == Pace(None, None)

@@ -28,6 +28,7 @@ from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from cluster.event_reading import read_events
 from cluster.node.generate_stage import GeneratedRows
+from cluster.node.teacher_waits import teacher_waits
 from cluster.runs.report import newest_part
 
 pytestmark = pytest.mark.process
@@ -220,6 +221,8 @@ def test_a_teacher_that_is_away_for_a_while_costs_time_and_nothing_else(tmp_path
     next_tries = [event.fields.get("next_try_at") for event in read_events(store) if event.fields.get("waiting")]
     assert next_tries
     assert all(next_tries), "whoever looks can say when it is asked again"
+    waited_s = sum(wait.end - wait.begin for wait in teacher_waits(read_events(store)))
+    assert waited_s >= server.away_s - 1, "from the first refusal on, not from the first word about it"
 
 
 def test_a_teacher_that_never_comes_back_ends_the_attempt_with_its_rows_committed(tmp_path: Path) -> None:

@@ -154,6 +154,8 @@ def test_steps_without_gpus_are_learned_from_runs_with_as_many_ranks_on_such_a_m
     timed = {"training": {"ranks": 2, "steps": 40, "tokens": 9, "seconds": 20.0}, "generation": None}
     (steps,) = learn(job("demo"), [past(job("demo"), pace=timed)]).steps
     assert (steps.instance_type, steps.step_s, steps.rest_s) == ("process", 0.5, 30.0)
+    away = past(job("demo"), pace=timed, goodput={"wall_s": 950.0, "teacher_wait_s": 900.0})
+    assert learn(job("demo"), [away]).steps[0].rest_s == 30.0, "a teacher that was down is no part of a start"
     assert learn(job("demo", compute__workers=3), [past(job("demo"), pace=timed)]).steps == ()
     assert learn(job(), [past(job("demo"), pace=timed)]).steps == ()
     cloud = job("demo", store="auto", compute__infra=["aws"], compute__regions=["us-east-1"])

@@ -93,21 +93,58 @@ def test_the_time_between_an_end_and_a_resume_does_not_count() -> None:
     assert split_time(TWO, told).wall_s == 79
 
 
+WAITING = {"waiting": "waiting for the teacher since ...: HTTP 503", "requests": 4}
+
+
+def test_a_teacher_that_answers_nobody_is_waited_for_and_that_is_no_useful_time() -> None:
+    told = [
+        event(5, "generation", 1, requests=0),
+        event(9, "generation", 1, requests=4),
+        event(13, "generation", 1, waiting_since=at(10), **WAITING),
+        event(20, "generation", 1, waiting_since=at(10), **WAITING),
+        event(21, "generation", 1, requests=5, waiting=None),
+        *steps(1, 25, 40),
+    ]
+    whole = (attempt(1, 0, 40, stop_reason="done"),)
+    assert split_time(whole, told) == Goodput(35 - 11, 0, 0, waiting_s=5 + 11, teacher_wait_s=11)
+    # Killed while it waits, gone on with by another attempt: the wait is neither useful nor lost.
+    two = (attempt(1, 0, 30), attempt(2, 31, 60, stop_reason="done", base=CommitRef("generate", 1, 1)))
+    goodput = split_time(two, [*told[:4], event(40, "generation", 2, requests=5)])
+    assert goodput == Goodput(5 + 20, 0, 0, waiting_s=60 - 25, teacher_wait_s=10)
+    assert goodput.to_json()["teacher_wait_s"] == 10
+
+
+def test_a_wait_does_not_begin_before_the_last_answer_and_without_a_beginning_with_its_first_word() -> None:
+    whole = (attempt(1, 0, 40, stop_reason="done"),)
+    one_actor_was_answered = [event(5, "generation", 1, requests=1), event(9, "generation", 1, requests=4)]
+    end = event(30, "generation", 1, requests=4)
+    early = [*one_actor_was_answered, event(13, "generation", 1, waiting_since=at(2), **WAITING), end]
+    assert split_time(whole, early).teacher_wait_s == 30 - 9
+    unsaid = [*one_actor_was_answered, event(13, "generation", 1, **WAITING), end]
+    assert split_time(whole, unsaid).teacher_wait_s == 30 - 13
+
+
 def test_an_empty_run_has_no_goodput() -> None:
     assert split_time((), []).wall_s == 0
 
 
-@given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50), st.floats(0, 5), st.booleans()), max_size=5))
-def test_the_parts_always_add_up_and_are_never_negative(shape: list[tuple[float, float, float, bool]]) -> None:
+@given(
+    st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50), st.floats(0, 5), st.floats(0, 1), st.booleans()), max_size=5)
+)
+def test_the_parts_always_add_up_and_are_never_negative(shape: list[tuple[float, float, float, float, bool]]) -> None:
     attempts, told, now = [], [], 0.0
-    for number, (idle, work, stall, base_is_old) in enumerate(shape, start=1):
+    for number, (idle, work, stall, away, base_is_old) in enumerate(shape, start=1):
+        wait = {"waiting": "HTTP 503", "waiting_since": at(now)}
+        told += [event(now + idle, "generation", number, **wait), event(now + idle + work * away, "generation", number)]
         base = CommitRef("train", number - 1, number - 1) if number > 1 and not base_is_old else None
         attempts.append(attempt(number, now, now + idle + work, base=base))
         told += [event(now + idle, "step", number, step=1), event(now + idle + work, "step", number, step=2)]
         told.append(event(now + idle + work / 2, "save", number, position=number, stall_s=stall))
         now += idle + work
+    told.sort(key=lambda one: one.t)
     goodput = split_time(attempts, told)
     assert min(goodput.useful_s, goodput.lost_s, goodput.saving_s, goodput.waiting_s) >= -1e-6
+    assert 0 <= goodput.teacher_wait_s <= goodput.waiting_s
     assert goodput.wall_s == pytest.approx(now, abs=0.01)
 
 
