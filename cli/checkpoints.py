@@ -33,10 +33,12 @@ def ls(run: options.RunName = None, store: options.Store = None, as_json: option
     from checkpoints.lineage import counting_commits
     from checkpoints.reader import CommitReader, list_commits
     from cli.finding import find_run
+    from cluster.runs.told_saves import told_saves
 
     found = find_run(run, store)
     folder = found.root.child(found.run_id)
     commits = list_commits(folder, LAYOUT)
+    saves = told_saves(folder, commits)
     counting = set(counting_commits(AttemptLog(folder, LAYOUT).records(), commits, LAYOUT))
     rows: list[dict[str, Any]] = []
     for ref in commits:
@@ -55,6 +57,8 @@ def ls(run: options.RunName = None, store: options.Store = None, as_json: option
                 "bytes": manifest.size_bytes if manifest else None,
                 "stored_bytes": manifest.stored_bytes if manifest else None,
                 "world_size": manifest.world_size if manifest else None,
+                "save_s": saves[ref].get("seconds") if ref in saves else None,
+                "stall_s": saves[ref].get("stall_s") if ref in saves else None,
                 "eval_loss": metric_of(manifest, EVAL_LOSS) if manifest else None,
                 "problem": problem,
             }
@@ -180,28 +184,25 @@ def copy(
 
 
 def _commits_grid(run_id: str, rows: list[dict[str, Any]]) -> render.Grid:
-    evaluated = any(row["eval_loss"] is not None for row in rows)
-    cells = [
-        (
-            row["stage"],
-            words.number(row["position"]),
-            str(row["attempt"]),
-            *(("damaged", "-") if row["problem"] else (words.size(row["bytes"]), words.size(row["stored_bytes"]))),
-            words.yes_no(row["counts"]),
-            *((words.number(row["eval_loss"], 4),) if evaluated else ()),
-        )
-        for row in rows
-    ]
+    """A line for each commit; columns that no commit has anything to say in are left out."""
+    columns: dict[str, list[str]] = {
+        "stage": [row["stage"] for row in rows],
+        ">position": [words.number(row["position"]) for row in rows],
+        ">attempt": [str(row["attempt"]) for row in rows],
+        ">size": ["damaged" if row["problem"] else words.size(row["bytes"]) for row in rows],
+    }
+    if any(row["stored_bytes"] != row["bytes"] for row in rows):
+        columns[">stored"] = [words.size(row["stored_bytes"]) for row in rows]
+    is_timed = any(row["save_s"] is not None for row in rows)
+    if is_timed:
+        columns[">took"] = [words.duration(row["save_s"]) for row in rows]
+        columns[">stall"] = [words.MISSING if row["stall_s"] is None else f"{row['stall_s']:.2f} s" for row in rows]
+    columns["counts"] = [words.yes_no(row["counts"]) for row in rows]
+    if any(row["eval_loss"] is not None for row in rows):
+        columns[">eval loss"] = [words.number(row["eval_loss"], 4) for row in rows]
     return render.Grid(
         title=f"Commits of {run_id}",
-        columns=(
-            "stage",
-            ">position",
-            ">attempt",
-            ">size",
-            ">stored",
-            "counts",
-            *((">eval loss",) if evaluated else ()),
-        ),
-        rows=tuple(cells),
+        columns=tuple(columns),
+        rows=tuple(zip(*columns.values(), strict=True)),
+        notes=("took: from the call to the commit; stall: how long training stood still for it",) if is_timed else (),
     )

@@ -112,6 +112,16 @@ def read_turns(store: Store, *, until: Collection[str]) -> list[Event]:
     return sorted(found, key=lambda event: event.t)
 
 
+def read_back(store: Store, name: tuple[int, str], last: int) -> Iterator[list[Event]]:
+    """Yield the events of one attempt's writer from the newest batch back, several batches at a time.
+
+    Args:
+        name: attempt and writer; `last`: its newest batch, as `last_numbers` has it.
+    """
+    for end in range(last, 0, -_READ_THREADS):
+        yield _read_batches(store, name, range(max(end - _READ_THREADS, 0) + 1, end + 1))
+
+
 def _read_batches(store: Store, name: tuple[int, str], numbers: range) -> list[Event]:
     """Read batches that were listed, several at a time: a long run has thousands."""
 

@@ -46,7 +46,11 @@ def test_commits_are_listed_verified_and_pruned(quick: Any, run_id: str) -> None
     before = listed(quick)
     assert [one["position"] for one in before] == sorted((one["position"] for one in before), reverse=True)
     assert all(one["counts"] for one in before)
-    assert f"Commits of {run_id}" in quick("checkpoints", "ls").stdout
+    assert all(one["save_s"] > 0 and one["stall_s"] >= 0 for one in before)
+    shown = quick("checkpoints", "ls").stdout
+    assert f"Commits of {run_id}" in shown
+    assert shown.splitlines()[2].split() == ["stage", "position", "attempt", "size", "took", "stall", "counts"]
+    assert "stall: how long training stood still" in shown
     verified = quick("checkpoints", "verify", "--json")
     assert verified.returncode == 0
     assert json.loads(verified.stdout)["damaged"] == 0
