@@ -12,9 +12,11 @@ Shapes: T = tokens, G = heads of keys and values, D = size of a head.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -150,13 +152,28 @@ def _flash(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    # squeeze and not [0]: the backward pass of an index makes a tensor of zeros and copies into it.
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    grouped: dict[str, Any] = {}
+    if q.shape[1] != k.shape[1]:
+        if _takes_groups():
+            grouped["enable_gqa"] = True
+        else:
+            k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for tensor in (k, v))
     out = varlen_attn(
         q, k, v, borders, borders, longest, longest,
-        scale=scale, window_size=(-1 if window is None else window - 1, 0), enable_gqa=q.shape[1] != k.shape[1],
+        scale=scale, window_size=(-1 if window is None else window - 1, 0), **grouped,
     )  # fmt: skip
     assert isinstance(out, Tensor)  # a pair only if more is asked for
     return out[None]
+
+
+@cache
+def _takes_groups() -> bool:
+    """Whether torch's attention lets heads of queries share those of keys and values; 2.11 has no word for it."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _row_by_row(

@@ -171,6 +171,58 @@ def test_selective_checkpointing_keeps_what_flash_attention_computed() -> None:
         assert counted.names.count("aten.exp.default") == 2, "what is cheap is computed again"
 
 
+def _row_loop(q: Any, k: Any, v: Any, edges: Any, scale: float | None) -> torch.Tensor:
+    """(T, heads, D) as torch's kernel takes and gives them; every query head needs keys of its own."""
+    parts = [
+        functional.scaled_dot_product_attention(
+            *(one[begin:end].transpose(0, 1) for one in (q, k, v)), scale=scale, is_causal=True
+        )
+        for begin, end in pairwise(edges.tolist())
+    ]
+    return torch.cat(parts, dim=1).transpose(0, 1)
+
+
+@pytest.mark.parametrize("heads_of_keys", [4, 2, 1])
+@pytest.mark.parametrize("has_word", [True, False])
+def test_heads_that_share_keys_are_told_to_a_torch_that_has_a_word_for_it(
+    heads_of_keys: int, has_word: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch 2.11 has no `enable_gqa`: there each query head is given a copy of its keys. The kernel is a stand-in that
+    takes what that torch's would.
+    """
+    from torch.nn.attention import varlen
+
+    told = []
+
+    def newer(
+        q: Any, k: Any, v: Any, edges: Any, _: Any, most: int, __: int, *, scale: Any, window_size: Any,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        assert enable_gqa or q.shape[1] == k.shape[1]
+        told.append(enable_gqa)
+        k, v = (one.repeat_interleave(q.shape[1] // one.shape[1], dim=1) for one in (k, v))
+        return _row_loop(q, k, v, edges, scale)
+
+    def older(
+        q: Any, k: Any, v: Any, edges: Any, _: Any, most: int, __: int, *, scale: Any, window_size: Any
+    ) -> torch.Tensor:
+        told.append(False)
+        return _row_loop(q, k, v, edges, scale)
+
+    attention._takes_groups.cache_clear()
+    monkeypatch.setattr(varlen, "varlen_attn", newer if has_word else older)
+    ends = row_borders([5, 1, 7])
+    torch.manual_seed(0)
+    query = torch.randn(1, 4, 13, 8)
+    key, value = torch.randn(2, 1, heads_of_keys, 13, 8)
+    wanted, _ = rows_attention(None, query, key, value, None, **ends)
+    monkeypatch.setattr(attention, "why_no_flash", lambda query, dropout: None)
+    found, _ = rows_attention(None, query, key, value, None, **ends)
+    attention._takes_groups.cache_clear()
+    torch.testing.assert_close(found, wanted)
+    assert told == [has_word and heads_of_keys < 4]
+
+
 def test_a_torch_without_that_operator_keeps_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
     assert attention.flash_operators() == []
