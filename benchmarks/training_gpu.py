@@ -5,7 +5,7 @@
     python benchmarks/training_gpu.py --quick                 # fewer models, shorter groups, no torch.compile
     python benchmarks/training_gpu.py --device cpu --tiny     # every path on shapes that mean nothing, no GPU needed
 
-Needs torch with CUDA (2.12 or later, for its variable-length attention), transformers, pydantic, PyYAML, fsspec and
+Needs torch with CUDA (2.11 or later, for its variable-length attention), transformers, pydantic, PyYAML, fsspec and
 xxhash; accelerate for the Trainer's row and peft for LoRA, which are left out without them. This checkout need not be
 installed. No Ray, no download: models are random, made from their shapes. Rows have Alpaca's lengths.
 

@@ -1,4 +1,4 @@
-"""Faster kernels for the same arithmetic: compiled decoder layers, and TF32 for what stays in float32 on GPUs."""
+"""Faster kernels for the same arithmetic: compiled decoder layers; on GPUs norms in one kernel, TF32 for float32."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 from alpaca_jobs.errors import TrainingError
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.attention import keep_uncompiled
+from alpaca_jobs.training.norms import fuse_norms
 
 
 def use_fast_kernels(model: nn.Module, train: TrainSpec, *, device: torch.device) -> None:
@@ -20,6 +21,8 @@ def use_fast_kernels(model: nn.Module, train: TrainSpec, *, device: torch.device
     """
     if device.type == "cuda":
         torch.backends.cuda.matmul.fp32_precision = "tf32" if train.tf32 else "ieee"
+        if not train.compile and train.exactness != "bits":
+            fuse_norms(model)
     if train.compile:
         if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
             raise TrainingError(

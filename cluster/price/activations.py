@@ -8,9 +8,10 @@ feed-forward width and d bytes a number:
     selective          d (3h + 2q + 2kv + 2f)
     checkpointed       d h, and one layer as in the first two while it is computed again
 
-8h: both norms work in float32. d 4h: what the norms give and what the products read, for the gradients of weights. q
-and kv: flash attention keeps queries, keys, values and its result, but no scores. f: the gate, its activation, the
-other half, and what the last product reads. Source: what transformers' Llama hands to autograd, counted with
+8h: both norms work in float32 (fused ones do not, alpaca_jobs/training/norms.py; but not every norm can be fused).
+d 4h: what the norms give and what the products read, for the gradients of weights. q and kv: flash attention keeps
+queries, keys, values and its result, but no scores. f: the gate, its activation, the other half, and what the last
+product reads. Source: what transformers' Llama hands to autograd, counted with
 torch.autograd.graph.saved_tensors_hooks (tests/cluster/price/test_activations.py); the way of counting is that of
 Korthikanti et al., arXiv:2205.05198, section 4.1.
 """
@@ -20,9 +21,9 @@ from __future__ import annotations
 from alpaca_jobs.model_shapes import EMBEDDINGS, ModelShape
 from alpaca_jobs.spec import TrainSpec
 
-CHUNK_ELEMENTS = 2**23
-"""Logits of one chunk of the loss: alpaca_jobs/training/loss.py, which imports torch and is not imported here."""
-_CHUNK_BYTES = 4 + 4 + 2  # logits in the model's type, in float32, and their gradient for the products
+CHUNK_ELEMENTS = 2**26
+"""Logits of one chunk of the loss on a GPU: alpaca_jobs/training/loss.py, which imports torch, so is not imported here.
+"""
 _PLAIN_BYTES = 4 + 4 + 4  # logits in float32, the softmax, its gradient
 _FLOAT32 = 4
 
@@ -81,4 +82,5 @@ def loss_bytes(train: TrainSpec, shape: ModelShape, tokens: float) -> float:
     gradient = (_FLOAT32 + dtype_bytes(train)) * head if train.lora is None or train.trains_embeddings else 0
     if train.cross_entropy == "plain":
         return tokens * shape.vocab_size * _PLAIN_BYTES + gradient
-    return min(CHUNK_ELEMENTS, tokens * shape.vocab_size) * _CHUNK_BYTES + gradient
+    chunk = _FLOAT32 + dtype_bytes(train)  # the softmax, and logits or their gradient in the model's type
+    return min(CHUNK_ELEMENTS, tokens * shape.vocab_size) * chunk + gradient

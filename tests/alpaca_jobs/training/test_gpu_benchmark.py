@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,13 @@ def test_an_aim_not_met_and_a_part_that_broke_end_in_1_one_not_measured_does_not
     broken = Verdicts(is_tiny=True)
     broken.broke("compiled", "no such kernel")
     assert broken.end() == 1
+
+
+@pytest.mark.process
+def test_the_roofline_says_what_fused_norms_and_larger_chunks_are_worth(repo_root: Path) -> None:
+    command = [sys.executable, "benchmarks/gpu_roofline.py", "--gpu", "NVIDIA A100", "--shape", "0.4B", "--top", "1"]
+    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    mfus = [float(found) for found in re.findall(r"MFU at most ([\d.]+)%", done.stdout)]
+    assert mfus[0] < mfus[1] < mfus[2] < 80, "products are taken to reach 80 % of the peak"
+    assert "x aten.mm" in done.stdout.splitlines()[-1], done.stdout

@@ -94,3 +94,27 @@ def test_the_same_input_gives_the_same_bits() -> None:
         return [t.detach().numpy().tobytes() for t in (loss, *torch.autograd.grad(loss, [hidden, weight]))]
 
     assert bits() == bits()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_chunk_keeps_its_gradient_in_the_weights_type_and_several_add_up_in_float32(dtype: torch.dtype) -> None:
+    hidden, weight, _, labels = _inputs(20, dtype)
+    for tokens, kept in ((20, dtype), (19, torch.float32)):
+        loss = chunked_cross_entropy(hidden, weight, labels, chunk_elements=tokens * VOCABULARY)
+        assert loss.grad_fn is not None
+        assert loss.grad_fn.saved_tensors[1].dtype == kept  # type: ignore[attr-defined]
+
+
+def test_chunks_are_even(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    real = functional.linear
+
+    def linear(*args: torch.Tensor | None) -> torch.Tensor:
+        assert args[0] is not None
+        sizes.append(len(args[0]))
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(functional, "linear", linear)
+    hidden, weight, _, labels = _inputs(21)
+    chunked_cross_entropy(hidden, weight, labels, chunk_elements=20 * VOCABULARY)
+    assert sizes == [11, 10]

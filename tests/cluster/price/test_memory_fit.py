@@ -18,7 +18,7 @@ from alpaca_jobs.spec_io import parse_job
 from alpaca_jobs.spec_train import TokenizerSpec
 from alpaca_jobs.training.engines import fsdp
 from alpaca_jobs.training.engines.choice import choose_engine
-from alpaca_jobs.training.loss import CHUNK_ELEMENTS
+from alpaca_jobs.training.loss import GPU_CHUNK_ELEMENTS
 from cluster.price import activations
 from cluster.price.hardware import GPUS
 from cluster.price.memory_advice import advice
@@ -103,9 +103,10 @@ def test_state_is_what_each_engine_keeps(
     ],
 )
 def test_activations_are_so_many_kib_a_token(train: dict[str, Any], kib_a_token: float) -> None:
-    """2048 tokens of the micro batch; beside them the loss: 80 MiB of a chunk, the output embedding's gradient."""
+    """2048 tokens of the micro batch; beside them the loss: a chunk of all of them, the output embedding's gradient."""
     found = fit("A100-80GB:8", micro_batch_size=4, max_length=512, **train)
-    loss = 10 * 2**23 / 2**30 + (0.0 if train.get("method") else (4 + (4 if "dtype" in train else 2)) * E / 2)
+    each = 4 + (4 if "dtype" in train else 2)
+    loss = each * 2048 * 32_000 / 2**30 + (0.0 if train.get("method") else each * E / 2)
     assert found.tokens == 2048
     assert found.parts_gib["activations"] - loss == pytest.approx(kib_a_token * 2048 / 2**20, rel=1e-3)
 
@@ -139,7 +140,7 @@ def test_words_that_a_tokenizer_adds_are_rows_of_both_embeddings(tmp_path: Path)
 
 def test_plain_cross_entropy_keeps_all_logits() -> None:
     chunked, plain = (fit("A100-80GB:8", cross_entropy=how).parts_gib["activations"] for how in ("chunked", "plain"))
-    assert plain - chunked == pytest.approx((2048 * 32000 * 12 - 2**23 * 10) / 2**30)
+    assert plain - chunked == pytest.approx(2048 * 32000 * (12 - 6) / 2**30)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_the_engine_is_the_one_that_training_takes(engine: str, num_gpus: int, o
 
 
 def test_the_loss_takes_chunks_of_the_size_that_training_takes() -> None:
-    assert activations.CHUNK_ELEMENTS == CHUNK_ELEMENTS
+    assert activations.CHUNK_ELEMENTS == GPU_CHUNK_ELEMENTS
 
 
 def test_an_unknown_gpu_is_not_guessed() -> None:
