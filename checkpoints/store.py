@@ -18,10 +18,19 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from checkpoints.errors import AlreadyExists, CheckpointError, Damaged, ObjectMissing, PutOnceUnsupported, StoreError
+from checkpoints.errors import (
+    AlreadyExists,
+    CheckpointError,
+    Damaged,
+    ObjectMissing,
+    PutOnceUnsupported,
+    StoreError,
+    StorePermission,
+)
 from checkpoints.store_driver import Driver
 from checkpoints.store_errors import redact, translate
 from checkpoints.store_open import open_driver
@@ -201,7 +210,12 @@ class Store:
             except Exception as exc:  # noqa: BLE001 - whatever it was, the put may have arrived: look, then decide
                 problem = translate(exc, uri=self.uri, key=key, doing="putting once")
                 problem.__cause__ = None if problem is exc else exc
-            existing = self._peek(key)
+            try:
+                existing = self._peek(key)
+            except StorePermission:
+                if problem is None:
+                    raise
+                raise problem from problem.__cause__  # what was refused first is what there is to mend
             if existing == data:
                 return stored
             if existing is not None:
@@ -260,8 +274,11 @@ class Store:
         first, raced = (f"probe/{uuid.uuid4().hex}.json" for _ in range(2))
         try:
             self._probe(first, raced)
-        finally:
-            self.delete([first, raced])
+        except BaseException:
+            with suppress(CheckpointError):  # of a store that refuses both, the first refusal is the one to tell
+                self.delete([first, raced])
+            raise
+        self.delete([first, raced])
 
     def _probe(self, first: str, raced: str) -> None:
         self.put_once(first, {"probe": 1})

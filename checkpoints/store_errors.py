@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from checkpoints.errors import CheckpointError, ObjectMissing, StoreError, StoreFull, StorePermission, StoreUnreachable
 
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_PERMISSION_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS}
+_PERMISSION_ERRNOS = {errno.EACCES, errno.EPERM}
+_RIGHTS = {"reading": "read", "looking at": "read", "listing": "list and read"}
+"""What a refused verb takes; whoever writes (every other verb) needs all four rights before long."""
 _TRANSIENT_STATUS = {408, 409, 425, 429}
 _FULL_CODES = {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "QuotaExceededException", "EntityTooLarge"}
 _PERMISSION_CODES = {
@@ -36,6 +38,7 @@ _SIGN_IN = {
     "gs": "gcloud auth application-default login",
     "az": "az login",
 }
+_CHECK_CREDENTIALS = "Check the credentials in use and the bucket's policy."
 _TRANSIENT_CLASSES = {
     "HTTPClientError", "EndpointConnectionError", "ConnectionClosedError", "ReadTimeoutError", "ConnectTimeoutError",
     "ResponseStreamingError", "IncompleteReadError", "IncompleteRead", "ResponseParserError", "FSTimeoutError",
@@ -123,10 +126,16 @@ def translate(error: BaseException, *, uri: str, key: str, doing: str) -> Checkp
         )
     if _errno(error) == errno.ENOTDIR:
         return StoreError(f"{uri}: a file stands where a folder is wanted ({doing}; {said}). Name another place.")
-    if _is_permission(error):
+    if _errno(error) == errno.EROFS:
         return StorePermission(
-            f"{place}: the store refused ({doing}; {said}). This identity needs to list, read, write and delete below "
-            f"{uri}. Check the credentials in use and the bucket's policy (or the folder's owner)."
+            f"{place}: its file system is read-only ({doing}; {said}). "
+            "Have it mounted for writing, or name another place."
+        )
+    if _is_permission(error):
+        rights = _RIGHTS.get(doing, "list, read, write and delete")
+        return StorePermission(
+            f"{place}: the store refused ({doing}; {said}). This identity needs to {rights} below {uri}. "
+            + ("Check the folder's owner and mode." if _is_local(uri) else _CHECK_CREDENTIALS)
         )
     if _is_transient(error):
         return StoreUnreachable(
@@ -134,6 +143,10 @@ def translate(error: BaseException, *, uri: str, key: str, doing: str) -> Checkp
             "Check the network and the endpoint; resuming later continues from the newest commit."
         )
     return StoreError(f"{place}: the store failed ({doing}; {said}). Retrying is not known to help.")
+
+
+def _is_local(uri: str) -> bool:
+    return uri.startswith("file://")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

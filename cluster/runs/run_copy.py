@@ -22,7 +22,7 @@ from cluster.runs.run_view import SAMPLE_S, RunState, index_key, view_run
 
 logger = logging.getLogger(__name__)
 
-_RECORDS: Final = ("answers/", "ledger/", "control/review.json", "control/limits-")
+_RECORDS: Final = ("answers/", "ledger/", "control/review.json", "control/limits-", "control/machines-")
 """What the run goes on from, each JSON with its own digest: one that is damaged stops the copy."""
 _TOLD: Final = ("reports/", "events/", "estimate.json", "machines/", "tracking/")
 """What tells about it: one that is damaged is named and copied as it is, so that its digest still says so."""
@@ -55,7 +55,8 @@ def copy_whole_run(source: Store, destination: Store, run_id: str, *, is_alive_h
                 logger.warning("%s", problem)
             _copy_object(here, there, key)
         if keys:
-            yield f"{len(keys)} objects of {prefix}" if prefix.endswith("/") else ", ".join(keys)
+            counted = "1 object" if len(keys) == 1 else f"{len(keys)} objects"
+            yield f"{counted} of {prefix}" if prefix.endswith("/") else ", ".join(keys)
     _put_json(here, there, JOB_KEY)
     _put_json(source, destination, index_key(run_id))
 

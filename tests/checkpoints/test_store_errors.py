@@ -117,6 +117,27 @@ def test_an_answer_becomes_the_most_specific_error_and_only_transient_ones_are_r
     assert "AKIA" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("act", "rights"),
+    [
+        (lambda store: store.get("x"), r"needs to read below s3://bucket/run\. Check the credentials in use"),
+        (lambda store: store.size("x"), "needs to read below"),
+        (lambda store: store.list("x"), "needs to list and read below"),
+        (lambda store: store.put("x", b""), "needs to list, read, write and delete below"),
+        (lambda store: store.delete(["x"]), "needs to list, read, write and delete below"),
+        (
+            lambda store: store.put_once("x", {}),
+            r"refused \(putting once.* needs to list, read, write and delete below",
+        ),
+        (lambda store: store.probe_put_once(), r"refused \(putting once.* needs to list, read, write and delete below"),
+    ],
+)
+def test_a_refusal_names_the_right_that_the_refused_verb_takes(scripted: Any, act: Any, rights: str) -> None:
+    store, _ = scripted((403, "AccessDenied"))
+    with pytest.raises(StorePermission, match=rights):
+        act(store)
+
+
 def test_a_store_that_recovers_in_time_is_not_an_error(scripted: Any) -> None:
     store, handler = scripted((503, "SlowDown"), "hang up", (200, ""))
     store.put("shard", b"data")
@@ -198,7 +219,7 @@ def test_a_folder_of_somebody_else_is_a_permission_problem() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's own folders are closed to others
         Path(folder).chmod(0o755)
         (Path(folder) / "store").mkdir(mode=0o555)
-        with nobody_special(), pytest.raises(StorePermission, match="the folder's owner"):
+        with nobody_special(), pytest.raises(StorePermission, match=r"\. Check the folder's owner and mode\.$"):
             Store.open(f"{folder}/store").put("x", b"")
 
 
@@ -230,6 +251,13 @@ def test_errors_of_the_system_are_translated(error: Exception, kind: type[Checkp
     assert type(problem) is kind
     assert "file:///runs" in str(problem)
     assert "putting" in str(problem)
+
+
+def test_a_file_system_that_is_read_only_is_no_matter_of_credentials() -> None:
+    problem = translate(OSError(errno.EROFS, "Read-only file system"), uri="file:///runs", key="a/b", doing="putting")
+    assert str(problem).startswith("file:///runs/a/b: its file system is read-only (putting; ")
+    assert "credentials" not in str(problem)
+    assert "name another place" in str(problem)
 
 
 def test_what_is_not_there_is_missing_to_a_reader_and_a_wrong_place_to_a_writer() -> None:

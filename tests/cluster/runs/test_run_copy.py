@@ -15,6 +15,7 @@ from checkpoints.keys import CommitRef
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
 from cluster.events import utc_now
+from cluster.other_machines import put_machines
 from cluster.runs.run_copy import copy_whole_run
 from cluster.runs.run_view import index_key, list_runs
 
@@ -44,6 +45,7 @@ def ended(runs: Any) -> tuple[Store, str]:
     store.put("inputs/files/empty.json", b"")
     store.put("tracking/wandb/run.wandb", b"\0\1")
     store.put("control/cancel-0.json", b"{}")
+    put_machines(store, plan)
     for key in _SAID:
         store.put_once(key, {"events": []} if key.startswith("events/") else {"said": key})
     return runs.root, plan.run_id
@@ -57,11 +59,11 @@ def test_all_that_a_run_goes_on_from_and_tells_is_copied(ended: tuple[Store, str
     (root, run_id), other = ended, Store.open(f"file://{tmp_path}/other")
     copied = _copied(root, run_id, other)
     assert copied[0] == "train 10 (attempt 1)"
-    assert {"2 objects of inputs/", "estimate.json", "control/review.json"} <= set(copied)
+    assert {"2 objects of inputs/", "1 object of answers/", "estimate.json", "control/review.json"} <= set(copied)
     here, there = root.child(run_id), other.child(run_id)
     assert set(here.list()) - set(there.list()) == {"control/cancel-0.json"}, "nobody wants the copy to stop"
     assert there.get("inputs/rows/rows.json") == _ROWS
-    assert all(there.get(key) == here.get(key) for key in _SAID)
+    assert all(there.get(key) == here.get(key) for key in (*_SAID, "control/machines-000001.json"))
     assert list_runs(other) == [run_id]
     assert _copied(root, run_id, other) == copied
 
