@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import torch
@@ -17,21 +18,31 @@ def use_fast_kernels(model: nn.Module, train: TrainSpec, *, device: torch.device
     """Switch on what the job asks for, in place; before the model is sharded.
 
     Raises:
-        TrainingError: compiling is asked for on a CPU without a C++ compiler.
+        TrainingError: compiling is asked for on a machine without a compiler.
     """
     if device.type == "cuda":
         torch.backends.cuda.matmul.fp32_precision = "tf32" if train.tf32 else "ieee"
         if not train.compile and train.exactness != "bits":
             fuse_norms(model)
     if train.compile:
-        if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-            raise TrainingError(
-                "train.compile is true, but this machine has neither g++ nor clang++, which torch.compile needs on a "
-                "CPU. Install one, or leave train.compile out."
-            )
+        _refuse_without_compiler(device)
         compile_layers(model)
         if torch.are_deterministic_algorithms_enabled():
             torch.use_deterministic_algorithms(True)  # now that there is a compiler to be told
+
+
+def _refuse_without_compiler(device: torch.device) -> None:
+    """Its code for CPUs is C++; on a GPU, Triton compiles what starts its kernels, by $CC, gcc or clang. Source: triton
+    3.6, runtime/build.py.
+    """
+    names = ("g++", "clang++") if device.type == "cpu" else ("gcc", "clang")
+    if device.type != "cpu" and os.environ.get("CC"):
+        return
+    if not any(shutil.which(name) for name in names):
+        raise TrainingError(
+            f"train.compile is true, but this machine has neither {' nor '.join(names)}, which torch.compile needs for "
+            f"{'CPUs' if device.type == 'cpu' else 'GPUs'}. Install one, or leave train.compile out."
+        )
 
 
 def compile_layers(model: nn.Module) -> int:

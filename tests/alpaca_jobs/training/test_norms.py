@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from alpaca_jobs.spec import TrainSpec
-from alpaca_jobs.training import kernels
 from alpaca_jobs.training.norms import fuse_norms
 
 SHAPE: dict[str, Any] = {
@@ -99,26 +97,3 @@ def test_norms_without_memory_are_fused_and_take_what_they_are_given() -> None:
     for (_, one), (_, other) in zip(model.named_buffers(), wanted.named_buffers(), strict=True):
         one.copy_(other)
     assert _loss_and_gradients(model)[0] == pytest.approx(_loss_and_gradients(wanted)[0], rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("device", "keys", "is_fused"),
-    [
-        ("cuda", {}, True),
-        ("cpu", {}, False),
-        ("cuda", {"exactness": "bits"}, False),
-        ("cuda", {"compile": True}, False),
-    ],
-)
-def test_a_gpu_has_them_unless_bits_are_promised_or_a_compiler_fuses(
-    device: str, keys: dict[str, Any], is_fused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fused: list[Any] = []
-    monkeypatch.setattr(kernels, "fuse_norms", fused.append)
-    monkeypatch.setattr(kernels, "compile_layers", lambda model: None)
-    before = torch.backends.cuda.matmul.fp32_precision
-    try:
-        kernels.use_fast_kernels(nn.Linear(2, 2), TrainSpec(model="m", **keys), device=torch.device(device))
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
-    assert bool(fused) is is_fused
