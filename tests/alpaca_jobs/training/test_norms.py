@@ -59,6 +59,22 @@ def test_in_bfloat16_it_is_no_further_from_float32_than_the_models_own() -> None
     assert off_fused <= off
 
 
+def test_an_engine_that_puts_shards_in_their_place_computes_with_whole_weights(one_rank: None) -> None:
+    from alpaca_jobs.spec import TrainSpec
+    from alpaca_jobs.training.engines.fsdp import Fsdp
+
+    found = []
+    for is_fused in (False, True):
+        model = _model("Llama")
+        if is_fused:
+            fuse_norms(model)
+        engine = Fsdp(model, TrainSpec(model="m", dtype="bfloat16"), device=torch.device("cpu"), ranks_per_node=1)
+        found.append(_loss_and_gradients(engine.model))
+    (loss, gradients), (fused_loss, fused) = found
+    assert fused_loss == pytest.approx(loss, rel=1e-2)
+    assert all(fused[name].full_tensor().any() for name in gradients if "norm" in name)
+
+
 @pytest.mark.parametrize("name", ["Gemma", "Gemma2"])
 def test_a_norm_of_another_formula_keeps_it(name: str) -> None:
     """Gemma's weights are added to one."""
