@@ -23,6 +23,7 @@ from cluster.events import utc_now
 from cluster.launch.following import follow_run
 from cluster.launch.launching import policy_for, resume_run, start_run
 from cluster.launch.stopping import cancel_run, remove_run
+from cluster.local.detaching import last_meaningful_line
 from cluster.plan import LaunchPlan
 from cluster.runs.run_view import RunState, is_lease_moving
 from cluster.runs.session import DEFAULT_TIMING
@@ -114,12 +115,28 @@ def test_a_store_inside_this_process_is_refused(runs: Any, plan: LaunchPlan) -> 
 
 
 def test_a_supervisor_that_does_not_start_leaves_nothing(runs: Any, plan: LaunchPlan) -> None:
-    with pytest.raises(LaunchFailed, match=rf"The supervisor of {plan.run_id} did not start"):
+    with pytest.raises(
+        LaunchFailed, match=rf"The supervisor of {plan.run_id}, .* its process could not be made"
+    ) as told:
         start_run(plan, runs.home, environ={"PYTHONHOME": "/nowhere"})
+    assert "\n  it said last: ModuleNotFoundError: No module named 'encodings'\n" in str(told.value)
     assert nothing_is_left(runs)
-    with pytest.raises(LaunchFailed, match="did not start"):  # it starts, and dies while it imports
+    with pytest.raises(LaunchFailed, match="did not start: its process ended at once") as told:  # while it imports
         start_run(plan, runs.home, environ={**os.environ, "PYTHONPATH": str(broken_cluster(runs.folder))})
     assert nothing_is_left(runs)
+    first, last, path = str(told.value).splitlines()
+    assert first.endswith("Nothing is left running. Mend what it says, and try again.")
+    assert last == "  it said last: a broken installation"
+    assert Path(path.split(":  ")[1]).read_text() == "a broken installation\n", (
+        "the run's folder is gone, its log stays"
+    )
+
+
+def test_of_a_log_the_line_that_says_something_is_quoted() -> None:
+    dying = "Fatal Python error: no codec\nModuleNotFoundError: No module 'x'\n\nCurrent thread:\n  <no Python frame>\n"
+    assert last_meaningful_line(dying) == "ModuleNotFoundError: No module 'x'"
+    assert last_meaningful_line("Traceback:\n  File x\n") == "  File x", "rather that than nothing"
+    assert last_meaningful_line(" \n") is None
 
 
 def broken_cluster(folder: Path) -> Path:
