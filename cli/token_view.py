@@ -25,7 +25,8 @@ def preview_json(found: TokenPreview) -> dict[str, Any]:
         "truncated": found.num_truncated,
         "without_target": found.num_without_target,
         "held_out": found.num_held_out,
-        "eos": {"id": found.eos[0], "text": found.eos[1]},
+        "eos": {"id": found.ends[-1][0], "text": found.ends[-1][1]},
+        "ends": [{"id": end, "text": text} for end, text in found.ends],
         "pad": {"id": found.pad[0], "text": found.pad[1]},
         "warnings": [{"name": one.name, "rows": one.num_rows, "words": one.words} for one in found.warnings],
         "shown": [
@@ -55,9 +56,13 @@ def facts_grid(found: TokenPreview, train: TrainSpec, about: str) -> render.Grid
         *([("held out", f"{held_out}, evaluated on, in no batch")] if found.num_held_out else []),
         ("tokens", f"{found.num_tokens:,}, {found.num_targets:,} of them learned"),
         ("cut", "nothing, packed" if found.is_packed else _cut_in_words(found)),
-        ("ends with", f"{found.eos[1]} ({found.eos[0]}); padding {found.pad[1]} ({found.pad[0]})"),
+        ("ends with", f"{_ends_in_words(found)}; padding {found.pad[1]} ({found.pad[0]})"),
     ]
     return render.pairs(f"{about} for {train.model}, recipe {train.recipe}", rows)
+
+
+def _ends_in_words(found: TokenPreview) -> str:
+    return " or ".join(f"{text} ({end})" for end, text in found.ends)
 
 
 def _cut_in_words(found: TokenPreview) -> str:
@@ -82,7 +87,7 @@ def row_text(row: ShownRow, found: TokenPreview, *, with_ids: bool, colour: bool
 
 
 def _kind(piece: ShownPiece, place: int, found: TokenPreview) -> str:
-    if piece.ids[place] == found.eos[0]:
+    if any(piece.ids[place] == end for end, _ in found.ends):
         return END
     return LEARNED if piece.is_target[place] else READ
 

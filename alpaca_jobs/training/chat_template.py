@@ -7,8 +7,10 @@ conversation becomes tokens at once, as it will when the model is used, and targ
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from alpaca_jobs.training.hub import foreign_model_errors
 from alpaca_jobs.training.tokenizer import write_folder
 
 Span = tuple[int, int]
+
+_MARK = "\ue0ff"  # of Unicode's private use, which no template writes
+_PROBE = (Turn("user", "Hi"), Turn("assistant", "Hello"))
 
 
 def encode_chats(
@@ -31,19 +36,44 @@ def encode_chats(
         DataError: no conversations; a template that rewrites earlier turns; a text that holds a special token.
     """
     tokenizer = _load(files)
+    specials = _specials(tokenizer)
     for number, chat in enumerate(chats):
-        _refuse_special(chat, tokenizer, number)
-        text, spans = render_chat(chat, tokenizer, number)
+        _refuse_special(chat, specials, number)
+        text, spans = render_chat(chat, tokenizer, specials, number)
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         is_target = [any(begin < stop and end > start for start, stop in spans) for begin, end in offsets]
         yield cut_row(ids, is_target, max_length=max_length)
 
 
-def render_chat(chat: Sequence[Turn], tokenizer: Any, number: int = 0) -> tuple[str, list[Span]]:
+def stop_ids(files: Mapping[str, bytes]) -> tuple[int, ...]:
+    """Ids of the special tokens that end the assistant's turn in the chat template among a tokenizer's files: what a
+    model trained with it says to stop. Often that is not the tokenizer's own end-of-sequence token: Gemma's turns end
+    with <end_of_turn>, those of Qwen's base models with <|im_end|>.
+
+    Returns:
+        Nothing where the template takes no conversation of one exchange.
+
+    Raises:
+        ModelError: the tokenizer has no chat template, or is not a fast one.
+    """
+    tokenizer = _load(files)
+    specials = _specials(tokenizer)
+    try:
+        text, spans = render_chat(_PROBE, tokenizer, specials)
+    except DataError:
+        return ()
+    (end,) = [found for found in specials.finditer(text) if found.end() == spans[0][1]]
+    return (int(tokenizer.convert_tokens_to_ids(end.group())),)
+
+
+def render_chat(
+    chat: Sequence[Turn], tokenizer: Any, specials: re.Pattern[str], number: int = 0
+) -> tuple[str, list[Span]]:
     """The text of a conversation, and from where to where the assistant speaks in it, in characters.
 
     Args:
+        specials: finds the tokenizer's special tokens in a text.
         number: of the conversation, from 0, for error texts.
 
     Raises:
@@ -51,20 +81,32 @@ def render_chat(chat: Sequence[Turn], tokenizer: Any, number: int = 0) -> tuple[
     """
     messages = [{"role": turn.role, "content": turn.text} for turn in chat]
     spans: list[Span] = []
+
+    def render(some: Sequence[Mapping[str, str]], **prompt: bool) -> str:
+        text: str = tokenizer.apply_chat_template(list(some), tokenize=False, **prompt)
+        return text
+
     try:
-        whole: str = tokenizer.apply_chat_template(messages, tokenize=False)
+        whole = render(messages)
         for place, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = tokenizer.apply_chat_template(messages[:place], tokenize=False, add_generation_prompt=True)
-            after = tokenizer.apply_chat_template(messages[: place + 1], tokenize=False)
+            if not place:
+                raise DataError(
+                    f"Conversation {number} begins with the assistant, and nothing is asked before its answer. Take "
+                    "that turn out (alpaca-jobs data clean IN OUT does)."
+                )
+            earlier = messages[:place]
+            before = render(earlier, add_generation_prompt=True)
+            after = render(messages[: place + 1])
             if not (after.startswith(before) and whole.startswith(after)):
                 raise DataError(
                     f"Conversation {number}, turn {place + 1}: the tokenizer's chat template writes it otherwise once "
                     "more turns follow, so what the model learns would not be what it meets. Use a recipe's template "
                     "(train.template: recipe), or conversations of one exchange."
                 )
-            spans.append((len(before), _end_of_turn(after, len(before), message["content"], tokenizer)))
+            marked = partial(render, [*earlier, {**message, "content": _MARK}])
+            spans.append((len(before), _end_of_turn(after, len(before), message["content"], marked, specials)))
     except (ValueError, TypeError) as exc:
         raise DataError(f"Conversation {number} does not fit the tokenizer's chat template: {exc}") from exc
     except _template_error() as exc:  # a template refuses what it was not made for, such as a system turn
@@ -79,28 +121,40 @@ def _template_error() -> type[Exception]:
     return error
 
 
-def _end_of_turn(text: str, begin: int, content: str, tokenizer: Any) -> int:
-    """Behind the first special token after the answer, which is what the model has to say to stop."""
-    after = begin + len(content.strip())
-    ends = [
-        place + len(token) for token in tokenizer.all_special_tokens if (place := text.find(token, after - 1)) >= 0
-    ]  # fmt: skip
+def _end_of_turn(text: str, begin: int, content: str, marked: Callable[[], str], specials: re.Pattern[str]) -> int:
+    """Behind the first special token after the answer, which is what the model has to say to stop.
+
+    Args:
+        begin: where the turn begins.
+        marked: the same text with _MARK for the answer. It is asked for only where the turn holds several special
+            tokens, as with a header of them before the answer: `<|channel|>final<|message|>`.
+    """
+    ends = list(specials.finditer(text, begin))
     if not ends:
         raise DataError(
             "The tokenizer's chat template ends an assistant's turn with no special token, so a model trained with it "
             "would never stop. Use a recipe's template (train.template: recipe)."
         )
-    return min(ends)
+    if len(ends) == 1:
+        return ends[0].end()
+    after = max(marked().find(_MARK, begin), begin) + len(content.strip())
+    return next((end for end in ends if end.start() >= after), ends[-1]).end()
 
 
-def _refuse_special(chat: Sequence[Turn], tokenizer: Any, number: int) -> None:
+def _specials(tokenizer: Any) -> re.Pattern[str]:
+    """Every special token: those that tokenizer_config.json names, and those that tokenizer.json alone calls so."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    longest_first = sorted({*tokenizer.all_special_tokens, *added}, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first)))
+
+
+def _refuse_special(chat: Sequence[Turn], specials: re.Pattern[str], number: int) -> None:
     for place, turn in enumerate(chat, start=1):
-        for token in tokenizer.all_special_tokens:
-            if token in turn.text:
-                raise DataError(
-                    f"Conversation {number}, turn {place} holds the text {token}, which the tokenizer reads as a "
-                    "special token: it would end or begin a turn inside of one. Take it out of the data."
-                )
+        if found := specials.search(turn.text):
+            raise DataError(
+                f"Conversation {number}, turn {place} holds the text {found.group()}, which the tokenizer reads as a "
+                "special token: it would end or begin a turn inside of one. Take it out of the data."
+            )
 
 
 def _load(files: Mapping[str, bytes]) -> Any:

@@ -26,6 +26,7 @@ from alpaca_jobs.training.hub import TINY_LLAMA
 from alpaca_jobs.training.making import name_base, weights_folder
 from alpaca_jobs.training.model import build_model, build_without_memory
 from alpaca_jobs.training.model_card import DATA_CARD, CardFacts, render_model_card
+from alpaca_jobs.training.recipes import end_ids
 from alpaca_jobs.training.tokenizer import RowTokenizer, load_tokenizer, write_folder
 from alpaca_jobs.training.weights import weights_digest
 from alpaca_jobs.weights.shards import ModelFolder
@@ -207,15 +208,24 @@ class _Export:
         with _disk_errors(self.folder, _num_bytes(model.parameters())):
             self.folder.mkdir(parents=True, exist_ok=True)
             model.to(self._dtype)
-            _generate_as_trained(model, self.tokenizer)
+            self._generate_as_trained(model)
             model.save_pretrained(self.folder, max_shard_size=MAX_SHARD_SIZE)
             write_folder(self.tokenizer_files, self.folder)
 
     def _write_others(self, model: Any, folder: Path) -> None:
         model.to(self._dtype)
-        _generate_as_trained(model, self.tokenizer)
+        self._generate_as_trained(model)
         write_configuration(model, folder)
         write_folder(self.tokenizer_files, folder)
+
+    def _generate_as_trained(self, model: Any) -> None:
+        """Stop at what ended every answer, whatever the base model's configuration says; keep a cache."""
+        model.eval()
+        ends = end_ids(self.train, self.tokenizer, self.tokenizer_files)
+        eos = ends[0] if len(ends) == 1 else list(ends)
+        for config in (model.generation_config, model.config):
+            config.eos_token_id, config.pad_token_id = eos, self.tokenizer.pad_id
+        model.config.use_cache = True
 
 
 def _written(wanted: Mapping[str, TensorInfo]) -> int:
@@ -241,12 +251,3 @@ def _disk_errors(folder: Path, num_bytes: int) -> Iterator[None]:
             f"The model cannot be written to {folder}: {exc.__cause__ or exc}. It needs {num_bytes / 2**30:.1f} GiB "
             "there. Make room or name another folder, then resume: the checkpoints are unharmed."
         ) from exc
-
-
-def _generate_as_trained(model: Any, tokenizer: RowTokenizer) -> None:
-    """Stop at the token that ended every answer, whatever the base model's configuration says; keep a cache."""
-    model.eval()
-    config = model.generation_config
-    config.eos_token_id, config.pad_token_id = tokenizer.eos_id, tokenizer.pad_id
-    model.config.eos_token_id, model.config.pad_token_id = tokenizer.eos_id, tokenizer.pad_id
-    model.config.use_cache = True

@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from alpaca_jobs.data.record_files import Record
 from alpaca_jobs.errors import DataError
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.data import TrainingData
 from alpaca_jobs.training.evaluation import held_out_bound, is_held_out
 from alpaca_jobs.training.reading import TrainingRow, read_training_rows
-from alpaca_jobs.training.recipes import build_tokenizer, prepare_rows
+from alpaca_jobs.training.recipes import build_tokenizer, end_ids, prepare_rows
 from alpaca_jobs.training.token_text import token_decoder, token_texts
 from alpaca_jobs.training.tokenizer import RowTokenizer, load_tokenizer
 
@@ -57,7 +59,7 @@ class ShownRow:
         index: its place among the rows, from 0; packed documents have places of their own.
         pieces: several where documents are packed together, which never see each other.
         num_cut: tokens beyond max_length that the model will not see; 0 where rows are packed.
-        ends_with_eos: whether its last token is the end-of-sequence token.
+        ends_with_eos: whether its last token is one that ends an answer, a line break after it aside.
         is_held_out: whether `train.eval.fraction` takes it out of the training, to be evaluated on.
     """
 
@@ -74,7 +76,9 @@ class TokenPreview:
 
     Attributes:
         num_rows, num_tokens, num_targets: of all rows that were read, padding excluded.
-        eos, pad: (id, text) of those tokens.
+        ends: (id, text) of what ends an answer: the end-of-sequence token, and before it what ends a turn in the
+            tokenizer's chat template where that is another one.
+        pad: (id, text) of the padding token.
         is_packed: rows are made of documents (recipe pretrain), and end where they are full.
         num_held_out: rows that `train.eval.fraction` holds out; of documents, which are not among the packed rows.
     """
@@ -84,7 +88,7 @@ class TokenPreview:
     num_targets: int
     num_truncated: int
     num_without_target: int
-    eos: tuple[int, str]
+    ends: tuple[tuple[int, str], ...]
     pad: tuple[int, str]
     is_packed: bool = False
     num_held_out: int = 0
@@ -115,10 +119,11 @@ def preview_tokens(
     data = prepare_rows(trained if is_packed else rows, tokenizer, files, train)
     decode = token_decoder(files)
     epoch = data.of_epoch(0)
+    ends = end_ids(train, tokenizer, files)
     whole = _whole_lengths(rows, tokenizer, files, train, places)
     shown = tuple(
         replace(
-            _show(data, place, whole.get(place), tokenizer, decode),
+            _show(data, place, whole.get(place), ends, decode),
             is_held_out=not is_packed and place in held_out,
         )
         for place in places
@@ -130,12 +135,15 @@ def preview_tokens(
         num_targets=int(epoch.target_counts.sum()),
         num_truncated=data.num_truncated,
         num_without_target=data.num_without_target,
-        eos=(tokenizer.eos_id, decode([tokenizer.eos_id])),
+        ends=tuple((end, decode([end])) for end in ends),
         pad=(tokenizer.pad_id, decode([tokenizer.pad_id])),
         is_packed=is_packed,
         num_held_out=len(held_out),
         rows=shown,
-        warnings=(*find_problems(data, tokenizer, train, max_truncated=max_truncated), *find_templates(records)),
+        warnings=(
+            *find_problems(data, tokenizer, train, ends=ends, max_truncated=max_truncated),
+            *find_templates(records),
+        ),
     )
 
 
@@ -172,11 +180,15 @@ def check_shape(records: Sequence[Record], train: TrainSpec) -> None:
 
 
 def find_problems(
-    data: TrainingData, tokenizer: RowTokenizer, train: TrainSpec, *, max_truncated: float
+    data: TrainingData, tokenizer: RowTokenizer, train: TrainSpec, *, ends: Sequence[int], max_truncated: float
 ) -> list[Warned]:
-    """Look at all rows for what would waste a training."""
+    """Look at all rows for what would waste a training.
+
+    Args:
+        ends: ids that end an answer.
+    """
     found = []
-    without_eos = 0 if train.recipe == "pretrain" else _count_without_eos(data, tokenizer.eos_id, train.max_length)
+    without_eos = 0 if train.recipe == "pretrain" else _count_without_eos(data, ends, train.max_length)
     if without_eos:
         found.append(
             Warned(
@@ -233,13 +245,13 @@ def _strings(value: Any) -> list[str]:
     return [text for one in value for text in _strings(one)] if isinstance(value, list | tuple) else []
 
 
-def _count_without_eos(data: TrainingData, eos_id: int, max_length: int) -> int:
-    """Rows below the limit whose targets do not hold the end-of-sequence token among the last two."""
+def _count_without_eos(data: TrainingData, ends: Sequence[int], max_length: int) -> int:
+    """Rows below the limit whose targets hold nothing that ends an answer among the last two."""
     epoch, count = data.of_epoch(0), 0
     for row in range(len(data)):
         ids, is_target = epoch.pieces(row)[-1]
         if len(ids) < max_length and is_target.any():
-            count += eos_id not in ids[is_target][-2:]  # a template may end a turn with a line break after it
+            count += not np.isin(ids[is_target][-2:], ends).any()  # some templates end a turn with two
     return count
 
 
@@ -258,12 +270,13 @@ def _whole_lengths(
 
 
 def _show(
-    data: TrainingData, place: int, whole: int | None, tokenizer: RowTokenizer, decode: Callable[[Sequence[int]], str]
+    data: TrainingData, place: int, whole: int | None, ends: Sequence[int], decode: Callable[[Sequence[int]], str]
 ) -> ShownRow:
     pieces = tuple(
         ShownPiece(tuple(map(int, ids)), token_texts(ids.tolist(), decode), tuple(bool(one) for one in is_target))
         for ids, is_target in data.of_epoch(0).pieces(place)
     )
     length = sum(len(piece.ids) for piece in pieces)
-    ends = bool(pieces) and pieces[-1].ids[-1] == tokenizer.eos_id
-    return ShownRow(place, pieces, 0 if whole is None else max(0, whole - length), ends)
+    visible = [token for token, text in zip(pieces[-1].ids, pieces[-1].texts, strict=True) if text.strip()]
+    num_cut = 0 if whole is None else max(0, whole - length)
+    return ShownRow(place, pieces, num_cut, bool(visible) and visible[-1] in ends)

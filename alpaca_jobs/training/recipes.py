@@ -11,7 +11,7 @@ from alpaca_jobs.errors import DataError
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.spec_recipe import TemplateSpec
 from alpaca_jobs.training import tokenizer as tokenizers_of_models
-from alpaca_jobs.training.chat_template import encode_chats
+from alpaca_jobs.training.chat_template import encode_chats, stop_ids
 from alpaca_jobs.training.data import (
     EncodedRow,
     Example,
@@ -58,6 +58,14 @@ def _texts(row: TrainingRow) -> Iterable[str]:
     if isinstance(row, Chat):
         return (turn.text for turn in row.turns)
     return (turn.prompt + turn.answer for turn in to_example(row))
+
+
+def end_ids(train: TrainSpec, tokenizer: RowTokenizer, files: Mapping[str, bytes]) -> tuple[int, ...]:
+    """Ids that end an answer: the tokenizer's end-of-sequence token, and before it what ends a turn in its own chat
+    template where the job trains with that. Raises as `prepare_rows`.
+    """
+    ends = stop_ids(files) if train.template == "chat" else ()
+    return tuple(dict.fromkeys((*ends, tokenizer.eos_id)))
 
 
 Keep = Callable[[Iterable[EncodedRow], int], TokenizedRows | StoredRows]

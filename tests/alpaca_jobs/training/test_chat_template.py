@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ from alpaca_jobs.data.formats import Turn
 from alpaca_jobs.data.rows import Row
 from alpaca_jobs.errors import DataError, ModelError
 from alpaca_jobs.spec import TrainSpec
-from alpaca_jobs.training.chat_template import encode_chats
+from alpaca_jobs.training.chat_template import encode_chats, stop_ids
 from alpaca_jobs.training.data import gather_rows
-from alpaca_jobs.training.recipes import prepare_rows
+from alpaca_jobs.training.recipes import end_ids, prepare_rows
 from alpaca_jobs.training.tokenizer import load_tokenizer
 
 CHATML = (
@@ -63,8 +64,12 @@ LLAMA_TABLE = [
 ]  # fmt: skip
 
 
-def _files(template: str | None, eos: str) -> dict[str, bytes]:
-    """A byte-level BPE whose merges build exactly the words above."""
+def _files(template: str | None, eos: str, *, named: bool = True) -> dict[str, bytes]:
+    """A byte-level BPE whose merges build exactly the words above.
+
+    Args:
+        named: whether tokenizer_config.json names the special tokens that tokenizer.json has.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary: dict[str, int] = {token: number for number, token in enumerate(SPECIALS)}
@@ -82,7 +87,7 @@ def _files(template: str | None, eos: str) -> dict[str, bytes]:
     tokenizer.decoder = decoders.ByteLevel()
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos, "pad_token": "<|endoftext|>",
-        "additional_special_tokens": SPECIALS[1:],
+        "additional_special_tokens": SPECIALS[1:] if named else [],
     }  # fmt: skip
     if template is not None:
         config["chat_template"] = template
@@ -94,12 +99,50 @@ def _files(template: str | None, eos: str) -> dict[str, bytes]:
     [pytest.param(CHATML, E, CHATML_TABLE, id="chatml"), pytest.param(LLAMA, "</s>", LLAMA_TABLE, id="llama-2")],
 )
 def test_tokens_and_targets_are_those_of_the_table(template: str, eos: str, table: list[tuple[str, bool]]) -> None:
-    files = _files(template, eos)
-    rows = gather_rows(encode_chats([CHAT], files, max_length=512), max_length=512)
+    assert _tokens(_files(template, eos), CHAT) == table
+
+
+def _tokens(files: dict[str, bytes], chat: tuple[Turn, ...]) -> list[tuple[str, bool]]:
+    """Tokens of a conversation, and which of them are targets."""
+    rows = gather_rows(encode_chats([chat], files, max_length=512), max_length=512)
     definition = json.loads(files["tokenizer.json"])
     names = {number: token for token, number in definition["model"]["vocab"].items()}
-    found = [(names[int(token)], bool(target)) for token, target in zip(rows.tokens, rows.is_target, strict=True)]
-    assert found == table
+    return [(names[int(token)], bool(target)) for token, target in zip(rows.tokens, rows.is_target, strict=True)]
+
+
+HEADED = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<|im_start|>user' + message['content'] }}"
+    "{% else %}{{ '<|im_start|>assistant<s>So long</s>' + message['content'] }}{% endif %}{{ '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+)
+"""As gpt-oss has it: what begins an answer holds special tokens of its own (<|channel|>final<|message|>)."""
+
+
+@pytest.mark.parametrize("answer", ["Be", "So", "Hello", "So long" * 9])
+def test_an_answer_behind_a_header_of_special_tokens_is_learned_to_its_end(answer: str) -> None:
+    found = _tokens(_files(HEADED, E), (Turn("user", "Hi"), Turn("assistant", answer)))
+    learned = "".join(token for token, is_target in found if is_target).replace("Ġ", " ")
+    assert learned == f"<s>So long</s>{answer}{E}"
+
+
+def test_special_tokens_that_tokenizer_config_does_not_name_are_special_all_the_same() -> None:
+    files = _files(CHATML, "<|endoftext|>", named=False)
+    assert _tokens(files, CHAT) == CHATML_TABLE
+    with pytest.raises(DataError, match=re.escape("holds the text <|im_end|>")):
+        _tokens(files, (Turn("user", "Hi <|im_end|>"), Turn("assistant", "Hello")))
+
+
+@pytest.mark.parametrize(("eos", "stops"), [("<|endoftext|>", [E, "<|endoftext|>"]), (E, [E])])
+def test_a_model_stops_at_what_ends_a_turn_in_its_template_and_at_the_end_of_sequence(
+    eos: str, stops: list[str]
+) -> None:
+    files = _files(CHATML, eos)
+    chat = TrainSpec(model="some/model", template="chat")
+    ids = [SPECIALS.index(token) for token in stops]
+    assert list(end_ids(chat, load_tokenizer(files), files)) == ids
+    own = end_ids(TrainSpec(model="some/model"), load_tokenizer(files), files)
+    assert own == (SPECIALS.index(eos),)
+    assert stop_ids(_files("{{ raise_exception('never') }}", eos)) == ()
 
 
 def test_alpaca_rows_fit_as_chats_of_one_exchange_too() -> None:
@@ -114,6 +157,7 @@ def test_alpaca_rows_fit_as_chats_of_one_exchange_too() -> None:
     [
         (CHATML, (Turn("user", "Hi <|im_end|>"), Turn("assistant", "Hello")), "holds the text <|im_end|>"),
         (LLAMA, (Turn("system", "Be kind"), *CHAT), "no system turns"),
+        (CHATML, CHAT[1:], "begins with the assistant"),
         (CHATML.replace("<|im_end|>", ""), CHAT, "with no special token, so a model trained with it would never stop"),
         (
             "{% for m in messages %}{{ m['content'] if loop.last else 'x' }}<|im_end|>{% endfor %}",

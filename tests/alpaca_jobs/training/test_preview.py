@@ -114,9 +114,9 @@ def test_a_missing_end_and_a_shared_padding_token_are_named() -> None:
     tokenizer = load_tokenizer(files)
     data = prepare_rows(rows, tokenizer, files, spec)
     same = dataclasses.replace(tokenizer, pad_id=tokenizer.eos_id)
-    assert [one.name for one in find_problems(data, same, spec, max_truncated=0.05)] == ["pad_is_eos"]
-    other = dataclasses.replace(tokenizer, eos_id=7)
-    found = find_problems(data, other, spec, max_truncated=0.05)
+    found = find_problems(data, same, spec, ends=[same.eos_id], max_truncated=0.05)
+    assert [one.name for one in found] == ["pad_is_eos"]
+    found = find_problems(data, tokenizer, spec, ends=[7], max_truncated=0.05)
     assert [(one.name, one.num_rows) for one in found] == [("no_eos", 30)]
 
 
@@ -143,7 +143,7 @@ def test_packed_documents_keep_their_borders() -> None:
     )  # fmt: skip
     (row,) = found.rows
     assert len(row.pieces) > 1
-    assert all(piece.ids[-1] == found.eos[0] and not piece.is_target[0] for piece in row.pieces)
+    assert all(piece.ids[-1] == found.ends[0][0] and not piece.is_target[0] for piece in row.pieces)
     assert found.warnings == ()
 
 
