@@ -46,9 +46,9 @@ def new_nonce() -> str:
     return secrets.token_hex(8)
 
 
-def find_marked(nonce: str, *, rank: int | None = None) -> list[psutil.Process]:
+def find_marked(nonce: str, *, rank: int | None = None, mark: str = NODE_MARK) -> list[psutil.Process]:
     """Return the live processes of a node, stopped ones included and zombies (already dead) not; with `rank` those of
-    one of its machines.
+    one of its machines; with another `mark` those of a part of a node, such as a command of the user's own.
     """
     processes: dict[int, psutil.Process] = {}
     parents: dict[int, int] = {}
@@ -59,7 +59,7 @@ def find_marked(nonce: str, *, rank: int | None = None) -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
         processes[process.pid] = process
-        if environ.get(NODE_MARK) == nonce and rank in (None, int(environ.get(RANK_MARK, "0"))):
+        if environ.get(mark) == nonce and rank in (None, int(environ.get(RANK_MARK, "0"))):
             members.add(process.pid)
     while more := {pid for pid, parent in parents.items() if parent in members} - members:
         members |= more
@@ -86,9 +86,9 @@ def find_nodes() -> list[MarkedNode]:
     ]
 
 
-def kill_marked(nonce: str, *, rank: int | None = None, timeout_s: float = 30.0) -> int:
-    """SIGKILL every process of a node (with `rank`: of one of its machines) until none is left; nothing else is
-    touched.
+def kill_marked(nonce: str, *, rank: int | None = None, timeout_s: float = 30.0, mark: str = NODE_MARK) -> int:
+    """SIGKILL every process of a node (with `rank`: of one of its machines; with `mark`: of a part of it) until none is
+    left; nothing else is touched.
 
     psutil compares a process's start time before it signals, so a pid that was given to somebody else is safe. Killing
     starts again after every look because a process may fork between the look and the kill.
@@ -104,7 +104,7 @@ def kill_marked(nonce: str, *, rank: int | None = None, timeout_s: float = 30.0)
     doomed: dict[tuple[int, float], psutil.Process] = {}
     give_up_at = time.monotonic() + timeout_s
     while True:
-        for process in find_marked(nonce, rank=rank):
+        for process in find_marked(nonce, rank=rank, mark=mark):
             with suppress(psutil.NoSuchProcess):
                 doomed[(process.pid, process.create_time())] = process
         left = [process for process in doomed.values() if _is_live(process)]

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,18 @@ from typing import Any, Final
 from alpaca_jobs.errors import CommandError
 from checkpoints.given import PROGRESS_VARIABLE
 from cluster.node.command_facts import parse_fact
+from cluster.node.command_output import CommandOutput, read_lines
 from cluster.node.ports import free_port
+from cluster.process_tree import kill_marked, new_nonce
 
 logger = logging.getLogger(__name__)
 
 COMMAND_ENVIRONMENT: Final = "alpaca-jobs-command"
 """Folder below HOME: the environment that a cloud's machine makes for `train.install` (cluster/cloud/templates.py)."""
-_LAST_LINES: Final = 15
-_LONGEST_LINE: Final = 4000
+COMMAND_MARK: Final = "ALPACA_JOBS_COMMAND"
+"""Every process of a command has it in its environment, whatever session it has moved to: torchrun's workers each lead
+one of their own, and outlive a torchrun that is killed.
+"""
 _LISTEN_ON_S: Final = 3.0
 """How long its last words are waited for once it has ended; what it started may hold its output open for ever."""
 _NOT_FOUND: Final = (126, 127)
@@ -63,7 +66,8 @@ class CommandProcess:
         self._setup = setup
         self.progress = setup.folder / "progress.jsonl"
         self._read_to = 0
-        self._last: deque[str] = deque(maxlen=_LAST_LINES)
+        self._nonce = new_nonce()
+        self._output = CommandOutput()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._listeners: list[threading.Thread] = []
         port = free_port() if setup.ranks > 1 else 0
@@ -114,10 +118,17 @@ class CommandProcess:
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL to every process of the command. Idempotent."""
+        """SIGKILL to every process of the command, wherever it has moved to; its last words are logged. Idempotent.
+
+        Raises:
+            ClusterError: some are still there half a minute later.
+        """
         self._signal(signal.SIGKILL)
+        kill_marked(self._nonce, mark=COMMAND_MARK)
         for process in self._processes:
             process.wait()
+        self._hear_out()
+        self._output.close()
 
     def why(self, code: int) -> CommandError | None:
         """What is wrong with the command itself, if an exit status says so."""
@@ -128,10 +139,13 @@ class CommandProcess:
     def last_words(self) -> str:
         """The last line it printed; of one that has ended, all of its output is read first."""
         if all(process.poll() is not None for process in self._processes):
-            give_up_at = time.monotonic() + _LISTEN_ON_S
-            for listener in self._listeners:
-                listener.join(max(0.0, give_up_at - time.monotonic()))
-        return self._last[-1] if self._last else "it printed nothing"
+            self._hear_out()
+        return self._output.last or "it printed nothing"
+
+    def _hear_out(self) -> None:
+        give_up_at = time.monotonic() + _LISTEN_ON_S
+        for listener in self._listeners:
+            listener.join(max(0.0, give_up_at - time.monotonic()))
 
     def _environ(self, rank: int, port: int) -> dict[str, str]:
         given = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -145,17 +159,14 @@ class CommandProcess:
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
                 "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             }  # fmt: skip
-        return {**given, **self._setup.environ, PROGRESS_VARIABLE: str(self.progress)}
+        given |= {PROGRESS_VARIABLE: str(self.progress), COMMAND_MARK: self._nonce}
+        return {**given, **self._setup.environ}
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        with process.stdout as lines:
-            for raw in lines:
-                # A progress bar redraws its line with \r: only its last state is worth a line.
-                line = raw.decode(errors="replace").rstrip().rpartition("\r")[2][:_LONGEST_LINE]
-                if line:
-                    self._last.append(line)
-                    logger.info("%s", line)
+        with process.stdout as pipe:
+            for line in read_lines(pipe):
+                self._output.take(line)
 
     def _signal(self, number: signal.Signals) -> None:
         for process in self._processes:

@@ -181,7 +181,8 @@ class CommandStage:
             self._ctx.marker.saving(self._watched.saving)
             while self._watched.saves:
                 save = self._watched.saves.pop(0)
-                facts.append({"kind": "step", "step": save["position"]})
+                if save["position"] > max([self._step, *(_step_of(fact) for fact in facts)]):
+                    facts.append({"kind": "step", "step": save["position"]})  # which the command has not told itself
                 facts.append({"kind": "save", **save})
         for fact in facts:
             self._take(fact)
@@ -226,6 +227,11 @@ class CommandStage:
             raise CommandError(
                 "The training command ended well but wrote nothing to $ALPACA_JOBS_OUTPUT, where its model belongs."
             )
+
+
+def _step_of(fact: dict[str, Any]) -> int:
+    step = fact.get("step")
+    return step if isinstance(step, int) else 0
 
 
 def _exit_words(code: int) -> str:

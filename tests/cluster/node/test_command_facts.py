@@ -22,6 +22,9 @@ from cluster.node.command_facts import parse_fact
         ('{"step": 3, "loss": "1.25", "note": "warm"}', {"kind": "step", "step": 3, "note": "warm"}),
         ('{"step": true, "mfu": null}', {"kind": "step", "mfu": None}),
         ('{"t": 17, "step": 4}', {"kind": "step", "step": 4}),
+        ('{"step": 12.0, "loss": 2.0}', {"kind": "step", "step": 12, "loss": 2.0}),
+        ('{"step": 3, "loss": 1' + "0" * 400 + "}", {"kind": "step", "step": 3}),
+        ("[" * 100_000, None),
         ('{"kind": "saving", "position": null}', {"kind": "saving", "position": None}),
         (
             '{"kind": "save", "position": 5, "seconds": 1, "stall_s": 0.1, "bytes": 9}',

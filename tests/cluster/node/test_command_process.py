@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.node import command_process
@@ -52,3 +53,12 @@ def test_python_is_the_environments_that_was_made_for_it(tmp_path: Path, monkeyp
     while command.poll() is None:
         time.sleep(0.01)
     assert command.last_words() == "another one"
+
+
+def test_what_moved_to_a_session_of_its_own_is_killed_with_it(tmp_path: Path) -> None:
+    script = "setsid sh -c 'echo $$ > worker; exec sleep 600' & until [ -s worker ]; do sleep 0.05; done; exit 9"
+    command = ended(tmp_path, script)
+    worker = int((tmp_path / "worker").read_text())
+    assert psutil.pid_exists(worker)  # as torchrun's workers are when torchrun is killed
+    command.kill()
+    assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE

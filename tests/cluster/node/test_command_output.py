@@ -1,0 +1,75 @@
+"""What a command prints: in the log while it is little, counted where it is much, in pieces where it has no end."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+
+from cluster.node.command_output import LINES_AT_ONCE, LINES_PER_S, CommandOutput, read_lines
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_flood_is_counted_and_its_end_is_told_whole(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    output = CommandOutput(clock=clock)
+    with caplog.at_level(logging.INFO):
+        for number in range(LINES_AT_ONCE + 1000):
+            output.take(f"line {number}")
+        clock.now += 1.0
+        traceback = ["Traceback (most recent call last):", *(f"  File {n}" for n in range(30)), "ValueError: 7"]
+        for line in traceback:
+            output.take(line)
+        output.close()
+        output.close()
+    said = [record.getMessage() for record in caplog.records]
+    assert said[:LINES_AT_ONCE] == [f"line {number}" for number in range(LINES_AT_ONCE)]
+    left_out = 1000 + len(traceback) - int(LINES_PER_S)
+    assert f"{left_out} lines that the command printed are not in this log" in said[LINES_AT_ONCE + int(LINES_PER_S)]
+    assert said[-len(traceback) :] == traceback
+    assert len(said) == LINES_AT_ONCE + int(LINES_PER_S) + 1 + 100
+    assert output.last == "ValueError: 7"
+
+
+def test_what_is_left_out_is_said_while_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    output = CommandOutput(clock=clock)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(200):
+            clock.now += 1.0
+            for _ in range(100):
+                output.take("on and on")
+    assert len(caplog.records) == 3
+
+
+def test_few_lines_are_logged_once_and_nothing_is_said_of_them(caplog: pytest.LogCaptureFixture) -> None:
+    output = CommandOutput()
+    with caplog.at_level(logging.INFO):
+        for line in ("one", "two"):
+            output.take(line)
+        output.close()
+    assert [record.getMessage() for record in caplog.records] == ["one", "two"]
+
+
+def test_what_has_no_line_ends_is_read_in_pieces() -> None:
+    class Endless(io.RawIOBase):
+        asked = 0
+
+        def readline(self, limit: int | None = -1, /) -> bytes:
+            assert limit is not None
+            assert 0 < limit <= 2**20  # memory holds no more than this
+            self.asked += 1
+            return b"y" * limit
+
+    lines = read_lines(Endless())
+    assert {next(lines) for _ in range(5)} == {"y" * 4000}
+    bar = b"".join(b"\r%d/100" % n for n in range(101))
+    assert list(read_lines(io.BytesIO(b"one\n\n" + bar + b"\n" + b"\xff.\n"))) == ["one", "100/100", "\ufffd."]
