@@ -28,6 +28,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -78,7 +79,9 @@ def main() -> None:
         for part in PARTS:
             if part in wanted:
                 print(f"\n== {part}", flush=True)
+                begin = time.monotonic()
                 getattr(bench, part)()
+                print(f"   ({time.monotonic() - begin:.0f} s)", flush=True)
     sys.exit(bench.verdicts.end())
 
 
