@@ -82,7 +82,7 @@ def _open(
     source: str, rows: str | None, model: str | None, recipe: str | None, max_length: int | None
 ) -> tuple[tuple[Record, ...], TrainSpec, str]:
     """Return the records to look at, how they are trained on, and where they come from in words."""
-    from alpaca_jobs.data.files import load_table
+    from alpaca_jobs.training.reading import load_training_records
 
     changes = {
         name: value for name, value in (("model", model), ("recipe", recipe), ("max_length", max_length)) if value
@@ -90,15 +90,16 @@ def _open(
     if not source.endswith(_JOB_SUFFIXES):
         if rows is not None:
             raise Refused(f"{source} is no job file (.yaml), so --rows does not go with it. Name the rows alone.")
-        records = load_table(source)
-        return records, _spec({"model": "tiny-llama", "recipe": _guess(records[0]), **changes}), source
+        given = {"model": "tiny-llama", **({"recipe": "pretrain"} if source.endswith(".txt") else {}), **changes}
+        records = load_training_records(source, _spec(given))
+        return records, _spec({"recipe": _guess(records[0]), **given}), source
     from alpaca_jobs.spec_io import load_job
 
     job = load_job(Path(source))
     train = job.train if not changes else _spec({**job.train.model_dump(exclude_unset=True), **changes})
     name = rows or job.data.from_
     if name is not None:
-        return load_table(name), train, name
+        return load_training_records(name, train), train, name
     return _seed_records(job.data.seed_tasks), train, f"the job's seed tasks ({job.data.seed_tasks})"
 
 

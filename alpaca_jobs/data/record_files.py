@@ -49,7 +49,7 @@ def load_records(source: str) -> tuple[Record, ...]:
         DataError: nothing is there, it is not UTF-8, not JSON, holds something else than objects, or holds none.
         CheckpointError: the store behind a URI could not be read.
     """
-    return parse_records(_read(source), source)
+    return parse_records(read_text(source), source)
 
 
 def parse_records(text: str, source: str) -> tuple[Record, ...]:
@@ -81,7 +81,8 @@ def not_utf8(source: str, place: int, byte: int) -> DataError:
     )
 
 
-def _read(source: str) -> str:
+def read_text(source: str) -> str:
+    """Return a file's text. Raises as `read_bytes`, and DataError where it is not UTF-8."""
     data = read_bytes(source)
     try:
         return data.decode("utf-8-sig")

@@ -21,11 +21,11 @@ def local_warnings(job: JobSpec) -> list[str]:
     source = job.data.from_
     if source is None or "://" in source or not _is_small_file(source) or not _is_tokenizer_here(job.train.model):
         return []
-    from alpaca_jobs.data.files import load_table
     from alpaca_jobs.training.preview import preview_tokens
+    from alpaca_jobs.training.reading import load_training_records
 
-    records = load_table(source)[:NUM_ROWS] if not source.endswith(".txt") else ()
-    return [found.words for found in preview_tokens(records, job.train, places=()).warnings] if records else []
+    records = load_training_records(source, job.train)[:NUM_ROWS]
+    return [found.words for found in preview_tokens(records, job.train, places=()).warnings]
 
 
 def _is_small_file(source: str) -> bool:

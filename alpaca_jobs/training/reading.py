@@ -9,7 +9,7 @@ from pathlib import Path
 from alpaca_jobs.data.files import load_table
 from alpaca_jobs.data.formats import Turn as ChatTurn
 from alpaca_jobs.data.formats import read_examples
-from alpaca_jobs.data.record_files import Record, read_bytes
+from alpaca_jobs.data.record_files import Record, read_text
 from alpaca_jobs.data.rows import Row, iter_rows
 from alpaca_jobs.data.streams import stream_table, stream_text
 from alpaca_jobs.errors import DataError
@@ -49,9 +49,15 @@ def load_training_rows(source: str, train: TrainSpec) -> tuple[TrainingRow, ...]
     Raises:
         DataError: nothing there, not what its name says, no rows, or a row without its fields; says which.
     """
-    if _is_text(source, train):
-        return tuple(map(Document, read_bytes(source).decode("utf-8-sig").split("\n")))
-    return read_training_rows(load_table(source), train)
+    return read_training_rows(load_training_records(source, train), train)
+
+
+def load_training_records(source: str, train: TrainSpec) -> tuple[Record, ...]:
+    """Read the records that `load_training_rows` makes rows of; of a .txt file each line is one. Raises as it."""
+    if not _is_text(source, train):
+        return load_table(source)
+    lines = read_text(source).split("\n")
+    return tuple(Record(f"{source} line {number}", {"text": line}) for number, line in enumerate(lines, start=1))
 
 
 def read_training_rows(records: Sequence[Record], train: TrainSpec) -> tuple[TrainingRow, ...]:

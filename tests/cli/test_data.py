@@ -196,6 +196,22 @@ def test_preview_says_what_is_learned_and_warns(run_cli: Cli, tmp_path: Path) ->
     assert [one["name"] for one in told["warnings"]] == ["template_in_rows"]
 
 
+def test_preview_reads_documents_of_a_text_file_a_line_each(run_cli: Cli, tmp_path: Path) -> None:
+    text, job = tmp_path / "text.txt", tmp_path / "job.yaml"
+    text.write_text("".join(f"The cat sat on mat {number}.\n" for number in range(20)))
+    job.write_text(
+        f"name: x\ndata: {{from: {text}}}\ntrain: {{model: tiny-llama, recipe: pretrain, max_length: 32}}\n"
+        "compute: {workers: 1}\n"
+    )
+    told = [
+        json.loads(run_cli("data", "preview", *command, "--json").stdout)
+        for command in ([str(job)], [str(text), "--max-length", "32"])
+    ]
+    assert told[0]["shown"] == told[1]["shown"]
+    assert "".join(one["text"] for one in told[0]["shown"][0]["pieces"][0]).startswith("The cat sat on mat 0.</s>")
+    assert told[0]["recipe"] == told[1]["recipe"] == "pretrain"
+
+
 def test_preview_of_a_job_whose_rows_are_to_be_written_shows_its_seeds(run_cli: Cli, tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text("name: x\ndata: {teacher: offline}\ntrain: {model: tiny-llama}\ncompute: {workers: 1}\n")

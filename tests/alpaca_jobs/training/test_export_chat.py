@@ -27,7 +27,8 @@ FACTS = CardFacts(
 )  # fmt: skip
 GEMMA = (
     "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + "
-    "('model' if message['role'] == 'assistant' else message['role']) + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "('model' if message['role'] == 'assistant' else message['role']) + '\n' + message['content'] | trim + "
+    "'<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 
