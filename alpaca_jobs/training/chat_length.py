@@ -27,14 +27,16 @@ def chat_counter(train: TrainSpec, chats: Sequence[Example]) -> Callable[[Sequen
     tokenizer = load_tokenizer(build_tokenizer(train, conversations))
 
     @lru_cache(maxsize=4096)
-    def count_text(text: str) -> int:
-        return len(tokenizer.encode([text])[0])
+    def count_text(text: str, *, is_first: bool = True) -> int:
+        encode = None if is_first else tokenizer.encode_after
+        return len((encode or tokenizer.encode)([text])[0])
 
     def count(turns: Sequence[ChatTurn]) -> int:
         # Training encodes turn by turn (data.py), so these add up exactly; a system text comes on top.
         spoken = to_example(Conversation(_exchanges(turns)))
         system = sum(count_text(turn.text) for turn in turns if turn.role == "system")
-        return len(tokenizer.prefix) + system + sum(count_text(one.prompt + one.answer) + 1 for one in spoken)
+        said = (count_text(one.prompt + one.answer, is_first=not place) for place, one in enumerate(spoken))
+        return len(tokenizer.prefix) + system + sum(said) + len(spoken)
 
     return count
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alpaca_jobs.errors import DataError
-from alpaca_jobs.training.tokenizer import RowTokenizer
+from alpaca_jobs.training.tokenizer import Encoder, RowTokenizer
 
 _CHUNK_CHARACTERS = 2**21  # text encoded at a time: its ids, Python lists at first, take some 40 MB
 T = TypeVar("T")
@@ -178,21 +178,29 @@ def encode_examples(
 
     Prompt and answer are encoded together and the prompt's own length is masked, as the published recipe does: encoding
     the answer apart would give it other tokens than the model meets after a prompt. EOS is added as an id, so an answer
-    that contains the text of a special token cannot end itself. A row longer than `max_length` is cut there, its EOS
-    included.
+    that contains the text of a special token cannot end itself. A turn after the first is encoded as what follows an
+    EOS, so that the whole conversation as one text has these tokens when the model is used. A row longer than
+    `max_length` is cut there, its EOS included.
     """
+    encode_after = tokenizer.encode_after or tokenizer.encode
     for chunk in in_chunks(examples, size_of=lambda example: sum(len(one.prompt + one.answer) for one in example)):
-        turns = [turn for example in chunk for turn in example]
-        prompts = iter(tokenizer.encode([turn.prompt for turn in turns]))
-        texts = iter(tokenizer.encode([turn.prompt + turn.answer for turn in turns]))
+        first = _encode_turns([example[0] for example in chunk], tokenizer.encode)
+        later = _encode_turns([turn for example in chunk for turn in example[1:]], encode_after)
         for example in chunk:
             ids, is_target = list(tokenizer.prefix), [False] * len(tokenizer.prefix)
-            for _ in example:
-                text, prompt_length = next(texts), len(next(prompts))
+            for place in range(len(example)):
+                text, prompt_length = next(later if place else first)
                 masked = min(prompt_length, len(text))
                 ids += [*text, tokenizer.eos_id]
                 is_target += [False] * masked + [True] * (len(text) - masked + 1)
             yield cut_row(ids, is_target, max_length=max_length)
+
+
+def _encode_turns(turns: Sequence[Turn], encode: Encoder) -> Iterator[tuple[list[int], int]]:
+    """The ids of each turn, and how many of them are its prompt's."""
+    prompts = encode([turn.prompt for turn in turns])
+    texts = encode([turn.prompt + turn.answer for turn in turns])
+    return zip(texts, map(len, prompts), strict=True)
 
 
 def cut_row(ids: Sequence[int], is_target: list[bool], *, max_length: int) -> EncodedRow:

@@ -47,6 +47,9 @@ class RowTokenizer:
         pad_id: fills padded batches.
         vocab_size: one more than the highest id, added tokens included: so many rows an embedding needs. Where ids have
             gaps, that is more than there are tokens.
+        encode_after: `encode` for texts behind a special token, such as the turns of a conversation after its first.
+            None: they are encoded as others. LLaMA's tokenizer, as transformers 5 loads it, puts a space before what
+            all text begins with and before nothing else.
     """
 
     encode: Encoder
@@ -54,6 +57,7 @@ class RowTokenizer:
     eos_id: int
     pad_id: int
     vocab_size: int
+    encode_after: Encoder | None = None
 
 
 def build_tokenizer(model: str, texts: Iterable[str]) -> dict[str, bytes]:
@@ -142,6 +146,7 @@ def load_tokenizer(files: TokenizerFiles) -> RowTokenizer:
         eos_id=_required("end-of-sequence", tokenizer.eos_token_id),
         pad_id=_required("padding", tokenizer.pad_token_id),
         vocab_size=_rows_for(tokenizer.get_vocab()),
+        encode_after=_after_special(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else None,
     )
 
 
@@ -149,6 +154,19 @@ def _load_generic(definition: bytes, config: Mapping[str, Any]) -> RowTokenizer:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(definition.decode())
+    encode = _plain_encoder(tokenizer)
+    return RowTokenizer(
+        encode=encode,
+        prefix=_prefix(tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids),
+        eos_id=_required("end-of-sequence", _special_id(tokenizer, config, "eos_token")),
+        pad_id=_required("padding", _special_id(tokenizer, config, "pad_token")),
+        vocab_size=_rows_for(tokenizer.get_vocab(with_added_tokens=True)),
+        encode_after=_after_special(definition.decode()),
+    )
+
+
+def _plain_encoder(tokenizer: Tokenizer) -> Encoder:
+    """An encoder to which special tokens written out in a text are text; it changes the tokenizer's settings."""
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -156,13 +174,24 @@ def _load_generic(definition: bytes, config: Mapping[str, Any]) -> RowTokenizer:
     def encode(texts: Sequence[str]) -> list[list[int]]:
         return [entry.ids for entry in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    return RowTokenizer(
-        encode=encode,
-        prefix=_prefix(tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids),
-        eos_id=_required("end-of-sequence", _special_id(tokenizer, config, "eos_token")),
-        pad_id=_required("padding", _special_id(tokenizer, config, "pad_token")),
-        vocab_size=_rows_for(tokenizer.get_vocab(with_added_tokens=True)),
-    )
+    return encode
+
+
+def _after_special(definition: str) -> Encoder | None:
+    """How texts behind a special token are encoded; None where that is how all texts are.
+
+    Source: tokenizers, pre_tokenizers/metaspace.rs: with prepend_scheme `first` only what stands at the very beginning
+    of all text gets a space before it. Other ways of adding one (a normalizer's Prepend, ByteLevel's add_prefix_space,
+    `always`) do it behind every special token.
+    """
+    from tokenizers import Tokenizer
+
+    body = json.loads(definition)
+    step = body.get("pre_tokenizer") or {}
+    schemes = [one for one in (step, *step.get("pretokenizers", ())) if one.get("prepend_scheme") == "first"]
+    for one in schemes:
+        one["prepend_scheme"] = "never"
+    return _plain_encoder(Tokenizer.from_str(json.dumps(body))) if schemes else None
 
 
 def _train_tiny(texts: Iterable[str]) -> dict[str, bytes]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.reading import Conversation
 from alpaca_jobs.training.recipes import prepare_rows
-from alpaca_jobs.training.tokenizer import load_tokenizer
+from alpaca_jobs.training.tokenizer import load_tokenizer, write_folder
 
 CHAT = Conversation((("Hi", "Hello"), ("Bye", "So long")))
 TRAIN = TrainSpec(model="tiny-llama", recipe="vicuna")
@@ -29,6 +30,9 @@ LLAMA = [
     ("▁USER", False), (":", False), ("▁Bye", False), ("▁ASSISTANT", False), (":", False),
     ("▁So", True), ("▁long", True), ("</s>", True),
 ]  # fmt: skip
+LLAMA_5 = [(token.removeprefix("▁") if place > 8 and token == "▁USER" else token, is_target)
+           for place, (token, is_target) in enumerate(LLAMA)]  # fmt: skip
+"""As transformers 5 loads LLaMA's tokenizer: nothing is put before what follows a special token."""
 QWEN = [
     (SYSTEM, False),
     ("ĠUSER", False), (":", False), ("ĠHi", False), ("ĠASSISTANT", False), (":", False),
@@ -55,6 +59,8 @@ def _tokenizer(words: Sequence[str], *, space: str, begin: str | None, kind: str
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
     if space == "▁":
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    elif space == "▁first":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if begin is not None:
@@ -85,13 +91,18 @@ BYTE_SYSTEM = [
     ("table", "system", "space", "begin", "kind"),
     [
         pytest.param(LLAMA, LLAMA_SYSTEM, "▁", "<s>", "PreTrainedTokenizerFast", id="llama"),
+        pytest.param(LLAMA_5, LLAMA_SYSTEM, "▁first", "<s>", "PreTrainedTokenizerFast", id="llama-5"),
+        pytest.param(LLAMA_5, LLAMA_SYSTEM, "▁", "<s>", "LlamaTokenizer", id="llama-5-class"),
         pytest.param(QWEN, BYTE_SYSTEM, "Ġ", None, "PreTrainedTokenizerFast", id="qwen"),
         pytest.param(OPT, BYTE_SYSTEM, "Ġ", "</s>", "GPT2Tokenizer", id="opt"),
     ],
 )
 def test_tokens_and_masks_are_those_of_the_table(
-    table: list[tuple[str, bool]], system: list[str], space: str, begin: str | None, kind: str
-) -> None:
+    table: list[tuple[str, bool]], system: list[str], space: str, begin: str | None, kind: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    from transformers import AutoTokenizer
+
     files = _tokenizer(_words(table, system), space=space, begin=begin, kind=kind)
     rows = prepare_rows([CHAT], load_tokenizer(files), {}, TRAIN)
     vocabulary = json.loads(files["tokenizer.json"])["model"]["vocab"]
@@ -101,6 +112,9 @@ def test_tokens_and_masks_are_those_of_the_table(
     ]  # fmt: skip
     found = [(names[int(token)], bool(target)) for token, target in zip(rows.tokens, rows.is_target, strict=True)]
     assert found == expected
+    write_folder(files, tmp_path)
+    text = f"{SYSTEM} USER: Hi ASSISTANT: Hello</s>USER: Bye ASSISTANT: So long</s>"
+    assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == rows.tokens.tolist()  # when it is used
 
 
 def test_chats_split_by_tokens_fit_the_limit_exactly_as_training_counts() -> None:
