@@ -77,8 +77,10 @@ def log_line(event: Event) -> str:
 
 
 def _attempt_words(event: Event) -> str | None:
-    """What became of an attempt, for the log; None for other events."""
+    """What became of an attempt or begins in it, for the log alone; None for other events."""
     fields = event.fields
+    if event.kind == "saving":
+        return f"step {fields.get('position')} is being saved"
     if event.kind != "attempt":
         return None
     number, place = f"attempt {fields.get('number')}", fields.get("place") or place_of(fields.get("placement"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -31,10 +32,14 @@ def follow(events: Iterable[Event], title: str) -> progress.Progress:
             if panel is not None:
                 if line and event.kind in ("decision", "log", "attempt", "stall"):
                     panel.say(line)
-                panel.show(render.pairs(title, progress.panel_rows(now)))
+                panel.show(partial(_panel, title, now))
             elif line and thinning.lets_through(event):
                 render.say(line)
     return now
+
+
+def _panel(title: str, now: progress.Progress) -> render.Grid:
+    return render.pairs(title, progress.panel_rows(now, now_s=time.time()))
 
 
 def follow_to_the_end(found: FoundRun, *, since: str = "") -> tuple[int, dict[str, Any] | None]:

@@ -13,6 +13,10 @@ from cli import words
 
 if TYPE_CHECKING:
     from cluster.events import Event
+    from cluster.runs.save_stats import SaveUnderWay
+
+SAVE_WORTH_SAYING_S = 2.0
+"""A save that is over sooner would only flicker."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Progress:
         mfu, peak_memory_bytes: of its newest step; None where they are not known.
         data_wait: the share of that step in which it waited for its rows.
         stall_s: how long training stood still for the newest committed save.
+        saving: the save that is under way; None without one.
         saved_step: step of the newest committed checkpoint; None before the first.
         skipped_step: step that was not saved since, as the save before it was still under way; None if none was.
         evaluated: fields of the last evaluation; empty before the first.
@@ -59,6 +64,7 @@ class Progress:
     peak_memory_bytes: int | None = None
     data_wait: float | None = None
     stall_s: float | None = None
+    saving: SaveUnderWay | None = None
     saved_step: int | None = None
     skipped_step: int | None = None
     evaluated: Mapping[str, Any] = field(default_factory=dict)
@@ -80,7 +86,10 @@ class Progress:
 
 def after(progress: Progress, event: Event) -> Progress:
     """How the run stands once this event has happened."""
+    from cluster.runs.save_stats import save_under_way
+
     fields = event.fields
+    progress = replace(progress, saving=save_under_way(progress.saving, event))
     match event.kind:
         case "attempt" if "placement" in fields and (number := fields.get("number", event.attempt)) >= progress.attempt:
             if number != progress.attempt:
@@ -132,8 +141,8 @@ def after(progress: Progress, event: Event) -> Progress:
     return progress
 
 
-def panel_rows(progress: Progress) -> list[tuple[str, str]]:
-    """Name and value of everything worth watching now."""
+def panel_rows(progress: Progress, *, now_s: float | None = None) -> list[tuple[str, str]]:
+    """Name and value of everything worth watching now; `now_s`, seconds since 1970: to tell how long a save takes."""
     rows = [("phase", f"{progress.phase}, attempt {progress.attempt or words.MISSING} in {progress.place or '...'}")]
     if progress.rows is not None:
         kept = words.number(progress.rows)
@@ -162,6 +171,8 @@ def panel_rows(progress: Progress) -> list[tuple[str, str]]:
             rows.append(("memory", words.memory(progress.peak_memory_bytes)))
         if still := _stood_still(progress):
             rows.append(("stood still", still))
+        if progress.saving and now_s is not None and (for_s := now_s - progress.saving.since_s) >= SAVE_WORTH_SAYING_S:
+            rows.append(("now", words.saving({"step": progress.saving.step, "for_s": for_s})))
         if progress.evaluated:
             rows.append(("evaluation", words.evaluation(progress.evaluated)))
         skipped = (

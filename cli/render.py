@@ -122,7 +122,10 @@ class LivePanel:
         from rich.live import Live
 
         self._console = Console(stderr=True, highlight=False)
-        self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+        self._make: Callable[[], Grid] = lambda: pairs("", ())
+        self._live = Live(
+            console=self._console, refresh_per_second=4, transient=True, get_renderable=lambda: draw(self._make())
+        )
 
     def __enter__(self) -> LivePanel:
         self._live.start()
@@ -131,9 +134,9 @@ class LivePanel:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def show(self, grid: Grid) -> None:
-        """Replace the table."""
-        self._live.update(draw(grid))
+    def show(self, grid: Grid | Callable[[], Grid]) -> None:
+        """Replace the table; one that is given as a function is made anew at every redraw, four times a second."""
+        self._make = grid if callable(grid) else lambda: grid
 
     def say(self, text: str) -> None:
         """A line above the table, which stays."""

@@ -146,6 +146,8 @@ def status_grids(view: Mapping[str, Any]) -> list[render.Grid]:
         rows.append(("teacher", words.money(view["teacher_usd"])))
     if view.get("teacher_wait"):
         rows.append(("now", words.teacher_wait(view["teacher_wait"])))
+    if view.get("saving"):
+        rows.append(("now", words.saving(view["saving"])))
     if view["step"] is not None:
         total = f" of {view['total_steps']:,}" if view["total_steps"] else ""
         rows.append(("step", f"{view['step']:,}{total}, loss {words.number(view['loss'], 4)}"))

@@ -72,6 +72,11 @@ def teacher_wait(waited: Mapping[str, Any]) -> str:
     return f"{text}; next try at {at[11:19]}" if text and at else text
 
 
+def saving(under_way: Mapping[str, Any]) -> str:
+    """That a save is under way: `step`, and for how long (`for_s`)."""
+    return f"step {number(under_way['step'])} is being saved, for {duration(under_way['for_s'])}"
+
+
 def drops(counted: Mapping[str, int]) -> str:
     """What was not kept, the commonest reason first: `too_short 30, similar 12`."""
     most = sorted(counted.items(), key=lambda drop: (-drop[1], drop[0]))

@@ -9,10 +9,11 @@ refused or ended; the node's with placement), `ray` (seconds: its start), `ready
 imports), `base` (stage, position: what the attempt goes on from), `generation` (rows, accept_rate, drops, requests,
 usd, tokens; waiting, waiting_since and next_try_at while the teacher answers nobody), `budget` (what is left does not
 pay for training: limit_usd, teacher_usd, machines_usd, left_usd, training_usd), `step` (total_steps, and StepMetrics
-of alpaca_jobs/training/metrics.py; runs of earlier versions lack peak_memory_bytes and data_wait_s), `save`
-(position, stall_s, seconds, bytes, stored_bytes, committed, lag_steps, interval_steps, interval_by), `eval` (step,
-loss, num_rows, target_tokens, seconds, is_best, best_step, best_loss), `stall` (no step for long: seconds, usual_s,
-step, words), `decision` (action, words), `end` (exit_code, reason, words).
+of alpaca_jobs/training/metrics.py; runs of earlier versions lack peak_memory_bytes and data_wait_s; while a save is
+under way its position as saving, and saving_since), `saving` (position: its save begins), `save` (position, stall_s,
+seconds, bytes, stored_bytes, committed, lag_steps, interval_steps, interval_by), `eval` (step, loss, num_rows,
+target_tokens, seconds, is_best, best_step, best_loss), `stall` (no step for long: seconds, usual_s, step, words),
+`decision` (action, words), `end` (exit_code, reason, words).
 """
 
 from __future__ import annotations

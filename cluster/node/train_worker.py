@@ -26,6 +26,7 @@ from checkpoints.keys import CommitRef
 from checkpoints.mapped import map_file
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
+from cluster.events import utc_now
 from cluster.node.review import CARD, run_lineage
 from cluster.phase import Phase, PhaseMarker
 
@@ -89,6 +90,7 @@ class WorkerControl:
         self._assignment: WorkerAssignment | None = None
         self._marker: PhaseMarker | None = None
         self._total_steps = 0
+        self._saving: dict[str, Any] = {}
 
     def begin(
         self, assignment: WorkerAssignment, log: AttemptLog, marker: PhaseMarker | None, *, total_steps: int
@@ -110,7 +112,7 @@ class WorkerControl:
         """Rank 0: one optimizer update was made."""
         if self._marker is not None:
             self._marker.reached("train", metrics.step)
-        self.tell({"kind": "step", "total_steps": self._total_steps, **asdict(metrics)})
+        self.tell({"kind": "step", "total_steps": self._total_steps, **asdict(metrics), **self._saving})
 
     def evaluating(self) -> None:
         """Rank 0: the held-out rows are measured from now on."""
@@ -126,6 +128,10 @@ class WorkerControl:
 
     def saving(self, position: int | None) -> None:
         """Rank 0: the save of a position began, or with None the last one ended."""
+        # Steps carry it too, so that the newest few events say it however long the save takes.
+        self._saving = {} if position is None else {"saving": position, "saving_since": utc_now()}
+        if position is not None:
+            self.tell({"kind": "saving", "position": position})
         if self._marker is not None:
             self._marker.saving(position)
 

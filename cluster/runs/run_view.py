@@ -31,6 +31,7 @@ from cluster.runs.attempt_summary import AttemptSummary, summarize_attempts
 from cluster.runs.recoveries import WORK, Recovery, recoveries_of
 from cluster.runs.report import newest_part
 from cluster.runs.run_ids import check_run_id
+from cluster.runs.save_stats import SaveUnderWay, save_under_way
 from cluster.runs.session import Timing
 
 _INDEX: Final = re.compile(r"index/([a-z0-9-]+)\.json")
@@ -73,6 +74,7 @@ class RunView:
             tokens as its nodes counted them (TokenCount of alpaca_jobs/generation/statistics.py); dollars.
         teacher_wait: that the teacher answers nobody now: `words`, with since when; `next_try_in_s` from the moment of
             this look, None where its node did not say. None while it answers, or is not asked.
+        saving: `step` of the save that is under way, and `for_s`, up to the moment of this look; None without one.
         lag_steps: training steps that a kill now would cost; None before training.
         recoveries: what going on after each lost machine took, split; of a run that is over, its report has them.
         evaluated: step, loss, best_step, best_loss of held-out rows as last measured; None before, or once long over.
@@ -104,6 +106,7 @@ class RunView:
     exit_code: int | None
     data_card: str | None
     teacher_wait: Mapping[str, Any] | None = None
+    saving: Mapping[str, Any] | None = None
     recoveries: tuple[Recovery, ...] = ()
     evaluated: Mapping[str, Any] | None = None
     mfu: float | None = None
@@ -203,6 +206,7 @@ def view_run(
         tokens=generation.get("tokens", part.get("tokens_total")),
         teacher_usd=generation.get("usd", part.get("teacher_usd")),
         teacher_wait=_teacher_wait(events, records, now_s) if state is RunState.RUNNING else None,
+        saving=_saving(events, records, now_s) if state is RunState.RUNNING else None,
         step=step.get("step"),
         total_steps=step.get("total_steps"),
         loss=step.get("loss"),
@@ -230,6 +234,16 @@ def _teacher_wait(events: Sequence[Event], records: Sequence[AttemptRecord], now
         "words": str(last.fields["waiting"]),
         "next_try_in_s": None if at is None else max(round(seconds_of(str(at)) - now_s, 1), 0.0),
     }
+
+
+def _saving(events: Sequence[Event], records: Sequence[AttemptRecord], now_s: float) -> Mapping[str, Any] | None:
+    """As the newest attempt's node has it."""
+    number = max((record.number for record in records), default=0)
+    found: SaveUnderWay | None = None
+    for event in events:
+        if event.attempt == number:
+            found = save_under_way(found, event)
+    return None if found is None else {"step": found.step, "for_s": max(round(now_s - found.since_s, 1), 0.0)}
 
 
 def _recoveries(store: Store, records: Sequence[AttemptRecord]) -> tuple[Recovery, ...]:

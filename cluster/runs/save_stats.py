@@ -1,4 +1,4 @@
-"""What a run's saves took, from its events: for the report, so that a store that is slow now and then is seen."""
+"""What a run's saves took, and which one is under way, from its events: so that a slow store is seen. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from cluster.events import Event
+from cluster.events import Event, seconds_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,28 @@ class SaveStats:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class SaveUnderWay:
+    """A save that has begun and is not committed yet: of which step, and since when (seconds since 1970)."""
+
+    step: int
+    since_s: float
+
+
+def save_under_way(before: SaveUnderWay | None, event: Event) -> SaveUnderWay | None:
+    """Which save is under way once this event has happened; `before`: the same before it."""
+    match event.kind:
+        case "saving":
+            return SaveUnderWay(int(event.fields["position"]), seconds_of(event.t))
+        case "step" if event.fields.get("saving") is not None:
+            return SaveUnderWay(int(event.fields["saving"]), seconds_of(str(event.fields["saving_since"])))
+        case "save" if before is not None and event.fields.get("position") != before.step:
+            return before  # one that was skipped for this one's sake
+        case "step" | "save" | "base" | "attempt" | "end":
+            return None
+    return before
 
 
 def save_stats(events: Sequence[Event]) -> SaveStats | None:

@@ -68,6 +68,12 @@ def test_status_shows_rows_drops_tokens_and_dollars_of_the_generation() -> None:
     assert not {"dropped", "tokens", "teacher"} & set(before)
 
 
+def test_status_says_which_step_is_being_saved_and_for_how_long() -> None:
+    view = {**VIEW, "saving": {"step": 1200, "for_s": 65.0}}
+    assert cells(report_view.status_grids(view)[0])["now"] == "step 1,200 is being saved, for 1 min 05 s"
+    assert "now" not in cells(report_view.status_grids({**VIEW, "saving": None})[0])
+
+
 def test_status_says_since_when_a_teacher_is_waited_for_and_when_it_is_asked_again() -> None:
     said = "waiting for the teacher since 2026-11-20 10:00:00 UTC: HTTP 429, too many requests"
     view = {**VIEW, "teacher_wait": {"words": said, "next_try_in_s": 11.6}}

@@ -27,7 +27,7 @@ from cluster.control import ask_cancel
 from cluster.course import Course
 from cluster.errors import LaunchFailed, RunActive, RunNotFound, WrongInput
 from cluster.event_reading import read_events
-from cluster.events import EventWriter, iso_time, utc_now
+from cluster.events import EventWriter, utc_now
 from cluster.launch.launching import resume_run, start_run
 from cluster.plan import Pricing
 from cluster.recovery import Action, Decision, StopReason
@@ -242,21 +242,6 @@ def test_status_shows_what_each_recovery_of_a_run_took_while_it_goes_on(tmp_path
     run.close(Decision(Action.GIVE_UP, "Enough.", exit_code=4, reason=StopReason.BUDGET))
     assert view_run(cloud.root, "demo-x3fkd").recoveries == ()  # the report has them
     assert [one["attempt"] for one in (read_report(cloud.store) or {})["recoveries"]] == [2]
-
-
-def test_status_says_that_the_teacher_is_waited_for_while_it_is(tmp_path: Path) -> None:
-    cloud = ACloud(tmp_path)
-    cloud.attempt(1, PLACES[0], reason=None)
-    node, now = EventWriter(cloud.store, 1, "node"), time.time()
-    said = "waiting for the teacher since 2026-11-20 10:00:00 UTC: HTTP 503"
-    node.emit("generation", rows=1, waiting=said, next_try_at=iso_time(now + 30))
-    node.flush()
-    view = view_run(cloud.root, "demo-x3fkd", is_alive=True, now=now + 10)
-    assert view.teacher_wait == {"words": said, "next_try_in_s": pytest.approx(20, abs=0.2)}
-    assert view.to_json()["teacher_wait"] == view.teacher_wait
-    node.emit("generation", rows=2, waiting=None, next_try_at=None)
-    node.close()
-    assert view_run(cloud.root, "demo-x3fkd", is_alive=True).teacher_wait is None
 
 
 def test_a_run_whose_next_machine_is_being_set_up_is_not_called_dead_and_one_that_stays_away_is(tmp_path: Path) -> None:
