@@ -41,6 +41,11 @@ class SizedModel:
     shape: ModelShape
     guess: str = ""
 
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token goes through: all but those of its idle experts."""
+        return self.num_parameters - self.shape.idle_parameters
+
     def with_words(self, count: int) -> SizedModel:
         """The model with so many more words in its vocabulary, each a row of either embedding."""
         shape = self.shape.with_words(count)

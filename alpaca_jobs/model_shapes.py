@@ -22,12 +22,14 @@ class ModelShape:
     Attributes:
         num_layers: decoder layers.
         hidden_size: width of the residual stream.
-        feed_forward: width inside the feed-forward part.
+        feed_forward: width inside the feed-forward part; of one expert where there are several.
         num_heads, num_kv_heads: heads of the queries, and of the keys and values.
         vocab_size: rows of each embedding.
         head_size: None for hidden_size / num_heads.
         is_tied: whether the output embedding is the input's.
         is_gated: whether the feed-forward part has three matrices (SwiGLU), not two.
+        num_experts, experts_per_token: feed-forward parts side by side in a layer, and through how many a token goes.
+        shared_feed_forward: width of one more, which every token goes through; 0: there is none.
     """
 
     num_layers: int
@@ -39,6 +41,9 @@ class ModelShape:
     head_size: int | None = None
     is_tied: bool = False
     is_gated: bool = True
+    num_experts: int = 1
+    experts_per_token: int = 1
+    shared_feed_forward: int = 0
 
     @property
     def query_size(self) -> int:
@@ -52,9 +57,26 @@ class ModelShape:
 
     @property
     def layer_parameters(self) -> int:
-        """Matrices of one decoder layer; biases and norms, below a thousandth of it, are left out."""
+        """Matrices of one decoder layer, all experts; biases and norms, below a thousandth of it, are left out."""
         attention = 2 * self.hidden_size * (self.query_size + self.kv_size)
-        return attention + (_GATED if self.is_gated else _PLAIN) * self.hidden_size * self.feed_forward
+        router = self.hidden_size * self.num_experts if self.num_experts > 1 else 0
+        wide = self.num_experts * self.feed_forward + self.shared_feed_forward
+        return attention + router + self._matrices * self.hidden_size * wide
+
+    @property
+    def feed_forward_per_token(self) -> int:
+        """Width that one token goes through in the feed-forward part, over all of its experts."""
+        return self.experts_per_token * self.feed_forward + self.shared_feed_forward
+
+    @property
+    def idle_parameters(self) -> int:
+        """Parameters of experts that a token does not go through, all layers; 0 without experts."""
+        idle = self.num_experts - self.experts_per_token
+        return self.num_layers * idle * self._matrices * self.hidden_size * self.feed_forward
+
+    @property
+    def _matrices(self) -> int:
+        return _GATED if self.is_gated else _PLAIN
 
     @property
     def embedding_parameters(self) -> int:

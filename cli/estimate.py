@@ -47,7 +47,10 @@ def estimate(
     if "generate" in job.stages:
         check_seed_file(job.data)
     counted = Counted(rows, row_tokens, None if parameters is None else round(parameters))
-    facts = gather_facts(job, past=starting.past_runs() if history else (), counted=counted)
+    look = starting.look_at_base(job)
+    starting.say_unseen(look)
+    past = starting.past_runs() if history else ()
+    facts = gather_facts(job, past=past, counted=counted, base=look.base)
     offers = offers_for(job)
     found = estimate_plan(plan_with(job, facts, offers), facts, offers, seed=seed)
     if as_json:

@@ -37,12 +37,13 @@ def launch(
     job = starting.load(job_file, changes)
     if not dry_run:  # what it would cost can be asked before the rows are here
         check_inputs(job)
-    priced = starting.price(job, contact=True) if job_view.costs_money(job) else None
+    look = starting.look_at_base(job)
+    priced = starting.price(job, contact=True, look=look) if job_view.costs_money(job) else None
     plan = starting.plan_of(job) if priced is None else priced.plan
     plan, bucket = starting.with_bucket(plan, contact=not dry_run)
-    for words in data_preview.warnings_of(job):
+    for words in (*look.words, *data_preview.warnings_of(job)):
         render.say(f"warning: {words}")
-    grids = plan_view.plan_grids(plan, priced, bucket)
+    grids = plan_view.plan_grids(plan, priced, bucket, look)
     if dry_run:
         if as_json:
             render.out_json(plan.to_json())
@@ -60,5 +61,5 @@ def launch(
     starting.ask_teacher(plan.job)
     starting.agree(plan_view.question(plan), yes=yes, grids=grids)
     starting.make_bucket(bucket)
-    found = starting.start(plan, None if priced is None else priced.estimate)
+    found = starting.start(plan, None if priced is None else priced.estimate, look)
     starting.leave_or_follow(found, detach=detach, as_json=as_json)

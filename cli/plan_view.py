@@ -8,6 +8,7 @@ from cli import estimate_view, render, words
 from cli.job_view import job_rows
 
 if TYPE_CHECKING:
+    from alpaca_jobs.training.base_look import Look
     from cli.starting import Priced
     from cluster.cloud.aws_bucket import Bucket
     from cluster.plan import LaunchPlan, Placement
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
 MAX_CANDIDATES = 10
 
 
-def plan_grids(plan: LaunchPlan, priced: Priced | None = None, bucket: Bucket | None = None) -> list[render.Grid]:
+def plan_grids(
+    plan: LaunchPlan, priced: Priced | None = None, bucket: Bucket | None = None, look: Look | None = None
+) -> list[render.Grid]:
     """The job with its estimate, where there is one to show, then the places it may run, best first.
 
-    `bucket`: what `store: auto` uses, or makes.
+    `bucket`: what `store: auto` uses, or makes; `look`: what was found of the base model.
     """
     rows = [row for row in job_rows(plan.job) if row[0] != "store"]
+    rows += base_rows(look)
     rows += [("ranks", f"{plan.world_size} for training"), ("store", f"{plan.store_uri}/{plan.run_id}")]
     rows += [("bucket", str(bucket))] if bucket is not None else []
     rows.append(("recovery", f"{plan.job.compute.recover}, saved {_interval(plan)}"))
@@ -34,6 +38,11 @@ def plan_grids(plan: LaunchPlan, priced: Priced | None = None, bucket: Bucket | 
         notes=tuple(notes),
     )
     return [render.pairs(f"Plan for {plan.run_id}", rows), places]
+
+
+def base_rows(look: Look | None) -> list[tuple[str, str]]:
+    """What was found of the base model, in a line; none where it was not looked at."""
+    return [] if look is None or look.base is None else [("base model", str(look.base))]
 
 
 def estimate_rows(priced: Priced) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from cli.finding import FoundRun
 
 if TYPE_CHECKING:
     from alpaca_jobs.spec import JobSpec, TeacherSpec
+    from alpaca_jobs.training.base_look import Look
     from cluster.cloud.aws_bucket import Bucket
     from cluster.launch.estimating import Facts, JobEstimate
     from cluster.plan import LaunchPlan
@@ -93,10 +94,28 @@ class Priced:
     unknown: str
 
 
-def price(job: JobSpec, *, contact: bool) -> Priced:
+def look_at_base(job: JobSpec) -> Look:
+    """Look at a job's base model before anything is paid for: a few seconds at most.
+
+    Raises:
+        ModelError: it is not there, or cannot be trained.
+    """
+    from alpaca_jobs.training import base_look
+
+    return base_look.look_at_base(job)
+
+
+def say_unseen(look: Look | None) -> None:
+    """Say what could not be looked at of a base model, where no plan is shown that says it."""
+    for words in () if look is None else look.words:
+        render.say(f"warning: {words}")
+
+
+def price(job: JobSpec, *, contact: bool, look: Look | None = None) -> Priced:
     """Plan a job by all that is known about it, and estimate it.
 
     Args:
+        look: what was found of its base model.
         contact: whether stores that are not on this machine may be asked about earlier runs, and AWS, where somebody is
             signed in, about regions and quotas.
 
@@ -107,8 +126,13 @@ def price(job: JobSpec, *, contact: bool) -> Priced:
     from cluster.launch.estimating import estimate_plan, gather_facts
     from cluster.launch.planner import offers_for
 
-    facts, offers = gather_facts(job, past=past_runs(contact=contact)), offers_for(job)
-    plan, limits = _plan(job, facts, offers, contact=contact)
+    base = None if look is None else look.base
+    facts, offers = gather_facts(job, past=past_runs(contact=contact), base=base), offers_for(job)
+    try:
+        plan, limits = _plan(job, facts, offers, contact=contact)
+    except PlanError:
+        say_unseen(look)
+        raise
     try:
         return Priced(plan, estimate_plan(plan, facts, offers, limits=limits), "")
     except PlanError as exc:
@@ -221,15 +245,19 @@ def ask_teacher(job: JobSpec) -> None:
             render.say(f"warning: {line}")
 
 
-def start(plan: LaunchPlan, estimate: JobEstimate | None = None) -> FoundRun:
-    """Start the planned run; Ctrl-C until then leaves nothing behind. The estimate is kept for its receipt."""
+def start(plan: LaunchPlan, estimate: JobEstimate | None = None, look: Look | None = None) -> FoundRun:
+    """Start the planned run; Ctrl-C until then leaves nothing behind. The estimate is kept for its receipt.
+
+    Args:
+        look: what was found of its base model, so that it is not looked at again.
+    """
     from checkpoints.store import Store
     from cluster.launch.launching import start_run
     from cluster.runs.home import Home
 
     home = Home.default()
     try:
-        start_run(plan, home, estimate=None if estimate is None else estimate.to_json())
+        start_run(plan, home, estimate=None if estimate is None else estimate.to_json(), look=look)
     except KeyboardInterrupt:
         render.say("Interrupted before the run had started; nothing of it is left.")
         raise typer.Exit(ExitCode.INTERRUPTED) from None

@@ -1,4 +1,4 @@
-"""`alpaca-jobs validate`: check a job file, plan it, and say what it would do; nothing runs, nothing is contacted."""
+"""`alpaca-jobs validate`: check a job file, plan it, and say what it would do; nothing runs, the hub alone is asked."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def validate(
 ) -> None:
     """Check a job file: unknown keys, values that cannot be, machines that nobody sells or that cannot hold the model.
 
+    A base model of the Hugging Face hub, or of another run, is looked at: its list of files and the small ones.
+
     Example: alpaca-jobs validate job.yaml
     """
     from alpaca_jobs.job_inputs import check_inputs
@@ -36,8 +38,9 @@ def validate(
         render.out(render_job(job).rstrip("\n"))
         return
     check_inputs(job)
-    priced = starting.price(job, contact=False)
-    warnings = data_preview.warnings_of(job)
+    look = starting.look_at_base(job)
+    priced = starting.price(job, contact=False, look=look)
+    warnings = [*look.words, *data_preview.warnings_of(job)]
     first = priced.plan.candidates[0]
     if as_json:
         estimate = None if priced.estimate is None else priced.estimate.candidates[0].to_json()
@@ -57,6 +60,6 @@ def validate(
         return
     others = len(priced.plan.candidates) - 1
     place = ("first place", f"{first}" + (f"; {others} more to go on in" if others else ""))
-    rows = [*job_view.job_rows(job), place, *plan_view.estimate_rows(priced)]
+    rows = [*job_view.job_rows(job), *plan_view.base_rows(look), place, *plan_view.estimate_rows(priced)]
     notes = (*priced.plan.notes, *(f"warning: {words}" for words in warnings))
     render.out_grid(render.pairs(f"{job_file}: this job can be run", rows, notes))

@@ -66,19 +66,34 @@ def _is_cached(model: str) -> bool:
 
 
 class HubSilent(ModelError):
-    """The hub cannot be reached, or fails: nothing is known about the model."""
+    """The hub cannot be reached, or fails: nothing is known about the model.
+
+    Attributes:
+        answered: whether it answered, with an error.
+    """
+
+    answered = False
 
 
 def ask_hub(model: str, *, revision: str | None = None, timeout_s: float = HUB_TIMEOUT_S) -> str | None:
-    """The commit that the hub has for a model's revision (None: its main branch).
+    """The commit that the hub has for a model's revision (None: its main branch). Raises as `hub_answers`."""
+    from huggingface_hub import HfApi
+
+    with hub_answers(model, revision):
+        return HfApi().model_info(model, revision=revision, timeout=timeout_s).sha
+
+
+@contextmanager
+def hub_answers(model: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what goes wrong with a question to the hub about a model into words.
 
     Raises:
         HubSilent: it cannot be reached, or fails.
-        ModelError: it knows no such model or revision.
+        ModelError: it knows no such model or revision, or does not hand it out to this account.
     """
     import httpx
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import (
+        GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
         RepositoryNotFoundError,
@@ -86,28 +101,49 @@ def ask_hub(model: str, *, revision: str | None = None, timeout_s: float = HUB_T
     )
 
     try:
-        return HfApi().model_info(model, revision=revision, timeout=timeout_s).sha
+        yield
     except RevisionNotFoundError as exc:
         raise ModelError(
             f"train.revision is {revision}, and {model} has no such branch, tag or commit on the Hugging Face hub. "
             "Look it up on the model's page, or leave train.revision out."
         ) from exc
+    except GatedRepoError as exc:
+        raise ModelError(
+            f"train.model is {model}, which is handed out only to people who accepted its terms, and {_whose_token()}. "
+            f"Accept them on its page at the Hugging Face hub, set a token of that account (export HF_TOKEN=...), and "
+            "list HF_TOKEN under secrets."
+        ) from exc
     except (RepositoryNotFoundError, HFValidationError) as exc:
         raise ModelError(
             f"train.model is {model}, but there is no such folder here and no such model on the Hugging Face hub"
-            f"{_nearest(model)}. A private model needs HF_TOKEN under secrets."
+            f"{_nearest(model)}, or it is private and {_whose_token()}. A private model needs HF_TOKEN under secrets."
         ) from exc
     except HfHubHTTPError as exc:
-        raise HubSilent(
+        status = getattr(exc.response, "status_code", None)
+        if status in (401, 403):
+            raise ModelError(
+                f"train.model is {model}, and the Hugging Face hub does not hand it out ({status}): {_whose_token()}. "
+                "Look at the token (export HF_TOKEN=...): is it valid, and may it read this repository?"
+            ) from exc
+        silent = HubSilent(
             f"train.model is {model}, and the Hugging Face hub answered with an error: {_first_line(exc)}. Try again "
             "later, or give a folder."
-        ) from exc
+        )
+        silent.answered = True
+        raise silent from exc
     except (httpx.HTTPError, ConnectionError) as exc:  # OfflineModeIsEnabled is a ConnectionError
         raise HubSilent(
             f"train.model is {model}; it is neither a folder here nor in this machine's Hugging Face cache, and the "
             f"hub cannot be reached{_nearest(model)}. Check the name and the network, or give a folder. "
             f"({_first_line(exc)})"
         ) from exc
+
+
+def _whose_token() -> str:
+    """Whether somebody is signed in at the hub here, in words."""
+    from huggingface_hub import get_token
+
+    return "the account that is signed in here has not" if get_token() else "nobody is signed in here"
 
 
 def _nearest(model: str) -> str:

@@ -25,11 +25,16 @@ class Pinned:
     words: str = ""
 
 
-def pin_revision(model: str, revision: str | None, *, timeout_s: float = HUB_TIMEOUT_S) -> Pinned:
+def pin_revision(
+    model: str, revision: str | None, *, timeout_s: float = HUB_TIMEOUT_S, asks: bool = True
+) -> Pinned:  # fmt: skip
     """Settle a base model's revision: the commit that a branch, a tag or nothing at all stands for now.
 
     The hub is asked first: a branch may have moved since the cache was filled. Where it cannot be asked, the cache's
     commit is taken; where that is not there either, nothing is pinned. Both are said in words.
+
+    Args:
+        asks: whether the hub is asked; not where it was silent just now.
 
     Raises:
         ModelError: there is no such model or revision, a revision of something that has none, a run that has exported
@@ -49,10 +54,12 @@ def pin_revision(model: str, revision: str | None, *, timeout_s: float = HUB_TIM
     if find_spec("huggingface_hub") is None:
         return Pinned(revision, f"The revision of {model} is not pinned: huggingface_hub is not installed here.")
     shown = revision or "main"
-    try:
-        return Pinned(ask_hub(model, revision=revision, timeout_s=timeout_s))
-    except HubSilent:
-        commit = cached_commit(model, revision)
+    if asks:
+        try:
+            return Pinned(ask_hub(model, revision=revision, timeout_s=timeout_s))
+        except HubSilent:
+            pass  # the cache may know
+    commit = cached_commit(model, revision)
     if commit is not None:
         words = f"The hub cannot be reached: {model} is pinned to {shown} as this cache has it, {commit[:12]}."
         return Pinned(commit, words)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +11,18 @@ from alpaca_jobs.errors import ModelError
 
 _SMALL_FILES: Final = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "README.md", "LICENSE*")
 _WEIGHTS: Final = ("*.safetensors", "*.bin")
+_NOT_WEIGHTS: Final = ("*/*.safetensors", "*/*.bin", "consolidated*")
+"""The same weights once more, in the layout of other programs: from_pretrained does not read them."""
+
+
+def fetched_files(names: Iterable[str]) -> list[str]:
+    """Those of a repository's files that a machine fetches which needs the weights: safetensors, or else .bin."""
+    wanted = [name for name in names if not any(fnmatch(name, pattern) for pattern in _NOT_WEIGHTS)]
+    found: list[str] = []
+    for pattern in _WEIGHTS:
+        if found := [name for name in wanted if fnmatch(name, pattern)]:
+            break
+    return sorted({*found, *(name for name in wanted if any(fnmatch(name, pattern) for pattern in _SMALL_FILES))})
 
 
 def fetch_revision(model: str, revision: str, *, weights: bool) -> Path:
@@ -26,7 +40,11 @@ def fetch_revision(model: str, revision: str, *, weights: bool) -> Path:
     folder = Path()
     try:
         for pattern in _WEIGHTS if weights else ("config.json",):
-            folder = Path(snapshot_download(model, revision=revision, allow_patterns=[*_SMALL_FILES, pattern]))
+            folder = Path(
+                snapshot_download(
+                    model, revision=revision, allow_patterns=[*_SMALL_FILES, pattern], ignore_patterns=[*_NOT_WEIGHTS]
+                )
+            )
             if any(folder.glob(pattern)):
                 break
     except LocalEntryNotFoundError as exc:
@@ -47,6 +65,12 @@ def fetch_revision(model: str, revision: str, *, weights: bool) -> Path:
 
 def cached_commit(model: str, revision: str | None) -> str | None:
     """The commit that a branch (None: main), tag or commit stands for in this machine's cache; None if not there."""
+    folder = cached_folder(model, revision)
+    return None if folder is None else folder.name
+
+
+def cached_folder(model: str, revision: str | None) -> Path | None:
+    """What this machine's cache has of a model at a branch (None: main), tag or commit; None where that is nothing."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -54,4 +78,4 @@ def cached_commit(model: str, revision: str | None) -> str | None:
         found = try_to_load_from_cache(model, "config.json", revision=revision)
     except HFValidationError:
         return None
-    return Path(found).parent.name if isinstance(found, str) else None
+    return Path(found).parent if isinstance(found, str) else None

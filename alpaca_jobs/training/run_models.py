@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from alpaca_jobs.errors import ModelError
@@ -48,6 +49,15 @@ def run_model_folder(uri: str) -> Path:
 def check_run_model(uri: str) -> None:
     """Look, without copying, whether a run has exported a whole model. Raises as `run_model_folder`."""
     _check_whole(uri, _exported(uri)[1])
+
+
+def run_model_files(uri: str, names: Iterable[str]) -> tuple[dict[str, int], dict[str, bytes]]:
+    """Of the newest model that a run exported, the bytes of every file, and the contents of those of `names` that are
+    there. Raises as `run_model_folder`."""
+    _, reader = _exported(uri)
+    _check_whole(uri, reader)
+    sizes = {entry.name: entry.size for entry in reader.manifest.objects}
+    return sizes, {name: bytes(reader.read_range(name, 0, sizes[name])) for name in names if name in sizes}
 
 
 def exported_file(uri: str, name: str) -> bytes:

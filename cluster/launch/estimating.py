@@ -12,7 +12,9 @@ from typing import Any
 
 from alpaca_jobs.errors import AlpacaError
 from alpaca_jobs.generation.seeds import SeedTask, load_seed_tasks
+from alpaca_jobs.known_models import KNOWN_MODELS, SizedModel
 from alpaca_jobs.spec import JobSpec
+from alpaca_jobs.training.base_model import BaseModel
 from cluster.errors import PlanError
 from cluster.launch.planner import plan_launch, side_offers_for
 from cluster.node.row_count import count_rows
@@ -46,12 +48,14 @@ class Facts:
     Attributes:
         work: None where it could not be counted, and then `unknown` says why.
         teacher: None for a job whose rows exist.
+        read: the base model's size as its files tell it; None where they were not looked at, or do not tell it.
     """
 
     work: Workload | None
     unknown: str
     teacher: TeacherEstimate | None
     assumed: Assumptions
+    read: SizedModel | None = None
 
 
 @dataclass(frozen=True)
@@ -86,15 +90,24 @@ class JobEstimate:
         }
 
 
-def gather_facts(job: JobSpec, *, past: Sequence[PastRun] = (), counted: Counted | None = None) -> Facts:
-    """Count a job's work, as far as the job, its files and the user say what it is."""
+def gather_facts(
+    job: JobSpec, *, past: Sequence[PastRun] = (), counted: Counted | None = None, base: BaseModel | None = None
+) -> Facts:
+    """Count a job's work, as far as the job, its files, its base model's and the user say what it is."""
     given = counted or Counted()
+    read = None if base is None or given.num_parameters is not None else _size_of(base)
     assumed = learn(job, past)
     teacher = estimate_teacher(job.data, assumed.teacher, _seeds(job)) if "generate" in job.stages else None
     try:
-        return Facts(_work(job, given, teacher), "", teacher, assumed)
+        return Facts(_work(job, given, teacher, base, read), "", teacher, assumed, read)
     except PlanError as exc:
-        return Facts(None, str(exc), teacher, assumed)
+        return Facts(None, str(exc), teacher, assumed, read)
+
+
+def _size_of(base: BaseModel) -> SizedModel | None:
+    """What a base model's files say of its size, unless that is a guess and the size is known by its name."""
+    found = base.size
+    return None if found is None or (found.guess and base.name in KNOWN_MODELS) else found
 
 
 def plan_with(job: JobSpec, facts: Facts, offers: PriceList, limits: AccountLimits = NOT_ASKED) -> LaunchPlan:
@@ -110,7 +123,7 @@ def plan_with(job: JobSpec, facts: Facts, offers: PriceList, limits: AccountLimi
     side_offers = side_offers_for(job, offers)
     return plan_launch(
         job, run_id=new_run_id(job.name), offers=offers, side_offers=side_offers, limits=limits,
-        work=facts.work, assumed=facts.assumed,
+        work=facts.work, assumed=facts.assumed, read=facts.read,
     )  # fmt: skip
 
 
@@ -170,7 +183,9 @@ def _seeds(job: JobSpec) -> tuple[SeedTask, ...]:
         return ()
 
 
-def _work(job: JobSpec, given: Counted, teacher: TeacherEstimate | None) -> Workload:
+def _work(
+    job: JobSpec, given: Counted, teacher: TeacherEstimate | None, base: BaseModel | None, read: SizedModel | None
+) -> Workload:
     num_rows, tokens, source = given.num_rows, given.tokens_per_row, "given"
     if num_rows is None and teacher is not None:
         num_rows = teacher.rows
@@ -185,8 +200,9 @@ def _work(job: JobSpec, given: Counted, teacher: TeacherEstimate | None) -> Work
             num_rows = found.num_rows if num_rows is None else num_rows
             tokens, source = (found.tokens_per_row, found.source) if tokens is None else (tokens, source)
     return workload_of(
-        job, num_rows=num_rows, tokens_per_row=tokens, num_parameters=given.num_parameters, source=source
-    )
+        job, num_rows=num_rows, tokens_per_row=tokens, num_parameters=given.num_parameters, source=source,
+        read=read, base_bytes=None if base is None else base.fetched_bytes,
+    )  # fmt: skip
 
 
 def _side(plan: LaunchPlan, offers: PriceList, limits: AccountLimits, *, in_server: bool) -> SideMachines:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import JobSpec
@@ -44,6 +44,9 @@ from cluster.runs.report import read_report
 from cluster.runs.run_view import index_key, list_runs, read_plan
 from cluster.runs.session import DEFAULT_TIMING, Session, Timing
 
+if TYPE_CHECKING:
+    from alpaca_jobs.training.base_look import Look
+
 logger = logging.getLogger(__name__)
 
 
@@ -56,6 +59,7 @@ def start_run(
     environ: Mapping[str, str] = os.environ,
     estimate: Mapping[str, Any] | None = None,
     jobs: Jobs | None = None,
+    look: Look | None = None,
 ) -> str:
     """Start a run and return its id; it goes on whatever becomes of the caller. Watch it with `follow_run`.
 
@@ -64,16 +68,18 @@ def start_run(
     Args:
         estimate: what it is expected to cost (`JobEstimate.to_json`), kept for the receipt; None for no estimate.
         jobs: SkyPilot's managed jobs, for a run on a cloud; None for those of this machine's API server.
+        look: what was found of its base model when it was planned; None to look at it now.
 
     Raises:
         WrongInput: a secret that the job lists is not set.
+        ModelError: its base model is not there, or cannot be trained.
         DataError: an input of the job is missing or not what it should be.
         BackendMissing: the plan is for an infra that this version cannot launch on.
         StoreError: the store cannot be used, or put-once does not hold there.
         LaunchFailed: the supervisor did not start.
     """
     _check_launchable(plan.job, plan, environ)
-    plan = _pinned(plan)
+    plan = _pinned(plan, look)
     root = Store.open(plan.store_uri)
     plan = replace(plan, store_uri=root.uri)  # absolute: nodes may stand elsewhere
     store = root.child(plan.run_id)
@@ -207,16 +213,21 @@ def policy_for(job: JobSpec, timing: Timing, *, launched_at_s: float) -> Recover
     )
 
 
-def _pinned(plan: LaunchPlan) -> LaunchPlan:
+def _pinned(plan: LaunchPlan, look: Look | None) -> LaunchPlan:
     """The plan with the base model's commit in its job, as far as it can be found out here."""
-    from alpaca_jobs.training.pinning import pin_revision
+    from alpaca_jobs.training.base_look import look_at_base
+    from alpaca_jobs.training.pinning import Pinned, pin_revision
 
     train = plan.job.train
     if train.method == "command" and "/" not in train.model:
         return plan  # a word that its own program understands
-    found = pin_revision(train.model, train.revision)
-    if found.words:
-        logger.warning("%s", found.words)
+    told = look_at_base(plan.job) if look is None else look
+    if told.base is not None and told.base.revision is not None:
+        found = Pinned(told.base.revision)
+    else:
+        found = pin_revision(train.model, train.revision, asks=False)
+    for words in (*(told.words if look is None else ()), *([found.words] if found.words else ())):
+        logger.warning("%s", words)
     job = plan.job.model_copy(update={"train": train.model_copy(update={"revision": found.revision})})
     return replace(plan, job=job)
 

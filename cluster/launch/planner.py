@@ -81,6 +81,7 @@ def plan_launch(
     limits: AccountLimits = NOT_ASKED,
     work: Workload | None = None,
     assumed: Assumptions | None = None,
+    read: SizedModel | None = None,
 ) -> LaunchPlan:
     """Decide where a job may run and in which order.
 
@@ -95,6 +96,7 @@ def plan_launch(
         limits: what the account said it may have; machines that it may not have are left out.
         work, assumed: by which memory is checked and `gpus: auto` compares machines; None for what the job says, and
             for the priors.
+        read: the base model's size as its files tell it; None where they were not looked at.
 
     Raises:
         PlanError: no offer fits; says which wish left none.
@@ -104,7 +106,7 @@ def plan_launch(
     fitting = in_infra(job, offers)
     check_region_names(job, fitting)
     fitting = within_account(job, fitting, limits, notes)
-    fitting = _with_gpus(job, fitting, notes, _counted(job, work), assumed or Assumptions(), limits)
+    fitting = _with_gpus(job, fitting, notes, _counted(job, work, read), assumed or Assumptions(), limits, read)
     fitting = in_regions(job, fitting, notes)
     fitting = with_pricing(job, fitting, limits)
     places = tuple(placement_of_offer(offer, num_nodes=compute.num_nodes) for offer in fitting)
@@ -163,12 +165,12 @@ def resolve_store(job: JobSpec, folder: Path) -> str:
     return f"file://{(folder / Path(rest if found else store).expanduser()).resolve()}"
 
 
-def _counted(job: JobSpec, work: Workload | None) -> Workload | None:
+def _counted(job: JobSpec, work: Workload | None, read: SizedModel | None) -> Workload | None:
     """The work as it is given, or as the job alone tells it; None where it does not."""
     if work is not None:
         return work
     try:
-        return workload_of(job)
+        return workload_of(job, read=read)
     except PlanError:
         return None
 
@@ -180,11 +182,12 @@ def _with_gpus(
     work: Workload | None,
     assumed: Assumptions,
     limits: AccountLimits,
+    read: SizedModel | None,
 ) -> list[Offer]:
     """Keep the machines with the wanted GPUs; for auto, choose the shape."""
     compute = job.compute
     if compute.gpus == "auto":
-        return _automatic(job, offers, notes, work, assumed, limits)
+        return _automatic(job, offers, notes, work, assumed, limits, read)
     wanted = compute.gpu_request
     if wanted is None:
         return offers if compute.is_local else _host_machines(job, offers)
@@ -192,7 +195,7 @@ def _with_gpus(
         offers, wanted.name, wanted.count, asked=f"compute.gpus is {compute.gpus}", sellers=compute.infra,
         key="gpus: ", elsewhere=", or use num_nodes to add machines",
     )  # fmt: skip
-    return check_memory(job, found, offers, work, notes)
+    return check_memory(job, found, offers, work, notes, read)
 
 
 def _automatic(
@@ -202,6 +205,7 @@ def _automatic(
     work: Workload | None,
     assumed: Assumptions,
     limits: AccountLimits,
+    read: SizedModel | None,
 ) -> list[Offer]:
     """The shape expected to finish for least, among those into which the job fits (cluster/price/memory_fit.py)."""
     if job.train.method == "command":
@@ -209,7 +213,7 @@ def _automatic(
             "compute.gpus is auto, but what train.command needs is not known here. Say which machine it is written "
             "for, for example gpus: A100-80GB:8."
         )
-    model = model_of(job, work)
+    model = model_of(job, work, read)
     if model is None:
         raise PlanError(
             f"compute.gpus is auto, but the size of {job.train.model} is not known here, so no machine can be picked. "

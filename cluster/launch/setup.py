@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from alpaca_jobs.errors import DataError
+from alpaca_jobs.errors import DataError, ModelError
 from alpaca_jobs.job_inputs import check_inputs
 from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.spec_io import change_job, load_job
+from alpaca_jobs.training.base_look import look_at_base
+from alpaca_jobs.training.base_model import BaseModel
 from checkpoints.errors import CheckpointError
 from checkpoints.store import Store
 from cluster.cloud.aws_account import AwsAccount
@@ -107,8 +109,10 @@ def look(infra: str, job_file: Path, around: Surroundings) -> Checklist:
     job = change_job(load_job(job_file), {"compute.infra": [infra]})
     steps.append(Step("job", "done", f"{job_file}: {job.name}, {job.train.model}"))
     steps += [_inputs(job), _secrets(job, around.environ)]
+    step, base = _base_model(job, around.environ)
+    steps.append(step)
     try:
-        facts, offers = gather_facts(job), offers_for(job)
+        facts, offers = gather_facts(job, base=base), offers_for(job)
         plan = plan_with(job, facts, offers)
     except PlanError as exc:
         steps.append(Step("plan", "todo", str(exc), f"alpaca-jobs offers --infra {infra}"))
@@ -180,7 +184,7 @@ def _plugin() -> Step:
 def _inputs(job: JobSpec) -> Step:
     try:
         check_inputs(job)
-    except DataError as exc:
+    except (DataError, ModelError) as exc:
         return Step("seeds and rows", "todo", str(exc))
     return Step("seeds and rows", "done", job.data.from_ or f"seed tasks: {job.data.seed_tasks}")
 
@@ -191,6 +195,17 @@ def _secrets(job: JobSpec, environ: Mapping[str, str]) -> Step:
         words = f"{', '.join(missing)} not set in this shell"
         return Step("teacher's key", "todo", words, f"export {missing[0]}=...")
     return Step("teacher's key", "done", f"{', '.join(job.secrets)} set" if job.secrets else "none is needed")
+
+
+def _base_model(job: JobSpec, environ: Mapping[str, str]) -> tuple[Step, BaseModel | None]:
+    try:
+        found = look_at_base(job, environ=environ)
+    except ModelError as exc:
+        return Step("base model", "todo", str(exc)), None
+    words = " ".join(found.words)
+    if found.base is None:
+        return Step("base model", "advised" if words else "done", words or job.train.model), None
+    return Step("base model", "advised" if words else "done", words or str(found.base)), found.base
 
 
 def _quota(plan: LaunchPlan, offers: PriceList, account: AwsAccount) -> Step:

@@ -21,6 +21,11 @@ STATE_BYTES_PER_PARAMETER = (
 EXPORT_BYTES_PER_PARAMETER = 4  # the finished model, float32
 
 
+def base_bytes(work: Workload) -> float:
+    """The base model, as each machine fetches it: what its files say, else two bytes a parameter."""
+    return float(WEIGHTS_BYTES_PER_PARAMETER * work.num_parameters if work.base_bytes is None else work.base_bytes)
+
+
 def num_gpus(place: Placement) -> int:
     """GPUs of all machines of a place together; 0 without."""
     return place.num_nodes * int(place.gpus.partition(":")[2] or 1) if place.gpus else 0
@@ -45,7 +50,7 @@ def training_course(place: Placement, job: JobSpec, work: Workload, assumed: Ass
         )
     speed = assumed.speed_on(gpu)
     throughput = Throughput(num_gpus(place), peak, speed.mfu, flops_per_parameter=work.flops_per_parameter)
-    work_s = throughput.seconds(num_parameters=work.num_parameters, tokens=work.tokens)
+    work_s = throughput.seconds(num_parameters=work.active_parameters, tokens=work.tokens)
     return _course_with_gpus(place, job, work, assumed, work_s=work_s, spread=speed.spread)
 
 
@@ -54,7 +59,7 @@ def _course_with_gpus(
 ) -> Course:
     byte_s = work.num_parameters / place.num_nodes / assumed.transfer_bytes_per_s  # one byte of every parameter
     trained_s = work.trained_parameters / place.num_nodes / assumed.transfer_bytes_per_s  # and of what is trained
-    base_s = WEIGHTS_BYTES_PER_PARAMETER * byte_s
+    base_s = base_bytes(work) / assumed.transfer_bytes_per_s  # every machine fetches all of it
     interval = job.checkpoints.interval_steps
     return Course(
         work_s=work_s,

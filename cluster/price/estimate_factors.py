@@ -9,7 +9,7 @@ from typing import Any
 from cluster.course import Course, expected
 from cluster.plan import SECONDS_PER_HOUR, LaunchPlan, Placement
 from cluster.price.assumptions import PRIOR, Assumptions
-from cluster.price.courses import num_gpus, training_course
+from cluster.price.courses import base_bytes, num_gpus, training_course
 from cluster.price.estimate import kept_gb, state_gb
 from cluster.price.hardware import peak_flops
 from cluster.price.served_cost import COMPARED_API, SERVED_SOURCE, START_S, at_an_api_usd
@@ -105,8 +105,10 @@ def _of_work(plan: LaunchPlan, work: Workload) -> Iterator[Factor]:
     epochs = f"{plan.job.train.epochs:g} epochs" if plan.job.train.max_steps is None else "max_steps"
     words = f"{work.steps:,} steps, {epochs}, padding excluded"
     yield Factor("training tokens", work.tokens, "tokens", words, work.source)
-    flops = work.flops_per_parameter * work.num_parameters * work.tokens
-    size = f"{work.num_parameters / 1e9:.3g} B parameters"
+    flops = work.flops_per_parameter * work.active_parameters * work.tokens
+    size = f"{work.active_parameters / 1e9:.3g} B parameters"
+    if work.active is not None:
+        size += f" that a token goes through (of {work.num_parameters / 1e9:.3g} B)"
     words = f"{work.flops_per_parameter:g} x {size} x {work.tokens / 1e6:.3g} M tokens"
     if work.trained is not None:
         words += "; LoRA, so no gradients of frozen weights"
@@ -131,7 +133,8 @@ def _of_speed(place: Placement, work: Workload, assumed: Assumptions, course: Co
     yield Factor("MFU", speed.mfu, "", f"{speed.mfu:.0%}, give or take {speed.spread:.0%}", speed.source)
     words = f"FLOPs / ({num_gpus(place)} GPUs x peak x MFU)"
     yield Factor("training time", hours, "h", words, "the three above")
-    words = f"boot and install {assumed.boot_s / 60:.0f} min, then the base weights"
+    fetched = f"{base_bytes(work) / 1e9:.3g} GB{'' if work.base_bytes is None else ', as its files say'}"
+    words = f"boot and install {assumed.boot_s / 60:.0f} min, then the base model ({fetched})"
     yield Factor("set-up", course.start_s / 60, "min", words, _OURS)
     yield Factor("export", course.finish_s / 60, "min", "the model to the store, by one node", _OURS)
 

@@ -18,11 +18,11 @@ from cluster.price.workload import Workload
 _MORE_NODES = (2, 3, 4, 6, 8)
 
 
-def model_of(job: JobSpec, work: Workload | None) -> SizedModel | None:
-    """The size of a job's model: counted, known by its name, or guessed; None where nothing tells it. With the words
-    that `train.tokenizer` adds to it.
+def model_of(job: JobSpec, work: Workload | None, read: SizedModel | None = None) -> SizedModel | None:
+    """The size of a job's model: as its files tell it (`read`), counted, known by its name, or guessed; None where
+    nothing tells it. With the words that `train.tokenizer` adds to it.
     """
-    told = size_of(job.train.model)
+    told = size_of(job.train.model) if read is None else read
     if work is not None and (told is None or told.num_parameters != work.num_parameters):
         told = size_of(job.train.model, num_parameters=work.num_parameters)
     return None if told is None else told.with_words(words_added(job.train))
@@ -66,13 +66,15 @@ def holding(job: JobSpec, model: SizedModel, offers: Iterable[Offer], work: Work
 
 
 def check_memory(
-    job: JobSpec, chosen: list[Offer], offers: Iterable[Offer], work: Workload | None, notes: list[str]
-) -> list[Offer]:
+    job: JobSpec, chosen: list[Offer], offers: Iterable[Offer], work: Workload | None, notes: list[str],
+    read: SizedModel | None = None,
+) -> list[Offer]:  # fmt: skip
     """Refuse a job that cannot fit; leave out machines with too little host memory; say so where it cannot be known.
 
     Args:
         chosen: of the GPUs that the job asks for.
         offers: all there are, for what else could be taken.
+        read: the model's size as its files tell it.
 
     Raises:
         PlanError: it does not fit; says what is needed, what there is and what to change.
@@ -80,7 +82,7 @@ def check_memory(
     if job.train.method == "command":
         notes.append("Whether it fits was not checked: what train.command keeps in memory is not known here.")
         return chosen
-    model = model_of(job, work)
+    model = model_of(job, work, read)
     fit = None if model is None else fit_of(job, model, chosen[0], work)
     if model is None or fit is None:
         unknown = job.train.model if model is None else chosen[0].gpu_name

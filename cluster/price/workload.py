@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from alpaca_jobs.known_models import size_of
+from alpaca_jobs.known_models import SizedModel, size_of
 from alpaca_jobs.spec import JobSpec
 from cluster.errors import PlanError
 from cluster.price.memory_fit import trained_parameters
@@ -34,6 +34,8 @@ class Workload:
         trained: parameters that training changes, which checkpoints hold; None for all.
         flops_per_parameter: and token (cluster/price/throughput.py).
         guess: how the model's size was guessed, in words; empty where it is known.
+        active: parameters that a token goes through; None for all.
+        base_bytes: of the base model, that each machine fetches; None where its files were not looked at.
     """
 
     num_parameters: int
@@ -45,6 +47,13 @@ class Workload:
     trained: int | None = None
     flops_per_parameter: float = FLOPS_PER_PARAMETER_AND_TOKEN
     guess: str = ""
+    active: int | None = None
+    base_bytes: int | None = None
+
+    @property
+    def active_parameters(self) -> int:
+        """Of all, or of those that a token goes through where a model has experts."""
+        return self.num_parameters if self.active is None else self.active
 
     @property
     def trained_parameters(self) -> int:
@@ -59,6 +68,8 @@ def workload_of(
     tokens_per_row: float | None = None,
     num_parameters: int | None = None,
     source: str = "given",
+    read: SizedModel | None = None,
+    base_bytes: int | None = None,
 ) -> Workload:
     """Count a job's training.
 
@@ -67,12 +78,14 @@ def workload_of(
         tokens_per_row: mean of real tokens; None for Alpaca's average when the rows are Alpaca's.
         num_parameters: None for what is known of the model by its name, or for what its name says.
         source: where `tokens_per_row` comes from.
+        read: the model as its own files tell it; None where they were not looked at.
+        base_bytes: as in Workload.
 
     Raises:
         PlanError: a number that neither the job nor the caller gives.
     """
     train = job.train
-    model = size_of(train.model, num_parameters=num_parameters)
+    model = size_of(train.model, num_parameters=num_parameters) if num_parameters is not None or read is None else read
     guess = model.guess if model is not None and num_parameters is None else ""
     if model is None:
         raise PlanError(
@@ -85,7 +98,9 @@ def workload_of(
                 "train.method is command, and how long a program of your own trains is not known here, so it cannot be "
                 "priced. Say it in the job, for the machines asked for: train.hours: 3"
             )
-        return Workload(model.num_parameters, 0, 0.0, "train.hours", 3600 * train.hours, guess=guess)
+        return Workload(
+            model.num_parameters, 0, 0.0, "train.hours", 3600 * train.hours, guess=guess, base_bytes=base_bytes
+        )
     if num_rows is None:
         if job.data.from_ is not None:
             raise PlanError(
@@ -114,4 +129,5 @@ def workload_of(
         model.num_parameters, steps, tokens, source, row_tokens=tokens_per_row,
         trained=None if train.lora is None else trained_parameters(train, model),
         flops_per_parameter=flops_per_parameter(train), guess=guess,
+        active=model.active_parameters if model.shape.idle_parameters else None, base_bytes=base_bytes,
     )  # fmt: skip

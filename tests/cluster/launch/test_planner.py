@@ -154,8 +154,8 @@ def test_auto_takes_the_cheapest_shape_that_holds_the_model_and_says_why() -> No
     assert found.notes[0] == (
         "gpus: auto took L40S:4, expected to finish the training for least, set-up counted: L40S:4 1.53 USD in 0.52 h; "
         "then A100-80GB:8 2.71 USD in 0.34 h. It fits: 6.74 B parameters, all trained, engine fsdp on 4 x L40S, 1,024 "
-        "tokens in a micro batch: 35.7 GiB on each GPU (weights 6.3, gradients 6.3, optimizer 12.6, gathered 3.8, "
-        "activations 6.7), and 92% of its 45 GiB can be used."
+        "tokens in a micro batch: 35.8 GiB on each GPU (weights 6.3, gradients 6.3, optimizer 12.6, gathered 3.8, "
+        "activations 6.8), and 92% of its 45 GiB can be used."
     )
 
 
@@ -201,8 +201,8 @@ def test_adapters_of_a_7b_fit_on_one_gpu_and_auto_buys_no_machine_of_eight() -> 
     for gpus in ("A100-80GB:1", "L4:1"):
         assert plan(job(compute__gpus=gpus, train__method="lora")).candidates[0].gpus == gpus
     prices = PriceList((offer("r1", 0.3, gpu_name="L4", gpu_count=1), offer("r1", 10.0, gpu_name="A100")))
-    spec = job(compute__gpus="auto", train__method="lora", train__model="meta-llama/Meta-Llama-3-8B")
-    assert plan(spec, prices).candidates[0].gpus == "L4:1"
+    lora = {"train__method": "lora", "train__model": "meta-llama/Meta-Llama-3-8B", "train__micro_batch_size": 2}
+    assert plan(job(compute__gpus="auto", **lora), prices).candidates[0].gpus == "L4:1"
 
 
 def test_a_copy_of_the_model_on_each_gpu_is_not_planned_where_it_does_not_fit() -> None:

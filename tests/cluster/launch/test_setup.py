@@ -57,6 +57,8 @@ def test_it_ends_with_a_price_and_goes_on_where_something_was_missing(around: Su
     assert (steps["store"].state, steps["store"].offer) == ("advised", "bucket")
     assert steps["quota"].state == "advised"  # moto has no such quota: a new account's is shown, and said to be
     assert "in a new account" in steps["quota"].words
+    assert steps["base model"].state == "advised"  # there is no hub for tests
+    assert "huggyllama/llama-7b was not looked at: the hub cannot be reached" in steps["base model"].words
     assert not found.is_ready
     assert found.bucket is not None
     make_bucket(around.account, found.bucket)
@@ -108,3 +110,13 @@ def test_seed_tasks_and_a_bucket_that_are_not_there_are_said_before_a_launch(
     assert "mine.jsonl does not exist" in steps["seeds and rows"].words
     assert steps["store"].state == "todo"
     assert "nobody-made-this" in steps["store"].words
+
+
+def test_a_base_model_that_cannot_be_trained_is_said_before_a_launch(around: Surroundings, tmp_path: Path) -> None:
+    job, model = tmp_path / "job.yaml", tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
+    job.write_text(JOB.replace("huggyllama/llama-7b", str(model)))
+    step = by_name(look("aws", job, around))["base model"]
+    assert step.state == "todo"
+    assert "an encoder with a decoder (t5)" in step.words
