@@ -66,6 +66,11 @@ def seconds_of(t: str) -> float:
     return datetime.fromisoformat(t).timestamp()
 
 
+def saving_fields(position: int | None) -> dict[str, Any]:
+    """What the events of steps carry from now on, as the save of a position has begun; with None it has ended."""
+    return {} if position is None else {"saving": position, "saving_since": utc_now()}
+
+
 def batch_key(attempt: int, writer: str, number: int) -> str:
     """Return where the batch lies: `events/000002-node-000017.json`."""
     return f"events/{attempt:06d}-{writer}-{number:06d}.json"

@@ -19,6 +19,7 @@ from alpaca_jobs.errors import CommandError, TrainingError
 from alpaca_jobs.spec_io import job_to_dict
 from checkpoints.given import GIVEN_VARIABLE, GivenAttempt
 from checkpoints.keys import CommitRef
+from cluster.events import saving_fields
 from cluster.node.attempt_context import AttemptContext
 from cluster.node.command_export import export_folder
 from cluster.node.command_process import CommandProcess, CommandSetup, command_argv, command_programs
@@ -47,6 +48,7 @@ class CommandStage:
         self._num_rows = 0
         self._step = 0
         self._saved: int | None = None
+        self._saving: dict[str, Any] = {}
         self._process: CommandProcess | None = None
         self._watched: WatchedFolder | None = None
         if self._train.watch is not None:
@@ -194,12 +196,15 @@ class CommandStage:
         if kind == "step" and isinstance(fact.get("step"), int):
             self._step = max(self._step, fact["step"])
             ctx.marker.reached("train", self._step)
-            ctx.events.emit("step", **fact)
+            ctx.events.emit("step", **{**fact, "saving": None, **self._saving})  # not the command's own word for it
         elif kind == "loaded":
             self._saved = position
             ctx.events.emit("base", stage="train", position=position or 0)
         elif kind == "saving":
             ctx.marker.saving(position)
+            self._saving = saving_fields(position)
+            if position is not None:
+                ctx.events.emit("saving", position=position)
         elif kind == "save":
             self._saved = position if fact.get("committed") else self._saved
             ctx.events.emit("save", **fact)

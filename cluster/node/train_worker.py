@@ -26,8 +26,9 @@ from checkpoints.keys import CommitRef
 from checkpoints.mapped import map_file
 from checkpoints.store import Store
 from checkpoints.writer import CommitWriter
-from cluster.events import utc_now
+from cluster.events import saving_fields
 from cluster.node.review import CARD, run_lineage
+from cluster.node.worker_log import tell_warnings
 from cluster.phase import Phase, PhaseMarker
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class WorkerControl:
     def saving(self, position: int | None) -> None:
         """Rank 0: the save of a position began, or with None the last one ended."""
         # Steps carry it too, so that the newest few events say it however long the save takes.
-        self._saving = {} if position is None else {"saving": position, "saving_since": utc_now()}
+        self._saving = saving_fields(position)
         if position is not None:
             self.tell({"kind": "saving", "position": position})
         if self._marker is not None:
@@ -166,6 +167,8 @@ class TrainWorker:
         self._rank = rank
         self._control = WorkerControl()
         self._listening: Any = None
+        if rank == 0:
+            tell_warnings(self._control.tell)
 
     def prepare(self, job: dict[str, Any]) -> float:
         """Import what training needs, while the driver reads rows; returns the seconds that took."""

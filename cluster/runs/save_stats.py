@@ -51,7 +51,7 @@ def save_under_way(before: SaveUnderWay | None, event: Event) -> SaveUnderWay | 
     match event.kind:
         case "saving":
             return SaveUnderWay(int(event.fields["position"]), seconds_of(event.t))
-        case "step" if event.fields.get("saving") is not None:
+        case "step" if event.fields.get("saving") is not None and event.fields.get("saving_since"):
             return SaveUnderWay(int(event.fields["saving"]), seconds_of(str(event.fields["saving_since"])))
         case "save" if before is not None and event.fields.get("position") != before.step:
             return before  # one that was skipped for this one's sake

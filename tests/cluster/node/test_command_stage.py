@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from alpaca_jobs.run_layout import LAYOUT
+from cluster.events import Event, utc_now
 from cluster.node.command_stage import CommandStage
 from cluster.phase import PhaseMarker, read_marks
+from cluster.runs.save_stats import save_under_way
 
 SAVE = {"stall_s": 0.0, "seconds": 0.1, "bytes": 9, "stored_bytes": 9, "committed": True}
+
+
+def context(scratch: Path, emit: Callable[..., None], *, watch: str | None) -> Any:
+    checkpoints = SimpleNamespace(keep=2, keep_every=None)
+    return SimpleNamespace(
+        scratch=scratch, marker=PhaseMarker(scratch), events=SimpleNamespace(emit=emit), told=lambda *_: None,
+        store=None, layout=LAYOUT, fence=None, attempt=1,
+        job=SimpleNamespace(train=SimpleNamespace(watch=watch), checkpoints=checkpoints),
+    )  # fmt: skip
+
+
+def test_steps_say_which_save_is_under_way_as_those_of_our_own_training_do(tmp_path: Path) -> None:
+    told: list[Event] = []
+
+    def emit(kind: str, **fields: Any) -> None:
+        told.append(Event(utc_now(), kind, 1, "node", fields))
+
+    stage = CommandStage(context(tmp_path, emit, watch=None))
+    facts = [
+        {"kind": "step", "step": 1, "saving": "a word of its own", "saving_since": "never"},
+        {"kind": "saving", "position": 1},
+        {"kind": "step", "step": 2},
+        {"kind": "saving", "position": None},
+        {"kind": "save", "position": 1, **SAVE},
+        {"kind": "step", "step": 3},
+    ]
+    process: Any = SimpleNamespace(facts=lambda: facts)
+    stage._pass_on(process)
+    save, seen = None, []
+    for event in told:
+        save = save_under_way(save, event)
+        seen.append((event.kind, save and save.step))
+    assert seen == [("step", None), ("saving", 1), ("step", 1), ("save", None), ("step", None)]
+    assert read_marks(tmp_path).saving is None
 
 
 def test_a_save_is_no_step_that_the_command_has_told_already(tmp_path: Path) -> None:
@@ -19,13 +56,7 @@ def test_a_save_is_no_step_that_the_command_has_told_already(tmp_path: Path) -> 
     def emit(kind: str, **fields: Any) -> None:
         told.append((kind, fields.get("step", fields.get("position"))))
 
-    checkpoints = SimpleNamespace(keep=2, keep_every=None)
-    ctx: Any = SimpleNamespace(
-        scratch=tmp_path, marker=PhaseMarker(tmp_path), events=SimpleNamespace(emit=emit), told=lambda *_: None,
-        store=None, layout=LAYOUT, fence=None, attempt=1,
-        job=SimpleNamespace(train=SimpleNamespace(watch="output"), checkpoints=checkpoints),
-    )  # fmt: skip
-    stage = CommandStage(ctx)
+    stage = CommandStage(context(tmp_path, emit, watch="output"))
     facts: list[dict[str, Any]] = []
     process: Any = SimpleNamespace(facts=lambda: [facts.pop(0) for _ in range(len(facts))])
     assert stage._watched is not None
