@@ -16,7 +16,6 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -33,7 +32,7 @@ _MAX_FLASH_HEAD = 256
 _FLASH_HEAD_UNIT = 8
 """Heads have a multiple of this size. Source: torch 2.13, aten/src/ATen/native/transformers/cuda/flash_attn."""
 _EDGES = "alpaca_row_edges"  # an attribute of the tensor of borders: the same numbers on the host
-_state: dict[str, Any] = {"flash": True, "row_by_row": None}
+_state: dict[str, Any] = {"flash": True, "row_by_row": None, "groups": None}
 _told: set[str] = set()
 
 
@@ -156,7 +155,7 @@ def _flash(
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     grouped: dict[str, Any] = {}
     if q.shape[1] != k.shape[1]:
-        if _takes_groups():
+        if takes_groups():
             grouped["enable_gqa"] = True
         else:
             k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for tensor in (k, v))
@@ -168,12 +167,15 @@ def _flash(
     return out[None]
 
 
-@cache
-def _takes_groups() -> bool:
-    """Whether torch's attention lets heads of queries share those of keys and values; 2.11 has no word for it."""
-    from torch.nn.attention.varlen import varlen_attn
+def takes_groups() -> bool:
+    """Whether torch's attention lets heads of queries share those of keys and values; 2.11 has no word for it. Known
+    from the first call on (flash_check.py's), so that a compiler that comes by later finds a plain value.
+    """
+    if _state["groups"] is None:
+        from torch.nn.attention.varlen import varlen_attn
 
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+        _state["groups"] = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return bool(_state["groups"])
 
 
 def _row_by_row(
