@@ -8,16 +8,17 @@ places, for nodes and for whoever looks at the run. Every step trains on the sam
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from alpaca_jobs.spec_io import job_to_dict
 from checkpoints.store import Store
+from cluster.numbered_records import put_next_record, record_keys
 from cluster.plan import LaunchPlan, Placement
 
-_KEY: Final = re.compile(r"control/machines-(\d{6})\.json")
+_KIND: Final = "machines"
+_CHANGED: Final = ("candidates", "generation", "world_size")
 
 
 def put_machines(store: Store, plan: LaunchPlan) -> None:
@@ -27,9 +28,8 @@ def put_machines(store: Store, plan: LaunchPlan) -> None:
         AlreadyExists: somebody else did so at the same moment.
     """
     whole = plan.to_json()
-    number = max((int(match[1]) for match in _records(store)), default=0) + 1
-    body = {name: whole[name] for name in ("candidates", "generation", "world_size")}
-    store.put_once(f"control/machines-{number:06d}.json", {**body, "compute": job_to_dict(plan.job)["compute"]})
+    body = {name: whole[name] for name in _CHANGED}
+    put_next_record(store, _KIND, {**body, "compute": job_to_dict(plan.job)["compute"]})
 
 
 def with_newest_machines(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,12 +38,8 @@ def with_newest_machines(store: Store, body: Mapping[str, Any]) -> dict[str, Any
     Raises:
         Damaged: its record is not as it was put.
     """
-    records = _records(store)
-    if not records:
-        return dict(body)
-    newest = store.get_record(max(match[0] for match in records))
-    changed = {name: newest[name] for name in ("candidates", "generation", "world_size")}
-    return {**body, **changed, "job": {**body["job"], "compute": newest["compute"]}}
+    keys = record_keys(store, _KIND)
+    return _with_machines(body, store.get_record(keys[-1])) if keys else dict(body)
 
 
 def on_machines(plan: LaunchPlan, other: LaunchPlan) -> LaunchPlan:
@@ -52,17 +48,21 @@ def on_machines(plan: LaunchPlan, other: LaunchPlan) -> LaunchPlan:
     return replace(plan, job=job, candidates=other.candidates, generation=other.generation, world_size=other.world_size)
 
 
-def with_all_places(store: Store, plan: LaunchPlan, launched: LaunchPlan) -> LaunchPlan:
-    """The plan with every place that the run may have been in: those of its launch and of every resume elsewhere.
+def with_all_places(store: Store, body: Mapping[str, Any]) -> LaunchPlan:
+    """The plan that a run goes on with now, with every place that it may have been in: those of its launch, by what
+    job.json says, and of every resume elsewhere.
 
     Raises:
         Damaged: a record is not as it was put.
     """
-    bodies = [store.get_record(match[0]) for match in _records(store)]
-    earlier = [Placement.from_json(place) for body in bodies for place in (*body["candidates"], *body["generation"])]
+    launched = LaunchPlan.from_json(body)
+    records = [store.get_record(key) for key in record_keys(store, _KIND)]
+    plan = LaunchPlan.from_json(_with_machines(body, records[-1])) if records else launched
+    earlier = [Placement.from_json(place) for one in records for place in (*one["candidates"], *one["generation"])]
     places = (*plan.candidates, *launched.candidates, *launched.generation, *earlier)
     return replace(plan, candidates=tuple(dict.fromkeys(places)))
 
 
-def _records(store: Store) -> list[re.Match[str]]:
-    return [match for key in store.list("control/") if (match := _KEY.fullmatch(key))]
+def _with_machines(body: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    changed = {name: record[name] for name in _CHANGED}
+    return {**body, **changed, "job": {**body["job"], "compute": record["compute"]}}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +27,7 @@ from cluster.control import CancelWatch
 from cluster.errors import RunNotFound
 from cluster.event_reading import read_events
 from cluster.events import EventWriter, seconds_of, utc_now
+from cluster.numbered_records import number_of, put_next_record, record_keys
 from cluster.on_demand import Outlook
 from cluster.plan import LaunchPlan, Placement, PlanPart
 from cluster.recovery import Action, Decision, Stop, StopReason, decide
@@ -46,7 +46,7 @@ UNTIL_VARIABLE: Final = "ALPACA_JOBS_UNTIL"
 ATTEMPT_VARIABLE: Final = "ALPACA_JOBS_ATTEMPT"
 PLACEMENT_VARIABLE: Final = "ALPACA_JOBS_PLACEMENT"
 _SET_UP_FAILED: Final = "its machine's set-up failed, after several tries; `sky jobs logs` has the installer's words"
-_SESSION_KEY: Final = re.compile(r"control/session-(\d{6})\.json")
+_SESSION: Final = "session"
 
 
 def put_session(store: Store, session: Session) -> str:
@@ -55,15 +55,13 @@ def put_session(store: Store, session: Session) -> str:
     Raises:
         AlreadyExists: somebody else resumed the run at the same moment.
     """
-    number = f"{int(max(session_numbers(store), default='0')) + 1:06d}"
     first = AttemptLog(store, LAYOUT).newest() + 1
-    store.put_once(f"control/session-{number}.json", {**session.to_json(), "first_attempt": first})
-    return number
+    return f"{put_next_record(store, _SESSION, {**session.to_json(), 'first_attempt': first}):06d}"
 
 
 def session_numbers(store: Store) -> list[str]:
     """The sessions that a run has had, as tasks carry their numbers."""
-    return [match[1] for key in store.list("control/") if (match := _SESSION_KEY.fullmatch(key))]
+    return [f"{number_of(key):06d}" for key in record_keys(store, _SESSION)]
 
 
 class CloudRun:
@@ -116,7 +114,7 @@ class CloudRun:
             raise RunNotFound(f"The task's environment has no {exc.args[0]}; it was not made by alpaca-jobs.") from exc
         store = Store.open(root).child(run_id)
         try:
-            body = store.get_record(f"control/session-{number}.json")
+            body = store.get_record(f"control/{_SESSION}-{number}.json")
         except ObjectMissing:
             raise RunNotFound(f"{store.uri} has no session {number} of {run_id}; launch the job again.") from None
         handed_out = None

@@ -18,7 +18,7 @@ from cluster.cloud.aws_machines import controllers, machines_of_run
 from cluster.cloud.machine_records import aws_regions, keep_gone, kept_machines
 from cluster.errors import CloudError
 from cluster.event_reading import read_events
-from cluster.job_record import read_estimate, read_job_record
+from cluster.job_record import read_estimate
 from cluster.launch.receipt import Paid
 from cluster.node.ledger import count_asked
 from cluster.other_machines import with_all_places
@@ -27,7 +27,7 @@ from cluster.price.controller import is_consolidated
 from cluster.price.offers import load_offers
 from cluster.runs.attempt_summary import summarize_attempts
 from cluster.runs.machines import CloudMachine
-from cluster.runs.run_view import read_plan
+from cluster.runs.run_view import read_launch
 from cluster.runs.spending import teacher_usd
 
 
@@ -41,9 +41,8 @@ def read_paid(root: Store, run_id: str, *, account: AwsAccount | None = None) ->
     Raises:
         RunNotFound, CheckpointError: the run's store does not say.
     """
-    plan, launched_at = read_plan(root, run_id)
-    store = root.child(run_id)
-    plan = with_all_places(store, plan, LaunchPlan.from_json(read_job_record(store)))
+    launched, store = read_launch(root, run_id), root.child(run_id)
+    plan = with_all_places(store, launched)
     events, asked = read_events(store), count_asked(store)
     machines, watching, why = _of_cloud(plan, store, account or AwsAccount())
     paid = Paid(
@@ -54,7 +53,7 @@ def read_paid(root: Store, run_id: str, *, account: AwsAccount | None = None) ->
         teacher_usd=teacher_usd(events),
         asked=bool(asked.sent),
         stored_bytes=stored_bytes(store),
-        launched_at=launched_at,
+        launched_at=str(launched["launched_at"]),
         estimate=read_estimate(store),
     )
     return plan, paid, why

@@ -7,7 +7,6 @@ A node has no other way to learn of them: `job.json` stays as it was launched.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from checkpoints.lineage import AttemptRecord
 from checkpoints.store import Store
 from cluster.events import seconds_of, utc_now
 from cluster.node.cost_so_far import machines_usd
+from cluster.numbered_records import put_next_record, record_keys
 
 _ADVICE = (
     "Raise it: alpaca-jobs resume RUN {} USD; or take the rows there are: alpaca-jobs export RUN --rows FILE. A lower "
@@ -24,7 +24,7 @@ _ADVICE = (
 _DAMAGED = (
     "It holds the dollars that a resume allowed. Resume the run with the --budget and --teacher-budget it should have."
 )
-_KEY = re.compile(r"control/limits-(\d{6})\.json")
+_KIND = "limits"
 
 
 def put_limits(store: Store, *, max_usd: float | None, teacher_max_usd: float | None) -> None:
@@ -33,16 +33,15 @@ def put_limits(store: Store, *, max_usd: float | None, teacher_max_usd: float | 
     Raises:
         AlreadyExists: somebody else resumed the run at the same moment.
     """
-    number = max(_numbers(store), default=0) + 1
-    store.put_once(f"control/limits-{number:06d}.json", {"max_usd": max_usd, "teacher_max_usd": teacher_max_usd})
+    put_next_record(store, _KIND, {"max_usd": max_usd, "teacher_max_usd": teacher_max_usd})
 
 
 def read_limits(store: Store, limits: LimitsSpec) -> LimitsSpec:
     """Return a job's limits as the newest resume has changed them."""
-    numbers = _numbers(store)
-    if not numbers:
+    keys = record_keys(store, _KIND)
+    if not keys:
         return limits
-    body = store.get_record(f"control/limits-{max(numbers):06d}.json", advice=_DAMAGED)
+    body = store.get_record(keys[-1], advice=_DAMAGED)
     given = {name: body[name] for name in ("max_usd", "teacher_max_usd") if body.get(name) is not None}
     return limits.model_copy(update=given)
 
@@ -79,7 +78,3 @@ def teacher_limits(
         return min(found, key=lambda one: one.usd, default=None)
 
     return nearest
-
-
-def _numbers(store: Store) -> list[int]:
-    return [int(match[1]) for key in store.list("control/") if (match := _KEY.fullmatch(key))]

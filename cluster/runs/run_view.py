@@ -140,17 +140,26 @@ def read_plan(root: Store, run_id: str) -> tuple[LaunchPlan, str]:
 
     Raises:
         RunNotFound: the store has no such run.
+        Damaged: it has one, and its job.json, or a record of other machines, is not as it was put.
+    """
+    body = with_newest_machines(root.child(check_run_id(run_id)), read_launch(root, run_id))
+    return LaunchPlan.from_json(body), str(body["launched_at"])
+
+
+def read_launch(root: Store, run_id: str) -> Mapping[str, Any]:
+    """Read job.json: the plan as it was launched, and when.
+
+    Raises:
+        RunNotFound: the store has no such run.
         Damaged: it has one, and its job.json is not as it was put.
     """
     try:
-        store = root.child(check_run_id(run_id))
-        body = with_newest_machines(store, read_job_record(store))
+        return read_job_record(root.child(check_run_id(run_id)))
     except ObjectMissing:
         raise RunNotFound(
             f"{root.uri} has no run {run_id}. See what it has with `alpaca-jobs runs --store {root.uri}`, or name "
             "another store."
         ) from None
-    return LaunchPlan.from_json(body), str(body["launched_at"])
 
 
 def view_run(

@@ -10,12 +10,12 @@ from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.spec_io import change_job
 from checkpoints.store import Store
 from cluster.events import utc_now
-from cluster.job_record import read_job, read_job_record
+from cluster.job_record import read_job
 from cluster.launch.billed import read_paid
 from cluster.launch.receipt import make_receipt
 from cluster.other_machines import on_machines, put_machines, with_all_places
 from cluster.plan import LaunchPlan, Placement, Pricing
-from cluster.runs.run_view import read_plan
+from cluster.runs.run_view import read_launch, read_plan
 
 RUN = "demo-x3fkd"
 SMALL = Placement("gcp", "us-central1", None, "a2-highgpu-1g", Pricing.SPOT, 1.1, 1, "A100:1")
@@ -53,8 +53,8 @@ def test_a_receipt_still_knows_what_the_machines_before_cost(tmp_path: Path) -> 
     root, plan, other = a_run(tmp_path)
     store = root.child(RUN)
     put_machines(store, on_machines(plan, other))
-    launched = LaunchPlan.from_json(read_job_record(store))
-    assert with_all_places(store, read_plan(root, RUN)[0], launched).candidates == (LARGE, SMALL)
+    whole = with_all_places(store, read_launch(root, RUN))
+    assert (whole.candidates, whole.num_nodes, whole.world_size) == ((LARGE, SMALL), 2, 8)
     record = {
         "infra": "gcp", "region": "us-central1", "instance_id": "one", "instance_type": "a2-highgpu-1g",
         "pricing": "spot", "run_id": RUN, "cluster": "", "state": "terminated", "started_at_s": 0.0,
