@@ -109,12 +109,13 @@ def render_chat(
             spans.append((len(before), _end_of_turn(after, len(before), message["content"], marked, specials)))
     except (ValueError, TypeError) as exc:
         raise DataError(f"Conversation {number} does not fit the tokenizer's chat template: {exc}") from exc
-    except _template_error() as exc:  # a template refuses what it was not made for, such as a system turn
+    except jinja_error() as exc:  # a template refuses what it was not made for, such as a system turn
         raise DataError(f"Conversation {number} does not fit the tokenizer's chat template: {exc}") from exc
     return whole, spans
 
 
-def _template_error() -> type[Exception]:
+def jinja_error() -> type[Exception]:
+    """What a template raises, or one that cannot be read."""
     from jinja2.exceptions import TemplateError
 
     error: type[Exception] = TemplateError

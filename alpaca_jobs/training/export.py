@@ -28,6 +28,7 @@ from alpaca_jobs.training.model import build_model, build_without_memory
 from alpaca_jobs.training.model_card import DATA_CARD, CardFacts, render_model_card
 from alpaca_jobs.training.recipes import end_ids
 from alpaca_jobs.training.tokenizer import RowTokenizer, load_tokenizer, write_folder
+from alpaca_jobs.training.tokenizer_export import tokenizer_to_export
 from alpaca_jobs.training.weights import weights_digest
 from alpaca_jobs.weights.shards import ModelFolder
 from alpaca_jobs.weights.sources import DTYPES, TensorInfo
@@ -84,6 +85,7 @@ def export_model(
         TrainingError: the folder cannot be written, or is full.
     """
     tokenizer = load_tokenizer(tokenizer_files)
+    tokenizer_files = tokenizer_to_export(train, tokenizer_files, tokenizer)
     job = _Export(train, tokenizer, tokenizer_files, checkpointer, ref, folder)
     if train.method != "lora":
         manifest = job.whole_model()
