@@ -37,8 +37,6 @@ def run_training(ctx: TrainContext) -> TrainResult:
     with exact_mode(bits=ctx.train.exactness == "bits", threads=ctx.threads):
         state = build_state(ctx)
         base, fallbacks = restore(state, ctx)
-        for text in fallbacks:
-            logger.warning("%s", text)
         if ctx.rank == 0:
             ctx.control.loaded(base, fallbacks)
         try:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -24,9 +25,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cluster.errors import RayFailure
+from cluster.node.memory_kills import memory_kills
 from cluster.node.node_group import NodeGroup, interface_of
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,11 @@ OBJECT_STORE_BYTES = 256 * 2**20  # rows and token ids are tens of MB; Ray's own
 _START_TIMEOUT_S = 120.0
 _MEET_TIMEOUT_S = 300.0
 _TOKEN = "RAY_AUTH_TOKEN"
+_WHO: Final = ("name", "pid")  # lines of Ray's words about an actor
+_FATAL: Final = ("Fatal Python error", "*** SIG", "terminate called", "what():", "CUDA error", "NCCL error", "Assert")
+_LAST_BYTES: Final = 64 * 1024
+_LAST_LINES: Final = 3
+_LONGEST_LINE: Final = 300
 
 
 class RayRuntime:
@@ -57,6 +64,7 @@ class RayRuntime:
         self._group_of_nodes = group or NodeGroup()
         self.folder = ray_folder(name)
         self._group: Any = None
+        self._memory_kills = memory_kills()
 
     def start(self) -> float:
         """Start Ray and connect to it, on loopback if this machine is alone; returns the seconds that took.
@@ -159,6 +167,7 @@ class RayRuntime:
                 max_restarts=0,
                 max_task_retries=0,
                 max_concurrency=concurrency,
+                name=f"rank {rank}",  # which Ray names where it dies
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank),
             ).remote(rank)
             for rank in range(count)
@@ -188,6 +197,7 @@ class RayRuntime:
 
         Raises:
             RayFailure: the process behind it died. An error raised inside the call is raised as itself.
+            MemoryError: it died because the machine's memory was full.
         """
         import ray
 
@@ -198,8 +208,13 @@ class RayRuntime:
             if isinstance(cause, BaseException):
                 raise cause from exc
             raise
+        except ray.exceptions.OutOfMemoryError as exc:
+            raise MemoryError(f"Ray ended a process for this machine's memory: {_first_line(exc)}") from exc
         except ray.exceptions.RayError as exc:
-            raise RayFailure(f"A Ray process died: {exc}") from exc
+            words = death_words(str(exc), self.folder)
+            if memory_kills() > self._memory_kills:
+                raise MemoryError(f"{words} The system has killed a process here for memory.") from exc
+            raise RayFailure(words) from exc
 
     def results(self, calls: Iterable[Any]) -> list[Any]:
         """The values of several calls, in order; the first failure is raised, whichever call it is."""
@@ -246,6 +261,46 @@ def import_ray(group: NodeGroup) -> None:
     with suppress(RayFailure):  # which `start` raises again, where it can be told as the attempt's end
         os.environ.update(private_environment(group))  # some of it is read by the import
     threading.Thread(target=importlib.import_module, args=("ray",), name="import-ray", daemon=True).start()
+
+
+def death_words(said: str, folder: Path) -> str:
+    """What Ray says of a process that died, which fills a screen, in two sentences; with the last that process said,
+    as far as it ran on this machine.
+
+    Args:
+        said: text of Ray's error.
+        folder: of this Ray, which goes with the attempt.
+    """
+    name, pid = (found[1] if (found := re.search(rf"^\s*{key}: (.+)$", said, re.MULTILINE)) else "" for key in _WHO)
+    if not pid:
+        return f"A Ray process died: {said.strip()}"
+    detail = re.search(r"Worker exit detail: (.*?\.)(\s|$)", said)
+    why = f" ({detail[1].rstrip('.')})" if detail else ""
+    last = _last_words(folder, pid)
+    return (
+        f"The process of {name or 'an actor'} (pid {pid}) died without an error of its own: it was killed, or crashed "
+        f"below Python{why}. {f'It said last: {last}' if last else 'It said nothing.'}"
+    )
+
+
+def _last_words(folder: Path, pid: str) -> str:
+    """Of the file that Ray keeps of a process's stderr: the line that says what killed it, else the last ones."""
+    for path in folder.glob(f"session_*/logs/worker-*-{pid}.err"):
+        try:
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - _LAST_BYTES))
+                text = file.read().decode(errors="replace")
+        except OSError:
+            continue
+        lines = [line.strip()[:_LONGEST_LINE] for line in text.splitlines()]
+        lines = [line for line in lines if line and not line.startswith(":")]  # Ray's own marks for its log monitor
+        telling = [line for line in lines if any(word in line for word in _FATAL)]
+        return " | ".join(telling[:1] or lines[-_LAST_LINES:])
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def ray_folder(name: str) -> Path:

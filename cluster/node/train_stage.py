@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+import math
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from alpaca_jobs.data.rows import Row
 from alpaca_jobs.spec_io import job_to_dict
@@ -15,18 +16,19 @@ from cluster.errors import RayFailure
 from cluster.hazard import losses_per_hour
 from cluster.node.attempt_context import AttemptContext
 from cluster.node.cost_so_far import cost_words
+from cluster.node.failures import is_cause, most_telling
 from cluster.node.inputs import with_frozen_inputs
 from cluster.node.ray_runtime import RayRuntime
 from cluster.node.trackers import start_tracking
 from cluster.node.tracking import Tracking
 from cluster.node.train_worker import ExportOrder, TrainWorker, WorkerAssignment
+from cluster.node.worker_log import log_told
 
 if TYPE_CHECKING:
     from alpaca_jobs.training.control import TrainResult
 
-logger = logging.getLogger(__name__)
-
 _POLL_S = 0.2
+_OTHERS_WITHIN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -137,32 +139,46 @@ class TrainStage:
                 left = self._ctx.interruption.seconds_left or 0.0
                 self._runtime.results([worker.notice.remote(left) for worker in self._workers])
             done, pending = self._runtime.wait(pending, timeout_s=_POLL_S)
-            try:
-                for call in done:
-                    self._runtime.result(call)
-            except RayFailure:
-                raise  # whoever could be asked may be gone
-            except Exception:
-                with suppress(RayFailure):
-                    self._pass_on_facts()  # the last steps before it
-                raise
+            if failures := self._failures(done):
+                self._fail(failures, pending)
             self._pass_on_facts()
         return [self._runtime.result(call) for call in calls]
 
-    def _pass_on_facts(self) -> None:
+    def _failures(self, calls: Sequence[Any]) -> list[Exception]:
+        failures: list[Exception] = []
+        for call in calls:
+            try:
+                self._runtime.result(call)
+            except Exception as exc:  # noqa: BLE001 - whatever it is, another rank may say more: _fail raises one
+                failures.append(exc)
+        return failures
+
+    def _fail(self, failures: list[Exception], pending: list[Any]) -> NoReturn:
+        """Raise what says most; other ranks fail a moment later, and theirs may be the cause of the first."""
+        give_up_at = time.monotonic() + _OTHERS_WITHIN_S
+        while pending and not any(is_cause(error) for error in failures) and time.monotonic() < give_up_at:
+            done, pending = self._runtime.wait(pending, timeout_s=_POLL_S)
+            failures += self._failures(done)
+        with suppress(RayFailure, MemoryError):
+            self._pass_on_facts(give_up_at=time.monotonic() + _OTHERS_WITHIN_S)  # the last steps before it
+        raise most_telling(failures)
+
+    def _pass_on_facts(self, *, give_up_at: float = math.inf) -> None:
         call = self._workers[0].drain.remote()
         while not self._runtime.wait([call], timeout_s=_POLL_S)[0]:
             self._ctx.interruption.check()  # a worker that hangs answers never
+            if time.monotonic() > give_up_at:
+                return
         for fact in self._runtime.result(call):
             kind = fact.pop("kind")
-            if kind == "loaded":
+            if kind == "log":
+                log_told(fact)
+            elif kind == "loaded":
                 self._ctx.told(kind, {})
                 ref: CommitRef | None = fact["ref"]
                 self._ctx.events.emit("base", stage="train", position=0 if ref is None else ref.position)
                 if self._tracking is not None:
                     self._tracking.begin(ref)
-                for words in fact["fallbacks"]:
-                    logger.warning("%s", words)
             elif kind == "evaluating":
                 self._ctx.told(kind, fact)  # no news to anybody but who watches over hanging machines
             else:
