@@ -2,7 +2,9 @@
 
 A block mask keeps rows apart as well, but computes T x T scores and throws most of them away: with 32 Alpaca rows side
 by side that is as much work as the rest of a small model. Here rows are cut out: on a GPU in bfloat16 by torch's own
-variable-length flash attention, elsewhere by one call of scaled_dot_product_attention for each row.
+variable-length flash attention, elsewhere by one call of scaled_dot_product_attention for each row. In torch's
+deterministic mode (`exactness: bits`) the backward pass of flash attention adds up in a fixed order. Source: torch
+2.13, aten/src/ATen/native/transformers/cuda/attention_backward.cu.
 
 The borders travel as the model's keyword arguments of the same names as for flash attention, so gradient checkpointing
 repeats them; they also carry themselves as numbers of the host, so that the row loop asks no GPU for them. transformers

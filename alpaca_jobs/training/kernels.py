@@ -22,7 +22,7 @@ def use_fast_kernels(model: nn.Module, train: TrainSpec, *, device: torch.device
     """
     if device.type == "cuda":
         torch.backends.cuda.matmul.fp32_precision = "tf32" if train.tf32 else "ieee"
-        if not train.compile and train.exactness != "bits":
+        if not train.compile:
             fuse_norms(model)
     if train.compile:
         _refuse_without_compiler(device)

@@ -168,10 +168,8 @@ def check_host_memory(name: str, model: nn.Module, *, ranks: int, free: int | No
 def _try_out(
     model: nn.Module, train: TrainSpec, *, pad_id: int, device: torch.device
 ) -> tuple[Layout, LossHead | None]:  # fmt: skip
-    # Flash attention's backward pass on a GPU adds up in an order of its own, so bits are not promised with it.
-    may_cut = train.attention == "auto" and not (device.type == "cuda" and train.exactness == "bits")
     before = str(getattr(model.config, "_attn_implementation", ""))
-    layout = choose_layout(model, pad_id=pad_id, device=device, may_cut=may_cut)
+    layout = choose_layout(model, pad_id=pad_id, device=device, may_cut=train.attention == "auto")
     if layout is Layout.ROWS and not keep_flash(model, train, before=before, pad_id=pad_id, device=device):
         layout = choose_layout(model, pad_id=pad_id, device=device, may_cut=False)
     head = None

@@ -4,7 +4,7 @@ transformers writes an RMS norm as eight operations, each of which reads and wri
 a step at a width of 4,096 by the bytes that go through memory (benchmarks/gpu_roofline.py). torch has all of it in one
 operator. What it rounds differs: the weight is multiplied before a result becomes bfloat16, not after.
 
-Where torch.compile is on, it fuses the eight operations itself; with `exactness: bits` a model keeps its own.
+Where torch.compile is on, it fuses the eight operations itself.
 Shapes: H = hidden size, or that of a head where heads are normalised.
 """
 

@@ -81,11 +81,11 @@ def test_a_machine_without_a_compiler_says_so(
     [
         ("cuda", {}, True),
         ("cpu", {}, False),
-        ("cuda", {"exactness": "bits"}, False),
+        ("cuda", {"exactness": "bits"}, True),
         ("cuda", {"compile": True}, False),
     ],
 )
-def test_a_gpus_norms_are_fused_unless_bits_are_promised_or_a_compiler_fuses(
+def test_a_gpus_norms_are_fused_unless_a_compiler_does_it(
     device: str, keys: dict[str, Any], is_fused: bool, float32_as_before: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fused: list[Any] = []
