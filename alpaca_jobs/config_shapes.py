@@ -7,7 +7,7 @@ A family that is not listed is counted as a LLaMA of the same widths, and that i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from alpaca_jobs.known_models import SizedModel
@@ -22,7 +22,8 @@ class _Family:
         biases: linear layers of the attention with a bias whatever the configuration says: qkv or qkvo.
         bias_key: the key that gives all four a bias.
         is_gated: three feed-forward matrices, not two; has_mlp_biases: each with a bias.
-        num_norms: of hidden size in a layer; has_norm_biases: each with a bias, the last norm's too.
+        num_norms: of hidden size in a layer; has_norm_biases: each with a bias, the last norm's too;
+            has_wide_norms: all they keep for the backward pass is float32.
         qk_norms: norms of queries and keys: one head wide (head), as wide as all heads (all), or none.
         has_last_norm: after the last layer.
         is_tied: what holds where tie_word_embeddings is left out.
@@ -37,6 +38,7 @@ class _Family:
     has_mlp_biases: bool = False
     num_norms: int = 2
     has_norm_biases: bool = False
+    has_wide_norms: bool = False
     qk_norms: str = ""
     has_last_norm: bool = True
     is_tied: bool = False
@@ -57,14 +59,14 @@ FAMILIES: Mapping[str, _Family] = {
     "qwen2_moe": _Family(biases="qkv"),
     "qwen3": _Family(qk_norms="head"),
     "qwen3_moe": _Family(qk_norms="head"),
-    "gemma": _Family(is_tied=True, default_head=256),
-    "gemma2": _Family(is_tied=True, default_head=256, num_norms=4),
-    "gemma3_text": _Family(is_tied=True, default_head=256, num_norms=4, qk_norms="head"),
+    "gemma": _Family(is_tied=True, default_head=256, has_wide_norms=True),
+    "gemma2": _Family(is_tied=True, default_head=256, num_norms=4, has_wide_norms=True),
+    "gemma3_text": _Family(is_tied=True, default_head=256, num_norms=4, qk_norms="head", has_wide_norms=True),
     "phi3": _Family(),
     "granite": _Family(),
     "smollm3": _Family(is_tied=True),
     "olmo": _Family(num_norms=0, has_last_norm=False),
-    "olmo2": _Family(qk_norms="all"),
+    "olmo2": _Family(qk_norms="all", has_wide_norms=True),
     "phi": _Family(biases="qkvo", num_norms=1, has_head_bias=True, **_PLAIN),  # type: ignore[arg-type]
     "gpt_neox": _Family(biases="qkvo", **_PLAIN),  # type: ignore[arg-type]
     "opt": _Family(biases="qkvo", is_tied=True, positions=2, **_PLAIN),  # type: ignore[arg-type]
@@ -73,6 +75,8 @@ FAMILIES: Mapping[str, _Family] = {
 _OTHER_NAMES = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
                 "max_position_embeddings": "n_positions"}  # fmt: skip
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_PLAIN_COPIES = {"gelu_new": 5, "gelu_fast": 5}
+"""Tensors of the feed-forward width that is not gated, where its activation is made of several operations."""
 _TIMES_HIDDEN = 4  # the feed-forward width where none is stated: GPT-2
 
 
@@ -127,7 +131,7 @@ def _shape(told: _Told) -> ModelShape | None:
     family = FAMILIES.get(told.kind, _Family())
     experts = told.number(*_EXPERTS) or 1
     wide = told.number("moe_intermediate_size") if experts > 1 else 0
-    return ModelShape(
+    shape = ModelShape(
         num_layers=layers,
         hidden_size=hidden,
         feed_forward=wide or told.number("intermediate_size", "ffn_dim", "n_inner") or _TIMES_HIDDEN * hidden,
@@ -140,7 +144,24 @@ def _shape(told: _Told) -> ModelShape | None:
         num_experts=experts,
         experts_per_token=min(told.number("num_experts_per_tok", "moe_topk") or experts, experts),
         shared_feed_forward=told.number("shared_expert_intermediate_size") if experts > 1 else 0,
+        wide_copies=4 if family.is_gated else _PLAIN_COPIES.get(_activation(told), 2),
     )
+    return replace(shape, more_norms=_more_norms(family, shape))
+
+
+def _activation(told: _Told) -> str:
+    default = "gelu_new" if told.kind == "gpt2" else ""
+    return next(
+        (str(told.config[name]) for name in ("activation_function", "hidden_act") if name in told.config), default
+    )
+
+
+def _more_norms(family: _Family, shape: ModelShape) -> int:
+    if family.has_norm_biases:
+        return 0  # of LayerNorm, whose inputs and results are counted with what the products read
+    heads = shape.query_size + shape.kv_size if family.qk_norms else 0
+    more = max(family.num_norms - 2, 0) * shape.hidden_size + heads
+    return more + (2 * shape.hidden_size + more) // 3 if family.has_wide_norms else more
 
 
 def _is_regular(told: _Told) -> bool:

@@ -91,16 +91,28 @@ KNOWN_MODELS: dict[str, KnownModel] = {
     "mistralai/Mistral-7B-v0.3": KnownModel(7_248_023_552, 32_768, ModelShape(32, 4096, 14336, 32, 8, 32_768)),
     "mistralai/Mistral-7B-Instruct-v0.3": KnownModel(7_248_023_552, 32_768, ModelShape(32, 4096, 14336, 32, 8, 32_768)),
     "facebook/opt-125m": KnownModel(
-        125_239_296, 2048, ModelShape(12, 768, 3072, 12, 12, 50_272, is_tied=True, is_gated=False), has_rope=False
+        125_239_296,
+        2048,
+        ModelShape(12, 768, 3072, 12, 12, 50_272, is_tied=True, is_gated=False, wide_copies=2),
+        has_rope=False,
     ),
     "facebook/opt-1.3b": KnownModel(
-        1_315_758_080, 2048, ModelShape(24, 2048, 8192, 32, 32, 50_272, is_tied=True, is_gated=False), has_rope=False
+        1_315_758_080,
+        2048,
+        ModelShape(24, 2048, 8192, 32, 32, 50_272, is_tied=True, is_gated=False, wide_copies=2),
+        has_rope=False,
     ),
     "facebook/opt-6.7b": KnownModel(
-        6_658_473_984, 2048, ModelShape(32, 4096, 16384, 32, 32, 50_272, is_tied=True, is_gated=False), has_rope=False
+        6_658_473_984,
+        2048,
+        ModelShape(32, 4096, 16384, 32, 32, 50_272, is_tied=True, is_gated=False, wide_copies=2),
+        has_rope=False,
     ),
     "openai-community/gpt2": KnownModel(
-        124_439_808, 1024, ModelShape(12, 768, 3072, 12, 12, 50_257, is_tied=True, is_gated=False), has_rope=False
+        124_439_808,
+        1024,
+        ModelShape(12, 768, 3072, 12, 12, 50_257, is_tied=True, is_gated=False, wide_copies=5),
+        has_rope=False,
     ),
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0": KnownModel(1_100_048_384, 2048, ModelShape(22, 2048, 5632, 32, 4, 32_000)),
     "HuggingFaceTB/SmolLM2-135M": KnownModel(134_515_008, 8192, ModelShape(30, 576, 1536, 9, 3, 49_152, is_tied=True)),
@@ -131,11 +143,17 @@ _QWEN_3 = (
     ("8B", 8_190_735_360, ModelShape(36, 4096, 12288, 32, 8, 151_936, 128)),
     ("14B", 14_768_307_200, ModelShape(40, 5120, 17408, 40, 8, 151_936, 128)),
 )
+
+
+def _with_qk_norms(shape: ModelShape) -> ModelShape:
+    return replace(shape, more_norms=shape.query_size + shape.kv_size)
+
+
 KNOWN_MODELS.update(
     {f"Qwen/Qwen2.5-{name}": KnownModel(total, context, shape) for name, total, context, shape in _QWEN_2_5}
     | {f"Qwen/Qwen2.5-{name}-Instruct": KnownModel(total, 32_768, shape) for name, total, _, shape in _QWEN_2_5}
-    | {f"Qwen/Qwen3-{name}-Base": KnownModel(total, 32_768, shape) for name, total, shape in _QWEN_3}
-    | {f"Qwen/Qwen3-{name}": KnownModel(total, 40_960, shape) for name, total, shape in _QWEN_3}
+    | {f"Qwen/Qwen3-{name}-Base": KnownModel(total, 32_768, _with_qk_norms(shape)) for name, total, shape in _QWEN_3}
+    | {f"Qwen/Qwen3-{name}": KnownModel(total, 40_960, _with_qk_norms(shape)) for name, total, shape in _QWEN_3}
 )
 
 _SIZE_IN_NAME = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([bBmM])(?![A-Za-z0-9])")

@@ -30,6 +30,10 @@ class ModelShape:
         is_gated: whether the feed-forward part has three matrices (SwiGLU), not two.
         num_experts, experts_per_token: feed-forward parts side by side in a layer, and through how many a token goes.
         shared_feed_forward: width of one more, which every token goes through; 0: there is none.
+        more_norms: widths of a layer's norms beside two of the hidden size, added up; a norm that keeps all in float32
+            counts a third more.
+        wide_copies: tensors of the feed-forward width that training keeps of a token; 4: the gate, what its activation
+            gives, the other half, what the last product reads.
     """
 
     num_layers: int
@@ -44,6 +48,8 @@ class ModelShape:
     num_experts: int = 1
     experts_per_token: int = 1
     shared_feed_forward: int = 0
+    more_norms: int = 0
+    wide_copies: int = 4
 
     @property
     def query_size(self) -> int:

@@ -1,19 +1,21 @@
 """What a forward pass leaves in a GPU's memory for the backward pass, and what the loss takes. Pure.
 
 For each token and decoder layer, with h the hidden size, q and kv the widths of the queries and of the keys, f the
-feed-forward width and d bytes a number:
+feed-forward width that the token goes through, n the widths of further norms (of queries and keys, of what a part
+gives), e the experts it goes through (0 where there is one way for all) and d bytes a number:
 
-    all trained        8h + d (4h + 2q + 2kv + 4f)
-    adapters alone     8h + d (2q + 2kv + 3f) + (d + 1) x inputs of the adapted layers
-    selective          d (3h + 2q + 2kv + 2f)
+    all trained        8h + (4 + d) n + d (4h + 2q + 2kv + 4f + 2eh)
+    adapters alone     8h + 4n + d (2q + 2kv + 3f + 2eh) + (d + 1) x inputs of the adapted layers
+    selective          d (3h + 2q + 2kv + 2f + eh)
     checkpointed       d h, and one layer as in the first two while it is computed again
 
+A model with LayerNorm and no gate (OPT, GPT-NeoX) has no 8h, and 2f, or 5f with GELU as GPT-2 has it, in place of 4f.
 8h: both norms work in float32 (fused ones do not, alpaca_jobs/training/norms.py; but not every norm can be fused).
 d 4h: what the norms give and what the products read, for the gradients of weights. q and kv: flash attention keeps
 queries, keys, values and its result, but no scores. f: the gate, its activation, the other half, and what the last
-product reads. Source: what transformers' Llama hands to autograd, counted with
-torch.autograd.graph.saved_tensors_hooks (tests/cluster/price/test_activations.py); the way of counting is that of
-Korthikanti et al., arXiv:2205.05198, section 4.1.
+product reads. 2eh: what goes to the experts and what comes back. Source: what transformers' models hand to autograd,
+counted with torch.autograd.graph.saved_tensors_hooks (tests/cluster/price/test_activations.py); the way of counting is
+that of Korthikanti et al., arXiv:2205.05198, section 4.1.
 """
 
 from __future__ import annotations
@@ -35,14 +37,21 @@ def dtype_bytes(train: TrainSpec) -> int:
 
 def layer_bytes_per_token(train: TrainSpec, shape: ModelShape) -> float:
     """What one decoder layer keeps of one token when nothing is computed again."""
-    hidden, wide, size = shape.hidden_size, shape.feed_forward, dtype_bytes(train)
-    norms = 2 * _FLOAT32 * hidden
-    attention = 2 * shape.query_size + 2 * shape.kv_size
+    hidden, wide, size = shape.hidden_size, shape.feed_forward_per_token, dtype_bytes(train)
+    norms = (2 * _FLOAT32 * hidden if shape.is_gated else 0) + _FLOAT32 * shape.more_norms
+    within = 2 * shape.query_size + 2 * shape.kv_size + 2 * routed_experts(shape) * hidden
     if train.lora is not None:
         adapted = set(train.lora.target_modules) - EMBEDDINGS
         read = sum(wide if name in ("down_proj", "fc2") else hidden for name in adapted)
-        return norms + size * (attention + 3 * wide) + (size + 1) * read
-    return norms + size * (4 * hidden + attention + 4 * wide)
+        copies = max(shape.wide_copies - 1, 2)
+        plain = 0 if shape.is_gated else 2 * size * hidden  # what LayerNorm reads
+        return norms + plain + size * (within + copies * wide) + (size + 1) * read
+    return norms + size * (4 * hidden + shape.more_norms + within + shape.wide_copies * wide)
+
+
+def routed_experts(shape: ModelShape) -> int:
+    """Experts that a token is sent to and comes back from; 0 where all tokens go the same way."""
+    return shape.experts_per_token if shape.num_experts > 1 else 0
 
 
 def kept_bytes_per_token(train: TrainSpec, shape: ModelShape) -> float:
@@ -52,7 +61,8 @@ def kept_bytes_per_token(train: TrainSpec, shape: ModelShape) -> float:
         case True:
             return size * shape.hidden_size
         case "selective":
-            products = 2 * shape.hidden_size + 2 * shape.query_size + 2 * shape.kv_size + 2 * shape.feed_forward
+            products = 2 * shape.hidden_size + 2 * shape.query_size + 2 * shape.kv_size
+            products += 2 * shape.feed_forward_per_token + routed_experts(shape) * shape.hidden_size
             return size * (shape.hidden_size + products)
         case _:
             return layer_bytes_per_token(train, shape)
