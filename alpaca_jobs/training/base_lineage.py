@@ -96,5 +96,5 @@ def _text(value: Any) -> str:
 
 def shown_base(train: TrainSpec) -> str:
     """A model of the hub by its name; of somebody's disk or store the last part alone."""
-    is_elsewhere = "://" in train.model or train.model.startswith((".", "/", "~"))
+    is_elsewhere = "://" in train.model or train.model.startswith((".", "/", "~")) or Path(train.model).is_dir()
     return train.model.rstrip("/").rpartition("/")[2] if is_elsewhere else train.model

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 _CONFIG: Final = "tokenizer_config.json"
 _SPECIALS: Final = "special_tokens_map.json"
+_NO_ENDS: Final = {"<s>": "the token that begins texts", "<unk>": "the token that unknown text in them becomes"}
+"""LLaMA's other special tokens, where early conversions put its end token."""
 
 
 def check_tokenizer_files(folder: Path, model: str) -> None:
@@ -70,7 +72,7 @@ def check_tokenizer(tokenizer: Any, folder: Path | None, model: str) -> None:
     """Look at a loaded tokenizer's end token.
 
     Raises:
-        ModelError: the end token is what every unknown text becomes, or the beginning token of LLaMA.
+        ModelError: the end token is what every unknown text becomes, or LLaMA's beginning or unknown token.
     """
     end, unknown = tokenizer.eos_token, tokenizer.unk_token
     if end is None:
@@ -81,14 +83,32 @@ def check_tokenizer(tokenizer: Any, folder: Path | None, model: str) -> None:
             f"{tokenizer.unk_token_id}), as all unknown text does. Set eos_token in {_CONFIG} to a token that is there."
         )
     vocabulary = tokenizer.get_vocab()
-    if end == "<s>" and "</s>" in vocabulary:
+    if end in _NO_ENDS and "</s>" in vocabulary:
         raise ModelError(
-            f"{model}: its tokenizer's eos_token is '<s>' (id {tokenizer.eos_token_id}), the token that begins texts; "
+            f"{model}: its tokenizer's eos_token is {end!r} (id {tokenizer.eos_token_id}), {_NO_ENDS[end]}; "
             f"'</s>' (id {vocabulary['</s>']}) ends them. A model trained with it would never stop. Correct eos_token "
             f"in {_CONFIG} and {_SPECIALS}."
         )
     if folder is not None:
         _compare(folder, tokenizer.eos_token_id, model)
+
+
+def check_adapted_end(folder: Path, end: int, model: str) -> None:
+    """Look whether a model with frozen embeddings can say its end token at all: one that its tokenizer has and its
+    embeddings lack is given the mean of their rows, whose logit is the mean of all logits and so never the highest.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    config = _read(folder / "config.json")
+    size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    if isinstance(size, int) and end >= size:
+        raise ModelError(
+            f"{model}: its tokenizer ends answers with id {end}, and its embeddings have {size} rows: the model does "
+            "not know that token. Beside frozen embeddings it would stay the mean of the others, and a model trained so "
+            f"would never stop. Correct eos_token in {_CONFIG} (LLaMA: '</s>', id 2), or set lora.train_embeddings: "
+            "true."
+        )
 
 
 def _compare(folder: Path, end: int, model: str) -> None:

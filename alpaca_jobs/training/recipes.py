@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 
 from alpaca_jobs import prompts
 from alpaca_jobs.data.formats import Turn as ChatTurn
@@ -21,11 +22,14 @@ from alpaca_jobs.training.data import (
     encode_examples,
     gather_rows,
 )
+from alpaca_jobs.training.hub import TINY_LLAMA, resolve_model
+from alpaca_jobs.training.known_faults import check_adapted_end
 from alpaca_jobs.training.mixing import MixedRows
 from alpaca_jobs.training.packing import Flatten, encode_documents
 from alpaca_jobs.training.reading import Chat, Conversation, Document, TrainingRow
+from alpaca_jobs.training.revision import cached_folder
 from alpaca_jobs.training.stored import StoredRows
-from alpaca_jobs.training.tokenizer import RowTokenizer
+from alpaca_jobs.training.tokenizer import RowTokenizer, load_tokenizer
 from alpaca_jobs.training.vocabulary import extend_tokenizer
 
 
@@ -49,6 +53,11 @@ def build_tokenizer(train: TrainSpec, rows: Iterable[TrainingRow]) -> dict[str, 
     are added where the job says so. Raises: ModelError.
     """
     files = tokenizers_of_models.build_tokenizer(train.base, (text for row in rows for text in _texts(row)))
+    if train.method == "lora" and not train.trains_embeddings and train.model != TINY_LLAMA:
+        where = Path(resolve_model(train.base))
+        folder = where if where.is_dir() else cached_folder(train.base, None)
+        if folder is not None:
+            check_adapted_end(folder, end_ids(train, load_tokenizer(files), files)[0], train.model)
     return files if train.tokenizer is None else extend_tokenizer(files, train.tokenizer.extend)
 
 

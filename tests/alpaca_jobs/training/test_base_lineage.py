@@ -88,6 +88,19 @@ def test_the_card_tells_recipe_cost_evaluation_and_where_the_data_card_is() -> N
         assert absent not in plain
 
 
+def test_a_folder_named_like_a_model_of_the_hub_is_shown_as_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    _base(tmp_path / "models" / "base", README_md="---\nlicense: mit\n---\n")
+    train = TrainSpec(model="models/base")
+    lineage = base_lineage(train)
+    card = render_model_card(train, CardFacts(**{**FACTS.__dict__, "base": lineage}))
+    assert lineage.facts["base model"] == "base"
+    assert "base_model" not in yaml.safe_load(card.split("---\n")[1]), "the hub's models/base is another one"
+
+
 @pytest.mark.parametrize("licence", ["Apache 2.0: yes", "a\nb", "mit, apache-2.0", ""])
 def test_a_licence_that_is_no_identifier_stays_out_of_the_head(licence: str) -> None:
     card = render_model_card(TrainSpec(model="a/b"), CardFacts(**{**FACTS.__dict__, "base": BaseLineage(licence)}))

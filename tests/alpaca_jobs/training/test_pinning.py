@@ -18,6 +18,7 @@ from alpaca_jobs.generation.offline_teacher import running
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.hub import resolve_model
 from alpaca_jobs.training.pinning import Pinned, pin_revision
+from alpaca_jobs.training.recipes import build_tokenizer as build_job_tokenizer
 from alpaca_jobs.training.tokenizer import build_tokenizer, load_tokenizer, write_folder
 
 OLD, NEW = "1" * 40, "2" * 40
@@ -157,11 +158,23 @@ def test_the_renamed_class_of_early_llama_conversions_is_named(tmp_path: Path) -
         ({"eos_token": ""}, r"eos_token in tokenizer_config\.json is the empty text"),
         ({"eos_token": {"content": "", "__type": "AddedToken"}}, "is the empty text"),
         ({"eos_token": "<s>"}, r"eos_token is '<s>' \(id 1\), the token that begins texts; '</s>' \(id 2\) ends them"),
+        ({"eos_token": "<unk>"}, r"eos_token is '<unk>' \(id 0\), the token that unknown text in them becomes; '</s>'"),
     ],
 )
 def test_a_stop_token_that_never_stops_is_named(tmp_path: Path, config: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words):
         build_tokenizer(tokenizer_folder(tmp_path, **config), [])
+
+
+def test_an_end_token_that_the_base_model_lacks_is_refused_beside_frozen_embeddings(tmp_path: Path) -> None:
+    """Its row would be the mean of the others, and the mean of all logits is never the highest."""
+    model = tokenizer_folder(tmp_path, eos_token="<|end|>")
+    words = r"ends answers with id 4, and its embeddings have 4 rows: .* or set lora\.train_embeddings: true"
+    with pytest.raises(ModelError, match=words):
+        build_job_tokenizer(TrainSpec(model=model, method="lora"), [])
+    for fine in ({"method": "full"}, {"method": "lora", "lora": {"train_embeddings": True}}):
+        files = build_job_tokenizer(TrainSpec.model_validate({"model": model, **fine}), [])
+        assert load_tokenizer(files).eos_id == 4
 
 
 def test_an_empty_stop_token_in_the_special_tokens_map_is_named(tmp_path: Path) -> None:
