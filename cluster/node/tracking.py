@@ -2,8 +2,8 @@
 
 The node's head passes facts on and never waits: a thread gives them to the trackers and brings what they wrote to the
 run's store. An attempt that goes on after step 30 tells steps 1 to 30 again as they count, from the run's own events
-(and losses that no event tells from the checkpoint), and then its own: whatever an earlier attempt tracked beyond step
-30, and what a kill kept it from tracking, is put right by that.
+(losses and evaluations that no event tells, from the checkpoint), and then its own: whatever an earlier attempt tracked
+beyond step 30, and what a kill kept it from tracking, is put right by that.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from alpaca_jobs.training.evaluation import Evaluation, read_evaluations
 from checkpoints.errors import CheckpointError
 from checkpoints.keys import CommitRef
 from checkpoints.lineage import AttemptRecord
@@ -84,12 +85,14 @@ def history(
     *,
     base: CommitRef,
     losses: Sequence[float] = (),
+    evaluations: Sequence[Evaluation] = (),
 ) -> list[Point]:
     """The points up to a training commit as they count: each step once, as told by the attempt whose step it is. Pure.
 
     Args:
         events: of all attempts so far.
         losses: of the steps from 1 on; where no event tells a step (its machine died first), its loss is taken.
+        evaluations: all up to the commit; likewise.
     """
     bases = {record.number: record.base for record in records}
     upto: dict[int, tuple[int, int]] = {}  # attempt -> its steps that count: after the first, up to the second
@@ -109,6 +112,9 @@ def history(
     at_s = min((point.at_s for point in found.values()), default=0.0)
     for step, loss in enumerate(losses[: base.position], 1):
         found.setdefault(("step", step), Point(step, at_s, {"train/loss": loss}))
+    for step, loss in evaluations:
+        if step <= base.position:
+            found.setdefault(("eval", step), Point(step, at_s, {"eval/loss": loss}))
     return sorted(found.values(), key=lambda point: point.step)
 
 
@@ -180,4 +186,5 @@ class Tracking:
             return []
         meta = CommitReader.open(self._ctx.store, self._ctx.layout, base).manifest.meta
         losses = [float.fromhex(text) for text in meta.get("losses", {}).get("hex", ())]
-        return history(read_events(self._ctx.store), self._ctx.log.records(), base=base, losses=losses)
+        events, records = read_events(self._ctx.store), self._ctx.log.records()
+        return history(events, records, base=base, losses=losses, evaluations=read_evaluations(meta))

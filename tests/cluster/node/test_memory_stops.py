@@ -83,8 +83,11 @@ def test_a_run_halves_down_to_one_and_then_ends_in_words() -> None:
         history.append(
             Stop(attempt, failure.reason, PLACE, 0.0, detail=failure.words, retryable=failure.retryable)
         )  # fmt: skip
-        if decide(history, RecoveryPolicy(), [PLACE], now=0).action is Action.GIVE_UP:
+        decision = decide(history, RecoveryPolicy(), [PLACE], now=0)
+        if decision.action is Action.GIVE_UP:
             break
     assert sizes == [4, 2, 1]
     assert "a micro batch of 2 in place of 4" in history[0].detail
     assert "micro_batch_size is 1 already" in history[-1].detail
+    assert "Lower train.micro_batch_size" not in decision.words, "it cannot be lower"
+    assert "train.gradient_checkpointing" in decision.words

@@ -51,6 +51,15 @@ def test_a_loss_that_no_event_tells_comes_from_the_checkpoint() -> None:
     ]  # fmt: skip
 
 
+def test_an_evaluation_that_no_event_tells_comes_from_the_checkpoint() -> None:
+    events = [_step(1, 1.0, 1), _step(2, 0.9, 1), _step(2, 2.5, 1, "eval"), _step(3, 0.8, 1)]
+    done = [(2, 2.5), (3, 2.25), (4, 9.0)]
+    points = history(events, [_record(1, None)], base=CommitRef("train", 3, 1), evaluations=done)
+    told = [(point.step, point.values["eval/loss"]) for point in points if "eval/loss" in point.values]
+    assert told == [(2, 2.5), (3, 2.25)]
+    assert points[-1].step == 3
+
+
 def test_an_evaluation_made_up_for_after_a_recovery_counts() -> None:
     records = [_record(1, None), _record(2, CommitRef("train", 4, 1))]
     events = [_step(4, 1.0, 1), _step(4, 2.0, 2, "eval"), _step(5, 0.9, 2)]
