@@ -52,8 +52,8 @@ TABLE: Final[Mapping[StopReason, Rule]] = MappingProxyType(
             Action.RELAUNCH,
             limit="max_memory_stops",
             exit_code=1,
-            words="Take machines with more memory, `alpaca-jobs resume --gpus` goes on there, or let a step take less "
-            "(train.gradient_checkpointing: true, a shorter train.max_length; a train.micro_batch_size that is not 1 yet).",
+            words="Take machines with more memory (`alpaca-jobs resume --gpus` goes on), or let a step take less: "
+            "train.gradient_checkpointing, a shorter train.max_length, a train.micro_batch_size that is not 1 yet.",
         ),
         StopReason.STORE_FAILURE: Rule(
             Action.RELAUNCH, limit="max_store_failures", pause=True, exit_code=3, words=_TRY_RESUME
