@@ -105,8 +105,8 @@ def check_adapted_end(folder: Path, end: int, model: str) -> None:
     if isinstance(size, int) and end >= size:
         raise ModelError(
             f"{model}: its tokenizer ends answers with id {end}, and its embeddings have {size} rows: the model does "
-            "not know that token. Beside frozen embeddings it would stay the mean of the others, and a model trained so "
-            f"would never stop. Correct eos_token in {_CONFIG} (LLaMA: '</s>', id 2), or set lora.train_embeddings: "
+            "not know that token. Beside frozen embeddings it would stay the mean of the others, and a model trained "
+            f"so would never stop. Correct eos_token in {_CONFIG} (LLaMA: '</s>', id 2), or set lora.train_embeddings: "
             "true."
         )
 

@@ -24,7 +24,7 @@ from alpaca_jobs.weights.record import (
     read_record,
 )
 from alpaca_jobs.weights.shards import ModelFolder, spans
-from alpaca_jobs.weights.sources import WeightSource, open_weights
+from alpaca_jobs.weights.sources import DTYPES, WeightSource, open_weights
 
 SUM_TOLERANCE: Final = 1e-2
 """Of the integrity sum, absolute: what Stanford Alpaca's own check allows (its sum for the 7B: 50637.1836)."""
@@ -89,7 +89,10 @@ def recover(
         corrections = None
         if record is not None and record.num_corrections:
             corrections = stack.enter_context(_open_corrections(delta.folder))
+        begins = {} if record is None else _corrections_begin(record, delta)
         for number, name in enumerate(delta.tensors, start=1):
+            if corrections is not None:
+                corrections.seek(begins[name])
             adding = _Adding(name, base, delta, folder, total, corrections)
             if record is None:
                 adding.add(())
@@ -145,6 +148,16 @@ class _Adding:
         if places.min() < 0 or places.max() >= tuned.numel():
             raise ModelError(f"{CORRECTIONS_FILE} of the diff is damaged. Download the diff again.")
         tuned[places] = entries[:, 8:].contiguous().view(-1).view(tuned.dtype)
+
+
+def _corrections_begin(record: DiffRecord, delta: WeightSource) -> dict[str, int]:
+    """Where each tensor's corrections begin in their file, in bytes: they lie in the record's order, which is that of
+    TUNED's files, and DIFF's may be another (of a .bin file the order in which it was saved)."""
+    begins, at = {}, 0
+    for name, one in record.tensors.items():
+        begins[name] = at
+        at += sum(one.corrections) * (8 + DTYPES[delta.tensors[name].dtype].itemsize)
+    return begins
 
 
 def _open_corrections(folder: Path) -> BinaryIO:

@@ -79,6 +79,21 @@ def test_recover_gives_back_every_bit(tmp_path: Path, dtype: torch.dtype, extra_
     assert again.get_input_embeddings().weight.shape[0] == VOCABULARY + extra_rows
 
 
+def test_a_tuned_model_in_bin_files_comes_back_to_the_last_bit(tmp_path: Path) -> None:
+    """Its tensors come in the order they were saved in, the difference's by their names; corrections know which."""
+    raw = llama(1)
+    save(raw, tmp_path / "raw")
+    tuned = tuned_from(raw)
+    save(tuned, tmp_path / "tuned")
+    (tmp_path / "tuned" / "model.safetensors").unlink()
+    torch.save(tuned.state_dict(), tmp_path / "tuned" / "pytorch_model.bin")
+    assert list(tuned.state_dict()) != sorted(tuned.state_dict())
+    assert make_diff(str(tmp_path / "raw"), str(tmp_path / "tuned"), tmp_path / "diff").num_corrections > 0
+    assert recover(str(tmp_path / "raw"), str(tmp_path / "diff"), tmp_path / "back").verified
+    save(tuned, tmp_path / "again")
+    assert weights_digest(tmp_path / "back") == weights_digest(tmp_path / "again")
+
+
 @pytest.mark.parametrize("padding", ["mean", "zero"])
 def test_the_difference_is_that_of_the_published_ways(tmp_path: Path, padding: Any) -> None:
     """Alpaca: float32, new rows against the mean of RAW's. Vicuna v0: new rows against zeros."""
