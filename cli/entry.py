@@ -20,6 +20,10 @@ def run() -> None:
             sys.exit(settle(stop.code if isinstance(stop.code, int) else int(stop.code is not None)))
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as exc:
+        if isinstance(exc.__cause__, KeyboardInterrupt):  # what Python 3.11 makes of one that comes within an import
+            sys.exit(130)
+        raise
 
 
 def _open_streams() -> None:

@@ -14,6 +14,7 @@ import typer
 from alpaca_jobs import errors as alpaca_errors
 from checkpoints import errors as checkpoint_errors
 from cli import render
+from cli.entry import run
 from cli.exits import ExitCode, MissingExtra, Refused, code_of, guarded, require_modules, settle, tell
 from cluster import errors as cluster_errors
 
@@ -104,6 +105,27 @@ def test_ctrl_c_that_comes_while_pydantic_builds_a_model_is_130_too() -> None:
     with pytest.raises(typer.Exit) as caught:
         command()
     assert caught.value.exit_code == 130
+
+
+class _Interrupted:
+    """Ctrl-C comes while the class is made that has this attribute, as in the middle of an import."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_that_comes_while_a_class_is_made_is_130_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    @guarded
+    def interrupted() -> None:
+        type("X", (), {"a": _Interrupted()})
+
+    with pytest.raises(typer.Exit) as stopped:
+        interrupted()
+    assert stopped.value.exit_code == ExitCode.INTERRUPTED
+    monkeypatch.setattr("cli.main.app", lambda: type("X", (), {"a": _Interrupted()}))  # or before a command runs
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == ExitCode.INTERRUPTED
 
 
 def test_ctrl_c_is_130() -> None:
