@@ -35,11 +35,13 @@ class SizedModel:
 
     Attributes:
         guess: how the size was guessed, in words; empty where it is known.
+        is_whole: whether its files can only be read all at once, by every rank.
     """
 
     num_parameters: int
     shape: ModelShape
     guess: str = ""
+    is_whole: bool = False
 
     @property
     def active_parameters(self) -> int:

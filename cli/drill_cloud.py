@@ -28,11 +28,13 @@ def drill_on_cloud(
     if gpus is not None:
         changes |= {"compute.gpus": gpus, "compute.workers": None}
     job = starting.load(job_file, changes)
-    priced = starting.price(job, contact=True)
+    look = starting.look_at_base(job)
+    starting.say_unseen(look)
+    priced = starting.price(job, contact=True, look=look)
     plan, bucket = starting.with_bucket(priced.plan, contact=True)
     check_drillable(plan, kills)
     question = f"Launch {plan.run_id} and terminate its machine {kills} time(s), for {words.money(max_usd)} at most?"
-    starting.agree(question, yes=yes, grids=plan_view.plan_grids(plan, priced, bucket))
+    starting.agree(question, yes=yes, grids=plan_view.plan_grids(plan, priced, bucket, look))
     starting.make_bucket(bucket)
     thinning = event_lines.Thinning()
 

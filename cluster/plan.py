@@ -111,6 +111,8 @@ class LaunchPlan:
         until: the stage after which the run is over; None for the job's last one.
         generation: where the rows are written, best first, on a cloud whose training machines are too dear to wait for
             a teacher; empty where the rows are written on `candidates` too.
+        num_parameters, base_bytes: of the base model, and of what each machine fetches of it, as its files told them;
+            None where they were not looked at.
     """
 
     run_id: str
@@ -122,6 +124,8 @@ class LaunchPlan:
     notes: tuple[str, ...] = ()
     until: str | None = None
     generation: tuple[Placement, ...] = ()
+    num_parameters: int | None = None
+    base_bytes: int | None = None
 
     @property
     def is_local(self) -> bool:
@@ -153,6 +157,8 @@ class LaunchPlan:
             "notes": list(self.notes),
             "until": self.until,
             "generation": [place.to_json() for place in self.generation],
+            "num_parameters": self.num_parameters,
+            "base_bytes": self.base_bytes,
         }
 
     @classmethod
@@ -169,6 +175,8 @@ class LaunchPlan:
                 notes=tuple(value["notes"]),
                 until=value.get("until"),
                 generation=tuple(Placement.from_json(place) for place in value.get("generation", ())),
+                num_parameters=value.get("num_parameters"),
+                base_bytes=value.get("base_bytes"),
             )
         except (KeyError, TypeError) as exc:
             raise PlanError(

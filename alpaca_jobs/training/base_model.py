@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -63,7 +63,8 @@ class BaseModel:
     def size(self) -> SizedModel | None:
         """Parameters and shape; None where config.json does not tell."""
         counted = sum(self.stored.values()) or None
-        return size_by_config(self.config, stored=counted)
+        size = size_by_config(self.config, stored=counted)
+        return None if size is None else replace(size, is_whole=bool(self.is_whole))
 
     @property
     def fetched_bytes(self) -> int | None:

@@ -17,7 +17,7 @@ from string import Template
 from typing import Final
 
 from alpaca_jobs.known_models import parameters_by_name
-from alpaca_jobs.spec import JobSpec, TeacherSpec
+from alpaca_jobs.spec import TeacherSpec
 from alpaca_jobs.spec_compute import OWN_INFRA
 from cluster.cloud.places import render_place, task_places
 from cluster.errors import BackendMissing
@@ -32,7 +32,8 @@ RAY_TOKEN: Final = "RAY_AUTH_TOKEN"
 """Secret of a run whose machines work together: what keeps others out of their Ray. Minted for each launch."""
 DISK_GIB: Final = 100  # the node environment takes 6 GB on a GPU machine, a 7B model and its exported copy 28 GB
 _DISK_GIB_BESIDE_MODEL: Final = 60
-_DISK_BYTES_PER_PARAMETER: Final = 6  # downloaded and exported, 2 bytes each, and as much again while it is written
+_DISK_BYTES_FETCHED: Final = 2  # a parameter of the base model, where its files were not looked at
+_DISK_BYTES_EXPORTED: Final = 4  # 2, and as much again while it is written
 _SERVER_GIB: Final = 20  # vLLM with its own torch and CUDA
 _DISK_BYTES_PER_SERVED_PARAMETER: Final = 2
 WITHOUT_PLUGIN: Final = (StopReason.PREEMPTED, StopReason.NODE_FAILURE, StopReason.SUPERSEDED)
@@ -113,7 +114,7 @@ def _render_part(plan: LaunchPlan, settings: TaskSettings, part: PlanPart, *, na
         name=name,
         what=_what(plan, part),
         num_nodes=f"num_nodes: {num_nodes}\n\n" if num_nodes > 1 else "",
-        disk=_disk(plan.job, part, places[0]),
+        disk=_disk(plan, part, places[0]),
         job_recovery="\n".join(f"    {line}" for line in _job_recovery(settings.has_plugin)),
         candidates="\n".join(f"    - {render_place(place)}" for place in places),
         code_folder=json.dumps(settings.code_folder),
@@ -182,12 +183,15 @@ def _environment(name: str, packages: str, what_for: str) -> str:
     )
 
 
-def _disk(job: JobSpec, part: PlanPart, place: Placement) -> str:
+def _disk(plan: LaunchPlan, part: PlanPart, place: Placement) -> str:
     """The line that asks for a disk; none for machines of the user's own, which have the disks they have."""
     if place.infra in OWN_INFRA:
         return ""
-    size = 0 if part.until == "generate" else parameters_by_name(job.train.model) or 0
-    model = size * _DISK_BYTES_PER_PARAMETER / 2**30
+    job, model = plan.job, 0.0
+    if part.until != "generate":
+        size = plan.num_parameters or parameters_by_name(job.train.model) or 0
+        fetched = _DISK_BYTES_FETCHED * size if plan.base_bytes is None else plan.base_bytes
+        model = (fetched + size * _DISK_BYTES_EXPORTED) / 2**30
     if part.until == "generate" and isinstance(job.data.teacher, TeacherSpec) and job.data.teacher.serve is not None:
         size = parameters_by_name(job.data.teacher.serve) or 0
         model = _SERVER_GIB + size * _DISK_BYTES_PER_SERVED_PARAMETER / 2**30

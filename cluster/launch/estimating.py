@@ -48,7 +48,8 @@ class Facts:
     Attributes:
         work: None where it could not be counted, and then `unknown` says why.
         teacher: None for a job whose rows exist.
-        read: the base model's size as its files tell it; None where they were not looked at, or do not tell it.
+        read, base_bytes: the base model's size, and what each machine fetches of it, as its files tell them; None where
+            they were not looked at, or do not tell it.
     """
 
     work: Workload | None
@@ -56,6 +57,7 @@ class Facts:
     teacher: TeacherEstimate | None
     assumed: Assumptions
     read: SizedModel | None = None
+    base_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,13 @@ def gather_facts(
     """Count a job's work, as far as the job, its files, its base model's and the user say what it is."""
     given = counted or Counted()
     read = None if base is None or given.num_parameters is not None else _size_of(base)
+    base_bytes = None if base is None else base.fetched_bytes
     assumed = learn(job, past)
     teacher = estimate_teacher(job.data, assumed.teacher, _seeds(job)) if "generate" in job.stages else None
     try:
-        return Facts(_work(job, given, teacher, base, read), "", teacher, assumed, read)
+        return Facts(_work(job, given, teacher, read, base_bytes), "", teacher, assumed, read, base_bytes)
     except PlanError as exc:
-        return Facts(None, str(exc), teacher, assumed, read)
+        return Facts(None, str(exc), teacher, assumed, read, base_bytes)
 
 
 def _size_of(base: BaseModel) -> SizedModel | None:
@@ -123,7 +126,7 @@ def plan_with(job: JobSpec, facts: Facts, offers: PriceList, limits: AccountLimi
     side_offers = side_offers_for(job, offers)
     return plan_launch(
         job, run_id=new_run_id(job.name), offers=offers, side_offers=side_offers, limits=limits,
-        work=facts.work, assumed=facts.assumed, read=facts.read,
+        work=facts.work, assumed=facts.assumed, read=facts.read, base_bytes=facts.base_bytes,
     )  # fmt: skip
 
 
@@ -184,7 +187,7 @@ def _seeds(job: JobSpec) -> tuple[SeedTask, ...]:
 
 
 def _work(
-    job: JobSpec, given: Counted, teacher: TeacherEstimate | None, base: BaseModel | None, read: SizedModel | None
+    job: JobSpec, given: Counted, teacher: TeacherEstimate | None, read: SizedModel | None, base_bytes: int | None
 ) -> Workload:
     num_rows, tokens, source = given.num_rows, given.tokens_per_row, "given"
     if num_rows is None and teacher is not None:
@@ -201,7 +204,7 @@ def _work(
             tokens, source = (found.tokens_per_row, found.source) if tokens is None else (tokens, source)
     return workload_of(
         job, num_rows=num_rows, tokens_per_row=tokens, num_parameters=given.num_parameters, source=source,
-        read=read, base_bytes=None if base is None else base.fetched_bytes,
+        read=read, base_bytes=base_bytes,
     )  # fmt: skip
 
 

@@ -82,6 +82,7 @@ def plan_launch(
     work: Workload | None = None,
     assumed: Assumptions | None = None,
     read: SizedModel | None = None,
+    base_bytes: int | None = None,
 ) -> LaunchPlan:
     """Decide where a job may run and in which order.
 
@@ -96,7 +97,8 @@ def plan_launch(
         limits: what the account said it may have; machines that it may not have are left out.
         work, assumed: by which memory is checked and `gpus: auto` compares machines; None for what the job says, and
             for the priors.
-        read: the base model's size as its files tell it; None where they were not looked at.
+        read, base_bytes: the base model's size, and what each machine fetches of it, as its files tell them; None where
+            they were not looked at.
 
     Raises:
         PlanError: no offer fits; says which wish left none.
@@ -125,6 +127,8 @@ def plan_launch(
         code_version=code_version or own_code_version(),
         notes=tuple(notes),
         generation=_writers(job, limits, list(side_offers)),
+        num_parameters=None if read is None else read.num_parameters,
+        base_bytes=base_bytes,
     )
 
 

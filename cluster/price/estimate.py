@@ -17,7 +17,7 @@ from typing import Any
 from cluster.course import Course
 from cluster.plan import SECONDS_PER_HOUR, LaunchPlan, Placement
 from cluster.price.assumptions import Assumptions
-from cluster.price.courses import STATE_BYTES_PER_PARAMETER, generation_course, training_course
+from cluster.price.courses import STATE_BYTES_PER_PARAMETER, base_bytes, generation_course, training_course
 from cluster.price.side_machines import SideMachines
 from cluster.price.simulation import Played, Quantiles, play, quantiles
 from cluster.price.teacher_cost import TeacherEstimate
@@ -241,8 +241,12 @@ def state_gb(work: Workload) -> float:
 
 
 def _egress_usd(case: _Case, game: Played) -> float:
-    """State read again in another region after each loss."""
-    return game.losses * state_gb(case.work) * case.assumed.egress_usd_per_gb
+    """State read again in another region after each loss; beside adapters, a base model in a store as well, by every
+    machine. One of the hub's is fetched for nothing.
+    """
+    reads_base = case.work.trained is not None and "://" in case.plan.job.train.model
+    base_gb = case.plan.num_nodes * base_bytes(case.work) / _GB if reads_base else 0.0
+    return game.losses * (state_gb(case.work) + base_gb) * case.assumed.egress_usd_per_gb
 
 
 def kept_gb(plan: LaunchPlan, work: Workload) -> float:

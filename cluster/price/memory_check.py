@@ -99,6 +99,13 @@ def check_memory(
     roomy = [offer for offer in chosen if fit.fits_host(offer.memory_gib)]
     if not roomy:
         most = max(offer.memory_gib or 0.0 for offer in chosen)
+        if fit.loaded_gib > HOST_SHARE * most:
+            raise PlanError(
+                f"{job.train.model} is stored in a way that cannot be read part by part: each of "
+                f"{fit.machines.gpus_per_node} ranks would load all of it, {fit.loaded_gib:.0f} GiB in float32 in the "
+                f"memory of each machine, but those with {job.compute.gpus} have at most {most:.0f} GiB. Save it anew "
+                "(from_pretrained, then save_pretrained) and name that, or take machines with more memory."
+            )
         raise PlanError(
             f"train.cpu_offload keeps {fit.host_gib:.0f} GiB in the memory of each machine, but those with "
             f"{job.compute.gpus} have at most {most:.0f} GiB, of which {HOST_SHARE:.0%} can be used. "
@@ -106,7 +113,8 @@ def check_memory(
         )
     if len(roomy) < len(chosen):
         kinds = sorted({offer.instance_type for offer in chosen} - {offer.instance_type for offer in roomy})
-        notes.append(f"Left out, because {fit.host_gib:.0f} GiB are kept in a machine's memory: {join(kinds)}.")
+        held = max(fit.host_gib, fit.loaded_gib)
+        notes.append(f"Left out, because {held:.0f} GiB are kept in a machine's memory: {join(kinds)}.")
     return roomy
 
 

@@ -69,6 +69,8 @@ class MemoryFit:
         tokens: of the micro batch that the activations are of.
         memory_gib: of one GPU.
         host_gib: what each machine keeps for its GPUs (cpu_offload); 0 without.
+        loaded_gib: what its ranks hold together while each loads all of a model, in float32, whose files cannot be read
+            in parts (alpaca_jobs/training/making.py); 0 for any other.
     """
 
     model: SizedModel
@@ -79,6 +81,7 @@ class MemoryFit:
     tokens: float
     memory_gib: float
     host_gib: float
+    loaded_gib: float = 0.0
 
     @property
     def needed_gib(self) -> float:
@@ -92,7 +95,7 @@ class MemoryFit:
 
     def fits_host(self, memory_gib: float | None) -> bool:
         """Whether a machine with so much memory keeps what is kept there; True where that is not known."""
-        return memory_gib is None or self.host_gib <= HOST_SHARE * memory_gib
+        return memory_gib is None or max(self.host_gib, self.loaded_gib) <= HOST_SHARE * memory_gib
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {gib:.1f}" for name, gib in self.parts_gib.items() if gib >= 0.05)
@@ -132,6 +135,7 @@ def memory_fit(
         model=model, machines=machines, engine=engine, is_lora=train.method == "lora",
         parts_gib={name: value / _GIB for name, value in parts.items()},
         tokens=tokens, memory_gib=gpu.memory_gib, host_gib=host / _GIB,
+        loaded_gib=machines.gpus_per_node * 4 * model.num_parameters / _GIB if model.is_whole else 0.0,
     )  # fmt: skip
 
 

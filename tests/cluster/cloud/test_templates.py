@@ -280,3 +280,12 @@ def test_a_set_up_outlasts_a_network_that_fails_for_a_while(
     assert len(calls) == (4 if code else 2 + failures)  # the environment, what goes into it, and the tries that failed
     if not code:
         assert calls[-1].endswith("alpaca_jobs-1-py3-none-any.whl[node]")
+
+
+def test_the_disk_holds_a_model_whose_name_tells_no_size() -> None:
+    plan = on_gpus(a_plan(train={"recipe": "alpaca", "model": "mistralai/Mixtral-8x7B-v0.1"}, compute=A100S))
+    known = replace(plan, num_parameters=46_702_792_704, base_bytes=93_405_585_408)
+    assert "disk_size: 100\n" in render_tasks(plan, SETTINGS)
+    assert f"disk_size: {60 + 87 + 174}\n" in render_tasks(
+        known, SETTINGS
+    )  # fetched; exported, and while it is written

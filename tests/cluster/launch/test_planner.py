@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from alpaca_jobs.examples import example_names, example_text
+from alpaca_jobs.known_models import size_of
 from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.spec_io import change_job, parse_job
 from cluster.errors import PlanError
@@ -268,3 +269,30 @@ def test_store_of_a_local_job_means_the_same_from_everywhere(store: str, uri: st
 
 def test_store_auto_stays_auto_on_a_cloud() -> None:
     assert resolve_store(job(), HERE) == "auto"
+
+
+def test_the_size_that_a_model_s_files_tell_counts_before_its_name() -> None:
+    seven, thirteen = size_of("huggyllama/llama-7b"), size_of("huggyllama/llama-13b")
+    assert seven is not None
+    assert thirteen is not None
+    spec = job(compute__gpus="L40S:4", train__model="nobody/knows")
+    assert "the size of nobody/knows is not known here" in " ".join(plan(spec).notes)
+    assert "does not fit: 13.02 B parameters" in refusal(spec, read=thirteen)
+    found = plan(spec, read=seven, base_bytes=13_476_831_232)
+    assert (found.num_parameters, found.base_bytes) == (6_738_415_616, 13_476_831_232)
+    assert LaunchPlan.from_json(found.to_json()) == found
+
+
+def test_machines_are_left_out_whose_ranks_could_not_load_a_model_that_is_read_all_at_once() -> None:
+    seven = size_of("huggyllama/llama-7b")
+    assert seven is not None
+    whole, spec = replace(seven, is_whole=True), job(compute__gpus="A100-80GB:8")
+    large = replace(offer("r2", 9.0, memory_gib=1152.0), instance_type="big")
+    prices = PriceList((offer("r1", 8.0, memory_gib=192.0), large))
+    assert [place.region for place in plan(spec, prices, read=seven).candidates] == ["r1", "r2"]
+    found = plan(spec, prices, read=whole)
+    assert [place.region for place in found.candidates] == ["r2"]
+    assert "Left out, because 201 GiB are kept in a machine's memory: p4de." in found.notes
+    said = refusal(spec, PriceList((offer("r1", 8.0, memory_gib=192.0),)), read=whole)
+    assert "each of 8 ranks would load all of it, 201 GiB in float32 in the memory of each machine" in said
+    assert "those with A100-80GB:8 have at most 192 GiB. Save it anew" in said

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alpaca_jobs.config_shapes import size_by_config
 from alpaca_jobs.examples import example_text
 from alpaca_jobs.spec import DataSpec, JobSpec, TeacherSpec
 from alpaca_jobs.spec_io import change_job, parse_job
@@ -414,3 +415,41 @@ def test_peaks_are_those_of_the_trainer_and_pcie_cards_are_slower() -> None:
 
 def test_memory_is_known_for_every_gpu_of_the_snapshot() -> None:
     assert {offer.gpu_name for offer in load_offers(catalogs=SNAPSHOT, machines="gpu")} <= set(GPUS)
+
+
+def test_every_machine_fetches_the_base_model_as_large_as_its_files_say() -> None:
+    one, two = job(), job(compute__num_nodes=2)
+    rate, boot = SURE.transfer_bytes_per_s, SURE.boot_s
+    assert first_course(one).start_s == pytest.approx(
+        boot + 2 * 6_738_415_616 / rate
+    )  # nobody has looked: 2 bytes each
+    for spec in (one, two):
+        course = training_course(plan_for(spec).candidates[0], spec, workload_of(spec, base_bytes=27 * 10**9), SURE)
+        assert course is not None
+        assert course.start_s == pytest.approx(boot + 27e9 / rate)
+
+
+def test_of_a_mixture_only_what_a_token_uses_takes_time() -> None:
+    config = {
+        "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    }  # fmt: skip
+    spec = job(train__model="nobody/knows", train__method="lora")
+    work = workload_of(spec, read=size_by_config(config))
+    assert (work.num_parameters, work.active_parameters) == (46_702_792_704, 12_879_925_248)
+    course = training_course(plan_for(spec).candidates[0], spec, work, SURE)
+    assert course is not None
+    peak = 8 * 312e12 * SURE.mfu
+    assert course.work_s == pytest.approx(4 * 12_879_925_248 * work.tokens / peak)
+    factor = next(one for one in factors(plan_for(spec), work, SURE) if one.name == "training FLOPs")
+    assert "12.9 B parameters that a token goes through (of 46.7 B)" in factor.words
+
+
+def test_adapters_beside_a_base_model_in_a_store_read_it_again_in_every_region() -> None:
+    adapters = {"train__method": "lora"}
+    hub, store = job(**adapters), job(**adapters, train__model="s3://bucket/runs/first-bcdfg")
+    work = workload_of(hub, base_bytes=13 * 10**9)
+    usd = [estimate_candidates(plan_for(one), work, SURE)[0] for one in (hub, store)]
+    parts = [one.parts_usd["state between regions"] or 0.0 for one in usd]
+    assert parts[1] - parts[0] == pytest.approx(usd[0].preemptions * 13 * SURE.egress_usd_per_gb)
