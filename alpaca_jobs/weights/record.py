@@ -7,8 +7,8 @@
 Digests are over the elements' bytes: of RAW in the diff's type and shape, of the difference, of TUNED. Adding the
 difference to RAW does not always give TUNED back to the last bit, because the difference was rounded. Where it does
 not, the element is written to weights_diff.corrections: 8 bytes index (little-endian), then the element. `corrections`
-counts them for every stretch of `chunk` elements of the tensor; it is left out where there are none. They lie in the order
-of `tensors`.
+counts them for every stretch of `chunk` elements of the tensor; it is left out where there are none. They lie in the
+order of `tensors`.
 """
 
 from __future__ import annotations
