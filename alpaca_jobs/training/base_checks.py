@@ -21,7 +21,8 @@ from alpaca_jobs.training.known_faults import check_tokenizer_files, refuse_quan
 from alpaca_jobs.training.rope import stretch_context
 
 TOKEN: Final = "HF_TOKEN"
-_TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
+_TOKENIZERS: Final = ("tokenizer.json", "tekken.json", "vocab.txt", "vocab.json")
+_TOKENIZER_ENDINGS: Final = (".model", ".tiktoken")
 _CODES: Final = ("I8", "U8", "I32", "F8_E4M3", "F8_E5M2", "F4")
 _ENCODERS: Final = frozenset(
     ("albert", "bert", "camembert", "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra", "ernie",
@@ -104,7 +105,7 @@ def _check_kind(base: BaseModel, here: Architectures | None) -> None:
             f"train.model is {name}, of model_type {kind or 'none'}, which transformers here {found}; {wanted}. Name "
             "one, or install a version of transformers that knows it."
         )
-    if isinstance(config.get("text_config"), dict):
+    if isinstance(config.get("text_config"), dict) and "num_hidden_layers" not in config:
         raise ModelError(
             f"train.model is {name} ({made or kind}), a model of text and of something else, such as pictures: the "
             f"configuration of its language model is inside another one (text_config). Only text is trained here; "
@@ -158,7 +159,7 @@ def _instead(sizes: Collection[str]) -> str:
 
 def _check_tokenizer(base: BaseModel) -> None:
     sizes = base.sizes
-    if sizes is not None and not any(name in _TOKENIZERS or name.endswith(".tiktoken") for name in sizes):
+    if sizes is not None and not any(name in _TOKENIZERS or name.endswith(_TOKENIZER_ENDINGS) for name in sizes):
         raise ModelError(
             f"train.model is {base.name}, which holds no tokenizer: tokenizer.json or tokenizer.model is wanted. Save "
             "the tokenizer of the model that it was made from beside the weights (save_pretrained), and name that."
@@ -178,6 +179,8 @@ def _check_context(base: BaseModel, train: TrainSpec) -> None:
     context = config.get("max_position_embeddings", config.get("n_positions"))
     given: dict[str, Any] = {} if kind in _NO_ROPE else {"rope_theta": config.get("rope_theta", 10_000.0)}
     scaled = config.get("rope_parameters") or config.get("rope_scaling")
-    if isinstance(scaled, dict) and given:
+    if isinstance(scaled, dict) and any(isinstance(one, dict) for one in scaled.values()):
+        given = {}  # another one for each kind of layer
+    elif isinstance(scaled, dict) and given:
         given |= {"rope_type": scaled.get("type", "default"), **scaled}
     stretch_context(SimpleNamespace(max_position_embeddings=context, model_type=kind, rope_parameters=given), train)

@@ -5,7 +5,6 @@ Nothing but small files is fetched. What could not be looked at is said in words
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from alpaca_jobs.spec import JobSpec
-from alpaca_jobs.training.base_checks import TOKEN, check_base, check_token
+from alpaca_jobs.training.base_checks import check_base, check_token
 from alpaca_jobs.training.base_model import INDEXES, SMALL_FILES, BaseModel, weight_files
 from alpaca_jobs.training.hub import TINY_LLAMA, HubSilent
 from alpaca_jobs.training.hub_base import fetch_base
@@ -41,13 +40,11 @@ class Look:
     words: tuple[str, ...] = ()
 
 
-def look_at_base(
-    job: JobSpec, *, environ: Mapping[str, str] = os.environ, contact: bool = True, limit_s: float = LOOK_S
-) -> Look:
+def look_at_base(job: JobSpec, *, limit_s: float = LOOK_S) -> Look:
     """Look at a job's base model, and refuse what a machine could not train.
 
     Args:
-        contact: whether the hub, and stores that are not on this machine, may be asked.
+        limit_s: longest wait for the hub or a store.
 
     Raises:
         ModelError: there is no such model or revision, or it cannot be trained; in words.
@@ -57,20 +54,27 @@ def look_at_base(
     if model == TINY_LLAMA or (train.method == "command" and "/" not in model):
         return Look()  # made from scratch; or a word that a program of the user's own understands
     if is_run(model):
-        look = _at_run(model, contact=contact, limit_s=limit_s)
+        look = _at_run(model, limit_s=limit_s)
     elif path.is_dir():
         look = Look(folder_base(path, model))
     elif model.startswith((".", "/", "~")):
         return Look(words=(f"What {model} holds was not looked at: it is not on this machine.",))
     else:
-        look = _at_hub(model, train.revision, contact=contact, limit_s=limit_s)
+        look = _at_hub(model, train.revision, limit_s=limit_s)
     if look.base is not None:
-        shares_login = job.compute.is_local and not environ.get(TOKEN)  # by its file; variables are not handed on
-        check_token(look.base, job.secrets, has_login=shares_login)
+        if look.base.is_closed:
+            check_token(look.base, job.secrets, has_login=job.compute.is_local and _has_login_file())
         if train.method != "command":
             check_base(look.base, train)
             look = Look(look.base, (*look.words, *_warnings(look.base)))
     return look
+
+
+def _has_login_file() -> bool:
+    """Whether somebody is signed in at the hub by a file: nodes of this machine read it, and inherit no variables."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_TOKEN_PATH).is_file()
 
 
 def folder_base(folder: Path, name: str) -> BaseModel:
@@ -101,9 +105,7 @@ def _warnings(base: BaseModel) -> tuple[str, ...]:
     )
 
 
-def _at_run(uri: str, *, contact: bool, limit_s: float) -> Look:
-    if not contact and not uri.startswith("file://"):
-        return Look(words=(f"The model of {uri} was not looked at: launch does that.",))
+def _at_run(uri: str, *, limit_s: float) -> Look:
     try:
         sizes, texts = _in_time(lambda: run_model_files(uri, (*SMALL_FILES, *INDEXES)), limit_s)
     except CheckpointError as exc:  # a store that only the nodes reach
@@ -113,16 +115,13 @@ def _at_run(uri: str, *, contact: bool, limit_s: float) -> Look:
     return Look(BaseModel(uri, sizes, texts, is_whole=False))
 
 
-def _at_hub(model: str, revision: str | None, *, contact: bool, limit_s: float) -> Look:
+def _at_hub(model: str, revision: str | None, *, limit_s: float) -> Look:
     why = "huggingface_hub is not installed here (pip install huggingface_hub)"
     if find_spec("huggingface_hub") is not None:
-        if contact:
-            try:
-                return Look(_in_time(lambda: fetch_base(model, revision, timeout_s=limit_s), limit_s))
-            except (HubSilent, TimeoutError) as exc:
-                why = str(exc) if isinstance(exc, HubSilent) and exc.answered else "the hub cannot be reached from here"
-        else:
-            why = "the hub was not asked"
+        try:
+            return Look(_in_time(lambda: fetch_base(model, revision, timeout_s=limit_s), limit_s))
+        except (HubSilent, TimeoutError) as exc:
+            why = str(exc) if isinstance(exc, HubSilent) and exc.answered else "the hub cannot be reached from here"
         if (cached := cached_folder(model, revision)) is not None:
             texts = {name: (cached / name).read_bytes() for name in SMALL_FILES if (cached / name).is_file()}
             base = BaseModel(model, None, texts, revision=cached.name)

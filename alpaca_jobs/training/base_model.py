@@ -71,7 +71,10 @@ class BaseModel:
         """What each machine fetches before it trains; 0 where it is there already, None where that is not known."""
         if self.is_here:
             return 0
-        return None if self.sizes is None else sum(self.sizes[name] for name in fetched_files(self.sizes))
+        sizes = self.sizes
+        if sizes is None or not any(sizes[name] for name in self.weight_files):
+            return None
+        return sum(sizes[name] for name in fetched_files(sizes))
 
     def __str__(self) -> str:
         size, fetched = self.size, self.fetched_bytes

@@ -27,9 +27,11 @@ def fetch_base(model: str, revision: str | None, *, timeout_s: float) -> BaseMod
     with hub_answers(model, revision):
         info: Any = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=timeout_s)
     sizes = {one.rfilename: one.size or 0 for one in info.siblings or ()}
+    if not sizes:  # a mirror that lists none
+        return BaseModel(model, None, {}, revision=info.sha, is_closed=bool(info.gated or info.private))
     files = weight_files(sizes)
     is_closed = bool(info.gated or info.private)
-    wanted = [name for name in (*SMALL_FILES, *_index_of(files)) if sizes.get(name, _LARGEST_BYTES) < _LARGEST_BYTES]
+    wanted = [name for name in (*SMALL_FILES, *_index_of(files)) if name in sizes and sizes[name] < _LARGEST_BYTES]
     with hub_answers(model, revision):
         texts = {name: b"".join(_read(model, info.sha, name, timeout_s)) for name in wanted}
         is_whole = None

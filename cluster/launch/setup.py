@@ -109,7 +109,7 @@ def look(infra: str, job_file: Path, around: Surroundings) -> Checklist:
     job = change_job(load_job(job_file), {"compute.infra": [infra]})
     steps.append(Step("job", "done", f"{job_file}: {job.name}, {job.train.model}"))
     steps += [_inputs(job), _secrets(job, around.environ)]
-    step, base = _base_model(job, around.environ)
+    step, base = _base_model(job)
     steps.append(step)
     try:
         facts, offers = gather_facts(job, base=base), offers_for(job)
@@ -197,9 +197,9 @@ def _secrets(job: JobSpec, environ: Mapping[str, str]) -> Step:
     return Step("teacher's key", "done", f"{', '.join(job.secrets)} set" if job.secrets else "none is needed")
 
 
-def _base_model(job: JobSpec, environ: Mapping[str, str]) -> tuple[Step, BaseModel | None]:
+def _base_model(job: JobSpec) -> tuple[Step, BaseModel | None]:
     try:
-        found = look_at_base(job, environ=environ)
+        found = look_at_base(job)
     except ModelError as exc:
         return Step("base model", "todo", str(exc)), None
     words = " ".join(found.words)

@@ -94,7 +94,7 @@ FAULTS: list[tuple[dict[str, bytes | int], str]] = [
     ),
     (sound(model_type="llama9"), "of model_type llama9, which transformers here does not know"),
     (sound(model_type="vit"), "of model_type vit, which transformers here has no class for language modelling"),
-    (sound(**PICTURES), r"a model of text and of something else, such as pictures"),
+    ({**sound(), "config.json": json.dumps(PICTURES).encode()}, r"a model of text and of something else, such as pictures"),
     (without(sound(), "model.safetensors", **{"model-q4.gguf": 9}), r"no weights that transformers reads, only GGUF"),
     (without(sound(), "model.safetensors"), r"no weights that transformers reads \(README\.md, config\.json"),
     (
@@ -121,6 +121,27 @@ FAULTS: list[tuple[dict[str, bytes | int], str]] = [
 def test_what_a_machine_could_not_train_is_refused(serve: Any, files: dict[str, bytes | int], words: str) -> None:
     with pytest.raises(ModelError, match=words):
         look(serve, files)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        sound(text_config=LLAMA),  # beside the whole configuration
+        without(sound(), "tokenizer.json", **{"sentencepiece.bpe.model": 9}),
+        sound(rope_parameters={"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}),
+        {},  # a mirror that lists no files
+    ],
+)
+def test_what_a_machine_might_train_is_let_through(serve: Any, files: dict[str, bytes | int]) -> None:
+    found = look(serve, files)
+    assert found.base is not None
+    assert (found.base.revision, found.words) == (COMMIT, ())
+
+
+def test_a_hub_that_tells_no_sizes_is_not_taken_to_have_small_files(serve: Any) -> None:
+    found = look(serve, {**sound(), "model.safetensors": 0}).base
+    assert found is not None
+    assert found.fetched_bytes is None
 
 
 def test_codes_in_the_weights_are_refused_whatever_the_configuration_says(serve: Any) -> None:
@@ -250,7 +271,6 @@ def test_a_run_s_model_is_judged_by_the_same_rules(tmp_path: Path) -> None:
     assert found is not None
     assert found.fetched_bytes is not None
     assert found.fetched_bytes > 500_000
-    assert "was not looked at: launch does that" in look_at_base(job("s3://bucket/run"), contact=False).words[0]
 
 
 def exported(folder: Path, files: dict[str, bytes | int]) -> str:
