@@ -132,7 +132,8 @@ class CommitWriter:
         if self._fence is not None:
             # Nobody had claimed the run by now, so whoever does lists this commit; a put that hung may arrive too late.
             self._fence.check()
-        logger.info("committed %s: %d bytes in %d objects", self.ref, manifest.size_bytes, len(objects))
+        counted = "1 object" if len(objects) == 1 else f"{len(objects)} objects"
+        logger.info("committed %s: %d bytes in %s", self.ref, manifest.size_bytes, counted)
         return manifest
 
     def _check_references(self, objects: Iterable[ObjectEntry]) -> None:

@@ -32,7 +32,7 @@ def cancel(
         render.say(
             f"{found.run_id} was asked to stop and may save for up to half a minute; Ctrl-C stops the waiting only."
         )
-        follow(follow_run(found.root, found.run_id, found.home, since=asked_at), found.run_id)
+        follow(follow_run(found.root, found.run_id, found.home), found.run_id, since=asked_at)
     if as_json:
         body = {"run_id": found.run_id, "store": found.root.uri, "alive_here": found.is_alive_here, "said": said}
         render.out_json(body)

@@ -166,6 +166,7 @@ def copy(
     Example: alpaca-jobs checkpoints copy demo-x3fkd --to s3://elsewhere/runs
     """
     from cli.finding import find_run, open_named
+    from cluster.runs.report import read_report
     from cluster.runs.run_copy import copy_whole_run
 
     found = find_run(run, store)
@@ -180,7 +181,10 @@ def copy(
     if as_json:
         render.out_json({"run_id": found.run_id, "from": found.root.uri, "to": destination.uri, "copied": copied})
     else:
-        render.out(f"{found.run_id} is in {destination.uri} as well. Go on from there: alpaca-jobs resume --store {to}")
+        report = read_report(destination.child(found.run_id)) or {}
+        told = ("See it there", "status") if report.get("outcome") == "done" else ("Go on from there", "resume")
+        follows = f"{told[0]}: alpaca-jobs {told[1]} {found.run_id} --store {to}"
+        render.out(f"{found.run_id} is in {destination.uri} as well. {follows}")
 
 
 def _commits_grid(run_id: str, rows: list[dict[str, Any]]) -> render.Grid:

@@ -79,8 +79,15 @@ def log_line(event: Event) -> str:
 def _attempt_words(event: Event) -> str | None:
     """What became of an attempt or begins in it, for the log alone; None for other events."""
     fields = event.fields
-    if event.kind == "saving":
-        return f"step {fields.get('position')} is being saved"
+    match event.kind:
+        case "saving":
+            return f"step {fields.get('position')} is being saved"
+        case "ray":
+            return f"Ray was started in {words.duration(fields.get('seconds'))}"
+        case "ready":
+            return f"the training workers were ready after {words.duration(fields.get('seconds'))}"
+        case "base":
+            return "training begins at its first step" if fields.get("stage") == "train" else "no rows are there yet"
     if event.kind != "attempt":
         return None
     number, place = f"attempt {fields.get('number')}", fields.get("place") or place_of(fields.get("placement"))

@@ -119,8 +119,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Whether this is Ctrl-C, or what was made of one: by pydantic while it builds a model, by Python 3.11 while it makes
-    a class (a RuntimeError about `__set_name__`).
+    """Whether this is Ctrl-C, or what was made of one: by pydantic while it builds a model, by Python 3.11 while it
+    makes a class (a RuntimeError about `__set_name__`).
     """
     wrapped = type(error).__name__ == "SchemaError" and KeyboardInterrupt.__name__ in str(error)
     return wrapped or isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt)

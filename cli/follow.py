@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,22 @@ REPORT_PATIENCE_S = 15.0
 """Where the supervisor is on another machine, the report comes a moment after the end."""
 
 
-def follow(events: Iterable[Event], title: str) -> progress.Progress:
-    """Show events as they come until there are no more; returns how the run stands then."""
-    now, thinning = progress.Progress(), event_lines.Thinning()
+def follow(events: Iterable[Event], title: str, *, since: str = "") -> progress.Progress:
+    """Show events as they come until there are no more; returns how the run stands then.
+
+    Args:
+        events: of the whole run, so that what is shown is how it stands.
+        since: ISO time; what happened before it is known, an end too, and not shown again.
+    """
+    now, thinning, is_new = progress.Progress(), event_lines.Thinning(), False
     panel = render.LivePanel() if render.progress_is_live() else None
     with panel or nullcontext():
         for event in events:
+            if event.t > since and not is_new:
+                now, is_new = replace(now, end=None, last_words=""), True
             now = progress.after(now, event)
+            if event.t <= since:
+                continue
             line = event_lines.line_of(event)
             if panel is not None:
                 if line and event.kind in ("decision", "log", "attempt", "stall"):
@@ -35,7 +45,7 @@ def follow(events: Iterable[Event], title: str) -> progress.Progress:
                 panel.show(partial(_panel, title, now))
             elif line and thinning.lets_through(event):
                 render.say(line)
-    return now
+    return now if is_new else replace(now, end=None)
 
 
 def _panel(title: str, now: progress.Progress) -> render.Grid:
@@ -50,7 +60,7 @@ def follow_to_the_end(found: FoundRun, *, since: str = "") -> tuple[int, dict[st
     from cluster.launch.following import follow_run
 
     try:
-        end = follow(follow_run(found.root, found.run_id, found.home, since=since), found.run_id).end
+        end = follow(follow_run(found.root, found.run_id, found.home), found.run_id, since=since).end
         report = _report(found) if end is not None else None
     except KeyboardInterrupt:
         render.say(how_to_come_back(found))

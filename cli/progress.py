@@ -25,6 +25,7 @@ class Progress:
 
     Attributes:
         attempt, place: of the newest attempt; 0 and empty before the first.
+        first_attempt: the one that the run was launched or resumed with.
         phase: generation, training or export; starting before any of them.
         rows, target_rows, accept_rate, usd: of the generation; accept_rate from 0 to 1.
         drops: what the teacher wrote and was not kept, by reason.
@@ -45,6 +46,7 @@ class Progress:
     """
 
     attempt: int = 0
+    first_attempt: int = 0
     place: str = ""
     phase: str = "starting"
     rows: int | None = None
@@ -92,6 +94,8 @@ def after(progress: Progress, event: Event) -> Progress:
     progress = replace(progress, saving=save_under_way(progress.saving, event))
     match event.kind:
         case "attempt" if "placement" in fields and (number := fields.get("number", event.attempt)) >= progress.attempt:
+            if progress.end is not None or not progress.attempt:
+                progress = replace(progress, first_attempt=number)
             if number != progress.attempt:
                 progress = replace(progress, phase="starting", first_rows=None, rows_per_s=None)
             return replace(progress, attempt=number, place=place_of(fields["placement"]), end=None)
@@ -179,7 +183,8 @@ def panel_rows(progress: Progress, *, now_s: float | None = None) -> list[tuple[
             "" if progress.skipped_step is None else f"; step {progress.skipped_step} was skipped: a save is under way"
         )
         rows.append(("unsaved", words.plural(progress.lag_steps or 0, "step") + skipped))
-    if progress.last_words:
+    is_on_its_way = progress.attempt == progress.first_attempt and progress.phase != "starting" and progress.end is None
+    if progress.last_words and not is_on_its_way:  # that it starts is no news any more
         rows.append(("last", progress.last_words))
     return rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -52,8 +53,8 @@ def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
 
 
 def _outcome(outcome: str, said: str) -> str:
-    """How a run ended and why; the one word is left out where the sentence begins with it."""
-    return said if said.lower().startswith(outcome) else f"{outcome}: {said}"
+    """How a run ended and why; the one word is left out where the sentence has it."""
+    return said if outcome in re.findall(r"\w+", said.lower()) else f"{outcome}: {said}"
 
 
 def _kept(body: Mapping[str, Any], rows: str) -> list[tuple[str, str]]:
@@ -170,9 +171,10 @@ def status_grids(view: Mapping[str, Any]) -> list[render.Grid]:
 
 
 def runs_grid(views: Sequence[Mapping[str, Any]]) -> render.Grid:
-    """One line per run."""
+    """One line per run; a store that all of them are in is said once."""
+    stores = {view["store_uri"] for view in views}
     return render.Grid(
-        ("run", "state", "launched", ">attempts", "where", ">rows", ">step", "store"),
+        ("run", "state", "launched", ">attempts", "where", ">rows", ">step", *(("store",) if len(stores) > 1 else ())),
         tuple(
             (
                 view["run_id"],
@@ -182,10 +184,11 @@ def runs_grid(views: Sequence[Mapping[str, Any]]) -> render.Grid:
                 view["place"] or words.MISSING,
                 words.number(view["rows"]),
                 words.number(view["step"]),
-                view["store_uri"],
+                *((view["store_uri"],) if len(stores) > 1 else ()),
             )
             for view in views
         ),
+        title=f"Runs in {next(iter(stores))}" if len(stores) == 1 else "",
     )
 
 

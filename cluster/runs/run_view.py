@@ -202,7 +202,7 @@ def view_run(
         job_name=plan.job.name,
         store_uri=root.uri,
         state=state,
-        words=_words(events, state, run_id, is_watched=is_watched),
+        words=_words(events, state, run_id, newest=records[-1].number if records else 0, is_watched=is_watched),
         launched_at=launched_at,
         updated_at=updated_at,
         place=attempts[-1].place if attempts else "",
@@ -300,7 +300,8 @@ def _state(records: Sequence[AttemptRecord], events: Sequence[Event]) -> RunStat
     return RunState.RUNNING if newest is not None and newest.has_base and newest.end is None else RunState.STARTING
 
 
-def _words(events: Sequence[Event], state: RunState, run_id: str, *, is_watched: bool) -> str:
+def _words(events: Sequence[Event], state: RunState, run_id: str, *, newest: int, is_watched: bool) -> str:
+    """What is to be said of a run; `newest` is its newest attempt."""
     if state is RunState.SILENT:
         return f"Nothing shows that it is alive. `alpaca-jobs resume {run_id}` goes on from the newest commit."
     if not is_watched and not state.is_over:
@@ -314,7 +315,11 @@ def _words(events: Sequence[Event], state: RunState, run_id: str, *, is_watched:
         for event in events
         if event.kind in ("decision", "end") or (event.kind == "stall" and event.t > stepped_at)
     ]
-    return str(told[-1].fields.get("words", "")) if told else ""
+    if not told or (state is RunState.RUNNING and told[-1].kind == "decision" and told[-1].attempt == newest):
+        return (
+            ""  # who decides writes under the first attempt of a launch or resume: that this began is no news any more
+        )
+    return str(told[-1].fields.get("words", ""))
 
 
 def _newest(events: Sequence[Event], kind: str) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cli.event_lines import Thinning, line_of, log_line
+from cli.follow import follow
 from cli.progress import Progress, after, panel_rows
 from cluster.events import Event
 
@@ -118,6 +119,40 @@ def test_the_end_is_kept() -> None:
     assert progress.end is not None
     assert progress.end["exit_code"] == 0
     assert progress.last_words == "The run is done."
+
+
+def decision(words: str) -> Event:
+    return event("decision", action="relaunch", words=words)
+
+
+def test_that_a_run_was_launched_or_resumed_is_no_news_once_it_is_at_work() -> None:
+    launched = [decision("Starting; going to local/a."), started(1, "a")]
+    assert dict(panel_rows(fold(*launched)))["last"] == "Starting; going to local/a."
+    assert "last" not in dict(panel_rows(fold(*launched, event("generation", rows=1))))
+    lost = [*launched, event("step", step=1), decision("Attempt 1 lost; going to local/b."), started(2, "b")]
+    assert dict(panel_rows(fold(*lost, event("step", step=1))))["last"] == "Attempt 1 lost; going to local/b."
+    ended = [*lost, event("end", exit_code=130, words="Cancelled.")]
+    assert dict(panel_rows(fold(*ended)))["last"] == "Cancelled."
+    assert "last" not in dict(panel_rows(fold(*ended, decision("Starting."), started(3, "a"), event("step", step=2))))
+
+
+def test_who_begins_to_follow_later_sees_how_the_run_stands_and_hears_only_what_is_new(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    t = "2026-11-20T10:00:{}.000Z"
+    before = [
+        started(1, "a"),
+        event("save", t=t.format("05"), position=20),
+        event("step", t=t.format("06"), step=24, total_steps=60),
+        event("end", t=t.format("07"), exit_code=130, words="Cancelled."),
+    ]
+    new = event("step", t=t.format("20"), step=60, total_steps=60)
+    end = event("end", t=t.format("21"), exit_code=0, words="The run is done.")
+    now = follow([*before, new, end], "demo", since=t.format("10"))
+    assert (now.attempt, now.lag_steps, now.end and now.end["exit_code"]) == (1, 40, 0)
+    assert capsys.readouterr().err == "step 60 of 60\nThe run is done.\n"
+    assert follow(before, "demo", since=t.format("10")).end is None, "that end was before"
+    assert follow(before, "demo").end == before[-1].fields
 
 
 def test_an_unknown_kind_of_event_changes_nothing() -> None:

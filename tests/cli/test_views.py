@@ -68,6 +68,15 @@ def test_status_shows_rows_drops_tokens_and_dollars_of_the_generation() -> None:
     assert not {"dropped", "tokens", "teacher"} & set(before)
 
 
+def test_runs_fit_a_narrow_terminal_and_the_store_is_a_column_only_where_there_are_several() -> None:
+    done = {**VIEW, "state": "done", "rows": 52_000, "step": 1_218}
+    one = report_view.runs_grid([done, {**done, "run_id": "demo-bcdfg"}])
+    assert (one.title, one.columns[-1]) == ("Runs in file:///s", ">step")
+    assert "demo-x3fkd   done" in drawn(one, width=80)
+    two = report_view.runs_grid([done, {**done, "store_uri": "s3://b"}])
+    assert (two.title, two.columns[-1], [row[-1] for row in two.rows]) == ("", "store", ["file:///s", "s3://b"])
+
+
 def test_status_says_which_step_is_being_saved_and_for_how_long() -> None:
     view = {**VIEW, "saving": {"step": 1200, "for_s": 65.0}}
     assert cells(report_view.status_grids(view)[0])["now"] == "step 1,200 is being saved, for 1 min 05 s"
@@ -91,6 +100,9 @@ def test_report_splits_time_and_cost() -> None:
     shown = cells(summary)
     assert shown["attempts"] == "2, in local/a, local/b"
     assert shown["lost steps"] == "1 in all, 1 at most at once"
+    assert shown["outcome"] == "The run is done."
+    unsaid = cells(report_view.report_grids({**REPORT, "outcome": "budget", "words": "Enough was spent."})[1])
+    assert unsaid["outcome"] == "budget: Enough was spent."
     assert shown["  useful"] == "1 min 15 s (75.0 %)"
     assert shown["  waiting"] == "19 s (19.0 %)"
     away = {**REPORT, "goodput": {**REPORT["goodput"], "teacher_wait_s": 12.0}}

@@ -43,3 +43,18 @@ def test_status_says_which_save_is_under_way_also_when_it_began_long_ago(tmp_pat
     node.emit("save", position=20, stall_s=0.1, seconds=100.0, bytes=1, committed=True)
     node.close()
     assert view_run(cloud.root, "demo-x3fkd", is_alive=True).saving is None
+
+
+def test_that_a_run_was_launched_is_no_news_once_it_is_at_work_and_why_it_moved_is(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path)
+    talk = EventWriter(cloud.store, 1, "supervisor")
+    talk.emit("decision", action="relaunch", words="Starting; going to aws/us-east-1.")
+    talk.flush()
+    assert view_run(cloud.root, "demo-x3fkd", is_alive=True).words == "Starting; going to aws/us-east-1."
+    cloud.attempt(1, PLACES[0], reason=None)
+    assert view_run(cloud.root, "demo-x3fkd", is_alive=True).words == ""
+    cloud.log.put_end(1, {"stop_reason": "lost"})
+    cloud.attempt(2, PLACES[1], reason=None)
+    talk.emit("decision", action="relaunch", words="Attempt 1, lost; going to aws/us-east-2.")
+    talk.close()
+    assert view_run(cloud.root, "demo-x3fkd", is_alive=True).words == "Attempt 1, lost; going to aws/us-east-2."
