@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 256 * 2**20  # rows and token ids are tens of MB; Ray's own default takes 30 % of the memory
 _START_TIMEOUT_S = 120.0
 _MEET_TIMEOUT_S = 300.0
+_WORKER_CALLS: Final = 4  # that one worker answers at once: its training, and what the driver asks meanwhile
 _TOKEN = "RAY_AUTH_TOKEN"
 _WHO: Final = ("name", "pid")  # lines of Ray's words about an actor
 _FATAL: Final = ("Fatal Python error", "*** SIG", "terminate called", "what():", "CUDA error", "NCCL error", "Assert")
@@ -145,7 +146,7 @@ class RayRuntime:
         """An actor as other actors may be handed it."""
         return RayPeer(actor)
 
-    def worker_group(self, factory: type, count: int, *, gpus_each: int = 0, concurrency: int = 4) -> list[Any]:
+    def worker_group(self, factory: type, count: int, *, gpus_each: int = 0) -> list[Any]:
         """Start `count` workers together or not at all (a placement group), in rank order, the same number on every
         machine: the first ranks on the head, the next on machine 1, and so on.
         """
@@ -166,7 +167,7 @@ class RayRuntime:
                 num_gpus=gpus_each,
                 max_restarts=0,
                 max_task_retries=0,
-                max_concurrency=concurrency,
+                max_concurrency=_WORKER_CALLS,
                 name=f"rank {rank}",  # which Ray names where it dies
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank),
             ).remote(rank)
