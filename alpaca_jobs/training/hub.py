@@ -131,6 +131,13 @@ def hub_answers(model: str, revision: str | None = None) -> Iterator[None]:
         )
         silent.answered = True
         raise silent from exc
+    except ValueError as exc:  # of json: a proxy's own page, for example
+        silent = HubSilent(
+            f"train.model is {model}, and what answered in the Hugging Face hub's place is not the hub "
+            f"({_first_line(exc)}). Check HF_ENDPOINT and the network's proxy, or give a folder."
+        )
+        silent.answered = True
+        raise silent from exc
     except (httpx.HTTPError, ConnectionError) as exc:  # OfflineModeIsEnabled is a ConnectionError
         raise HubSilent(
             f"train.model is {model}; it is neither a folder here nor in this machine's Hugging Face cache, and the "

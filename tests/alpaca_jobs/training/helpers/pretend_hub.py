@@ -27,7 +27,7 @@ class Repository:
         files: name -> its bytes, or how many there are of what nobody reads here.
         gated: how the hub says it; such a model hands its files to `token` alone.
         is_private: a model that is not there for whoever is not `token`.
-        status: of every answer; 0 for the usual ones.
+        status: of every answer; 0 for the usual ones, 200 for a page that is not the hub's.
     """
 
     files: dict[str, bytes | int] = field(default_factory=dict)
@@ -65,7 +65,7 @@ def pretend_hub(models: Mapping[str, Repository], *, hangs: Event | None = None)
             if found is None or (found.is_private and not may):
                 self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"})
             elif found.status:
-                self._send(found.status, b"{}", {})
+                self._send(found.status, b"<html>sign in</html>", {})
             elif is_api:
                 self._send(200, json.dumps(_info(name, found)).encode(), {})
             elif not may:
