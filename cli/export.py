@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,10 +54,20 @@ def export(
         render.out_json({"run_id": found.run_id, "folder": str(to), "files": files})
     else:
         render.out(str(to))
-        render.say(
-            f"{words.plural(len(files), 'file')}, {sum(files.values()) / 2**20:,.1f} MiB. Load it with transformers:"
+        render.say(f"{words.plural(len(files), 'file')}, {sum(files.values()) / 2**20:,.1f} MiB. {_loading(to, files)}")
+
+
+def _loading(folder: Path, files: Collection[str]) -> str:
+    """How what was exported is loaded."""
+    if "adapter_config.json" in files:
+        return (
+            "They are adapters. Load the base model, resize its embeddings to the tokenizer's length, then:\n"
+            f"  PeftModel.from_pretrained(base, '{folder}'), AutoTokenizer.from_pretrained('{folder}')"
         )
-        render.say(f"  AutoModelForCausalLM.from_pretrained('{to}'), AutoTokenizer.from_pretrained('{to}')")
+    return (
+        "Load it with transformers:\n"
+        f"  AutoModelForCausalLM.from_pretrained('{folder}'), AutoTokenizer.from_pretrained('{folder}')"
+    )
 
 
 def copy_model(store: Store, run_id: str, folder: Path) -> dict[str, int]:

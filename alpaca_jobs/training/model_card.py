@@ -31,6 +31,7 @@ class CardFacts:
         cost: of the run up to the export, in words; empty if nobody said.
         eval_loss: mean loss over held-out rows of this very state; None if it was not evaluated.
         data_card: a page about the rows, which goes with the model under the name data-card.html.
+        is_adapters: adapters alone, which are no model without their base.
     """
 
     run_id: str
@@ -45,6 +46,7 @@ class CardFacts:
     cost: str = ""
     eval_loss: float | None = None
     data_card: bytes | None = None
+    is_adapters: bool = False
 
 
 def render_model_card(train: TrainSpec, facts: CardFacts) -> str:
@@ -68,6 +70,7 @@ def render_model_card(train: TrainSpec, facts: CardFacts) -> str:
         f"{_training(train, facts)}"
         f"{_cost(facts)}"
         f"| weights | SHA-256 {facts.weights_digest} (alpaca_jobs.training.weights.weights_digest) |\n\n"
+        + (_how_to_load(train) if facts.is_adapters else "")
         + _section("Where the base model comes from", facts.base.facts)
         + _section("Where the rows come from", facts.lineage)
         + _data_card(facts)
@@ -112,6 +115,22 @@ def _prompts(train: TrainSpec) -> str:
 
 def _cost(facts: CardFacts) -> str:
     return f"| cost of the run | {facts.cost} |\n" if facts.cost else ""
+
+
+def _how_to_load(train: TrainSpec) -> str:
+    """Adapters go on their base; its embeddings lack rows where the tokenizer here has more words than the base's, if
+    only for padding.
+    """
+    revision = f', revision="{train.revision}"' if train.revision else ""
+    return (
+        "## How to load it\n\nThese are adapters, to be put on their base model; `.` is the folder of this file.\n\n"
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'tokenizer = AutoTokenizer.from_pretrained(".")\n'
+        f'base = AutoModelForCausalLM.from_pretrained("{shown_base(train)}"{revision})\n'
+        "if len(tokenizer) > base.get_input_embeddings().num_embeddings:\n"
+        "    base.resize_token_embeddings(len(tokenizer))  # rows for padding and new words\n"
+        'model = PeftModel.from_pretrained(base, ".")\n```\n\n'
+    )
 
 
 def _section(title: str, lines: Mapping[str, str]) -> str:

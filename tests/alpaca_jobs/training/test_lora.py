@@ -73,6 +73,24 @@ def test_peft_loads_the_adapters_and_transformers_the_merged_model_and_both_say_
     torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
 
 
+def test_the_card_of_adapters_says_how_to_load_them_and_a_padded_batch_runs(
+    worker: Any, trained: Path, tiny_opt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their tokenizer has a padding token that the base has no row for, as LLaMA's has."""
+    _export(worker, trained, tmp_path / "adapters", _train(tiny_opt), merge=False)
+    card = (tmp_path / "adapters" / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    assert f'from_pretrained("{tiny_opt.name}")' in code
+    monkeypatch.chdir(tmp_path / "adapters")
+    found: dict[str, Any] = {}
+    exec(code.replace(f'"{tiny_opt.name}"', f'"{tiny_opt}"'), found)  # what a reader would type
+    batch = found["tokenizer"](["red", "red and blue"], padding=True, return_tensors="pt")
+    assert (batch["input_ids"] == found["tokenizer"].pad_token_id).any()
+    assert found["model"](**batch).logits.shape[:2] == batch["input_ids"].shape
+    _export(worker, trained, tmp_path / "merged", _train(tiny_opt), merge=True)
+    assert "How to load it" not in (tmp_path / "merged" / "README.md").read_text()
+
+
 def test_adapters_do_not_go_on_beside_another_base(worker: Any, one_rank: None, tiny_opt: Path, tmp_path: Path) -> None:
     import shutil
 
