@@ -29,14 +29,13 @@ def follow(events: Iterable[Event], title: str, *, since: str = "") -> progress.
         events: of the whole run, so that what is shown is how it stands.
         since: ISO time; what happened before it is known, an end too, and not shown again.
     """
-    now, thinning, is_new = progress.Progress(), event_lines.Thinning(), False
+    now, thinning, ended_before = progress.Progress(), event_lines.Thinning(), None
     panel = render.LivePanel() if render.progress_is_live() else None
     with panel or nullcontext():
         for event in events:
-            if event.t > since and not is_new:
-                now, is_new = replace(now, end=None, last_words=""), True
             now = progress.after(now, event)
             if event.t <= since:
+                ended_before = now.end
                 continue
             line = event_lines.line_of(event)
             if panel is not None:
@@ -45,7 +44,7 @@ def follow(events: Iterable[Event], title: str, *, since: str = "") -> progress.
                 panel.show(partial(_panel, title, now))
             elif line and thinning.lets_through(event):
                 render.say(line)
-    return now if is_new else replace(now, end=None)
+    return replace(now, end=None) if now.end is ended_before else now
 
 
 def _panel(title: str, now: progress.Progress) -> render.Grid:

@@ -18,7 +18,7 @@ def report_grids(report: Mapping[str, Any]) -> list[render.Grid]:
     wall_s = goodput["wall_s"]
     rows = [
         ("outcome", _outcome(report["outcome"], report["words"])),
-        ("attempts", f"{len(report['attempts'])}, in {', '.join(report['regions'])}"),
+        ("attempts", f"{len(report['attempts'])}, in {', '.join(dict.fromkeys(report['regions']))}"),
         ("lost steps", f"{sum(report['lost_steps'])} in all, {report['lost_steps_max']} at most at once"),
     ]
     rows += _turns(report)

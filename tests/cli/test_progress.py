@@ -152,6 +152,10 @@ def test_who_begins_to_follow_later_sees_how_the_run_stands_and_hears_only_what_
     assert (now.attempt, now.lag_steps, now.end and now.end["exit_code"]) == (1, 40, 0)
     assert capsys.readouterr().err == "step 60 of 60\nThe run is done.\n"
     assert follow(before, "demo", since=t.format("10")).end is None, "that end was before"
+    assert follow([*before, new], "demo", since=t.format("10")).end is None, "and nothing has ended since"
+    again = event("attempt", t=t.format("15"), attempt=2, number=2, placement={"infra": "local", "region": "b"})
+    resumed = follow([*before, again, new], "demo", since=t.format("10"))
+    assert "last" not in dict(panel_rows(resumed)), "that it was resumed is no news"
     assert follow(before, "demo").end == before[-1].fields
 
 

@@ -99,6 +99,8 @@ def test_report_splits_time_and_cost() -> None:
     assert (written["rows kept"], written["dropped"]) == ("160, 64.0 % accepted", "similar 90")
     shown = cells(summary)
     assert shown["attempts"] == "2, in local/a, local/b"
+    same = cells(report_view.report_grids({**REPORT, "regions": ["local/a", "local/a"]})[1])
+    assert same["attempts"] == "2, in local/a"
     assert shown["lost steps"] == "1 in all, 1 at most at once"
     assert shown["outcome"] == "The run is done."
     unsaid = cells(report_view.report_grids({**REPORT, "outcome": "budget", "words": "Enough was spent."})[1])
