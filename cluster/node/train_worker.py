@@ -254,6 +254,10 @@ class TrainWorker:
         import torch.distributed as dist
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+        from alpaca_jobs.training.cuda_here import refuse_without_cuda
+
+        if assignment.on_gpu:
+            refuse_without_cuda()  # NCCL would be missed first, and say nothing of a driver
         backend = "cpu:gloo,cuda:nccl" if assignment.on_gpu else "gloo"
         where, numbers = assignment.rendezvous, (self._rank, assignment.world_size)
         if where.startswith("file:"):

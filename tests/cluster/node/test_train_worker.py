@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
+from alpaca_jobs.errors import TrainingError
 from alpaca_jobs.training.metrics import StepMetrics
 from cluster.events import seconds_of
-from cluster.node.train_worker import WorkerControl
+from cluster.node.train_worker import TrainWorker, WorkerAssignment, WorkerControl
 from cluster.phase import PhaseMarker, read_marks
 
 
@@ -34,3 +38,15 @@ def test_steps_say_which_save_is_under_way_until_it_has_ended(tmp_path: Path) ->
     assert seconds_of(during["saving_since"]) > 0
     assert not {"saving", "saving_since"} & (before.keys() | since.keys())
     assert read_marks(tmp_path).saving is None
+
+
+def test_ranks_that_want_gpus_which_torch_cannot_use_say_why_before_they_meet(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("torch can use a GPU here")
+    assignment = WorkerAssignment(
+        job={}, store_uri="", run_id="r", attempt=1, world_size=1, rendezvous=f"file:{tmp_path}/meet", candidates=(),
+        base_is_open=False, scratch=str(tmp_path), on_gpu=True,
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match="This machine's GPU cannot be used: torch"):
+        TrainWorker(1)._meet(assignment)
+    assert not torch.distributed.is_initialized()
