@@ -13,6 +13,9 @@ from typing import Any
 from alpaca_jobs.known_models import SizedModel
 from alpaca_jobs.model_shapes import ModelShape
 
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_LINEAR = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")
+
 
 @dataclass(frozen=True)
 class _Family:
@@ -30,6 +33,7 @@ class _Family:
         default_head: width of a head where head_dim is left out; 0: hidden size / heads.
         positions: learned ones, so many more than max_position_embeddings; None: none are learned.
         has_head_bias: whether the output embedding has one.
+        linear: names of the linear layers within a layer, which LoRA can adapt; empty where they are not known.
     """
 
     biases: str = ""
@@ -45,32 +49,35 @@ class _Family:
     default_head: int = 0
     positions: int | None = None
     has_head_bias: bool = False
+    linear: tuple[str, ...] = _LINEAR
 
 
-_PLAIN = {"is_gated": False, "has_mlp_biases": True, "has_norm_biases": True}
+_PLAIN = _Family(biases="qkvo", is_gated=False, has_mlp_biases=True, has_norm_biases=True)
 # Source: the modules that transformers 5.17 builds for each model_type (models/*/modeling_*.py).
 FAMILIES: Mapping[str, _Family] = {
     "llama": _Family(),
     "internlm": _Family(bias_key="bias"),
-    "internlm2": _Family(bias_key="bias"),
+    "internlm2": _Family(bias_key="bias", linear=()),
     "mistral": _Family(),
-    "mixtral": _Family(),
+    "mixtral": _Family(linear=_ATTENTION),
     "qwen2": _Family(biases="qkv"),
-    "qwen2_moe": _Family(biases="qkv"),
+    "qwen2_moe": _Family(biases="qkv", linear=(*_LINEAR, "shared_expert_gate")),
     "qwen3": _Family(qk_norms="head"),
-    "qwen3_moe": _Family(qk_norms="head"),
+    "qwen3_moe": _Family(qk_norms="head", linear=_ATTENTION),
     "gemma": _Family(is_tied=True, default_head=256, has_wide_norms=True),
     "gemma2": _Family(is_tied=True, default_head=256, num_norms=4, has_wide_norms=True),
     "gemma3_text": _Family(is_tied=True, default_head=256, num_norms=4, qk_norms="head", has_wide_norms=True),
-    "phi3": _Family(),
+    "phi3": _Family(linear=("qkv_proj", "o_proj", "gate_up_proj", "down_proj")),
     "granite": _Family(),
     "smollm3": _Family(is_tied=True),
     "olmo": _Family(num_norms=0, has_last_norm=False),
     "olmo2": _Family(qk_norms="all", has_wide_norms=True),
-    "phi": _Family(biases="qkvo", num_norms=1, has_head_bias=True, **_PLAIN),  # type: ignore[arg-type]
-    "gpt_neox": _Family(biases="qkvo", **_PLAIN),  # type: ignore[arg-type]
-    "opt": _Family(biases="qkvo", is_tied=True, positions=2, **_PLAIN),  # type: ignore[arg-type]
-    "gpt2": _Family(biases="qkvo", is_tied=True, positions=0, **_PLAIN),  # type: ignore[arg-type]
+    "phi": replace(
+        _PLAIN, num_norms=1, has_head_bias=True, linear=("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
+    ),
+    "gpt_neox": replace(_PLAIN, linear=("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")),
+    "opt": replace(_PLAIN, is_tied=True, positions=2, linear=("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")),
+    "gpt2": replace(_PLAIN, is_tied=True, positions=0, linear=("c_attn", "c_proj", "c_fc")),
 }
 _OTHER_NAMES = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
                 "max_position_embeddings": "n_positions"}  # fmt: skip
@@ -78,6 +85,12 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 _PLAIN_COPIES = {"gelu_new": 5, "gelu_fast": 5}
 """Tensors of the feed-forward width that is not gated, where its activation is made of several operations."""
 _TIMES_HIDDEN = 4  # the feed-forward width where none is stated: GPT-2
+
+
+def linear_layers(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of a model's linear layers, as LoRA's target_modules has them; empty where they are not known here."""
+    family = FAMILIES.get(str(config.get("model_type") or ""))
+    return () if family is None else family.linear
 
 
 def size_by_config(config: Mapping[str, Any], *, stored: int | None = None) -> SizedModel | None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-from alpaca_jobs.config_shapes import FAMILIES
+from alpaca_jobs.config_shapes import FAMILIES, linear_layers
 from alpaca_jobs.errors import ModelError
+from alpaca_jobs.model_shapes import EMBEDDINGS
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.architectures import Architectures, architectures_here
 from alpaca_jobs.training.base_model import INDEXES, BaseModel
@@ -54,6 +55,20 @@ def check_base(base: BaseModel, train: TrainSpec) -> None:
     _check_weights(base)
     _check_tokenizer(base)
     _check_context(base, train)
+    missing, names = layers_not_there(base, train), linear_layers(base.config)
+    if train.lora is not None and names and len(missing) == len(train.lora.target_modules):
+        raise ModelError(
+            f"train.lora.target_modules is {', '.join(missing)}, but {base.name} ({base.config['model_type']}) has no "
+            f"layers of those names. Its linear layers are called {', '.join(names)}: name some of these."
+        )
+
+
+def layers_not_there(base: BaseModel, train: TrainSpec) -> list[str]:
+    """What of train.lora.target_modules the model has no layers for; none where its layers are not known here."""
+    names = linear_layers(base.config)
+    if train.lora is None or not names:
+        return []
+    return [one for one in train.lora.target_modules if one.rpartition(".")[2] not in {*names, *EMBEDDINGS}]
 
 
 def check_token(base: BaseModel, secrets: Collection[str], *, has_login: bool) -> None:

@@ -13,8 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, TypeVar
 
-from alpaca_jobs.spec import JobSpec
-from alpaca_jobs.training.base_checks import check_base, check_token
+from alpaca_jobs.config_shapes import linear_layers
+from alpaca_jobs.spec import JobSpec, TrainSpec
+from alpaca_jobs.training.base_checks import check_base, check_token, layers_not_there
 from alpaca_jobs.training.base_model import INDEXES, SMALL_FILES, BaseModel, weight_files
 from alpaca_jobs.training.hub import TINY_LLAMA, HubSilent
 from alpaca_jobs.training.hub_base import fetch_base
@@ -66,7 +67,7 @@ def look_at_base(job: JobSpec, *, limit_s: float = LOOK_S) -> Look:
             check_token(look.base, job.secrets, has_login=job.compute.is_local and _has_login_file())
         if train.method != "command":
             check_base(look.base, train)
-            look = Look(look.base, (*look.words, *_warnings(look.base)))
+            look = Look(look.base, (*look.words, *_warnings(look.base, train)))
     return look
 
 
@@ -96,13 +97,19 @@ def _is_whole(folder: Path, sizes: Mapping[str, int]) -> bool | None:
         return file.read(len(_ZIP)) != _ZIP
 
 
-def _warnings(base: BaseModel) -> tuple[str, ...]:
-    if not base.is_whole:
-        return ()
-    return (
-        f"{base.name} is pickled as PyTorch did before 1.6, which cannot be read part by part: each rank loads all of "
-        "it into host memory, in float32. Save it anew (from_pretrained, then save_pretrained) to spare that.",
-    )
+def _warnings(base: BaseModel, train: TrainSpec) -> tuple[str, ...]:
+    words = []
+    if base.is_whole:
+        words.append(
+            f"{base.name} is pickled as PyTorch did before 1.6, which cannot be read part by part: each rank loads all "
+            "of it into host memory, in float32. Save it anew (from_pretrained, then save_pretrained) to spare that."
+        )
+    if missing := layers_not_there(base, train):
+        words.append(
+            f"train.lora.target_modules has {', '.join(missing)}, but {base.name} has no layers of that name, so "
+            f"nothing is adapted there. Its linear layers are called {', '.join(linear_layers(base.config))}."
+        )
+    return tuple(words)
 
 
 def _at_run(uri: str, *, limit_s: float) -> Look:

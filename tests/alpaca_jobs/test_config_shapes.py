@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
-from alpaca_jobs.config_shapes import FAMILIES, size_by_config
+from alpaca_jobs.config_shapes import FAMILIES, linear_layers, size_by_config
 from alpaca_jobs.known_models import KNOWN_MODELS, size_of
+from alpaca_jobs.model_shapes import EMBEDDINGS
 
 WIDTHS = {
     "vocab_size": 1000, "hidden_size": 96, "intermediate_size": 200, "num_hidden_layers": 3, "num_attention_heads": 6,
@@ -48,11 +50,16 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+def make(kind: str, config: dict[str, Any]) -> Any:
+    """The model that transformers makes, without memory."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config))
+
+
 def parameters(kind: str, config: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """What transformers counts, and the config.json that it writes of the same."""
-    made = AutoConfig.for_model(kind, **config)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(made)
+    model = make(kind, config)
+    made = model.config
     return sum(param.numel() for param in model.parameters()), json.loads(made.to_json_string())
 
 
@@ -63,6 +70,18 @@ def test_every_parameter_is_counted_as_transformers_makes_it(kind: str, config: 
         found = size_by_config(told)
         assert found is not None
         assert (found.num_parameters, found.guess) == (counted, "")
+
+
+@pytest.mark.parametrize(("kind", "config"), {kind: (kind, config) for kind, config in CASES}.values())
+def test_the_layers_that_adapters_may_be_put_beside_are_those_that_transformers_makes(
+    kind: str, config: dict[str, Any]
+) -> None:
+    found = {
+        name.rpartition(".")[2]
+        for name, module in make(kind, config).named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and name.rpartition(".")[2] not in EMBEDDINGS
+    }
+    assert found - {"project_in", "project_out"} == set(linear_layers({"model_type": kind}))
 
 
 def test_every_family_is_compared_but_those_that_transformers_does_not_know() -> None:

@@ -163,6 +163,16 @@ def test_a_stretched_context_is_left_alone_and_one_stretched_too_little_is_not(s
         look(serve, files, job(train__rope_scaling={"type": "linear", "factor": 1.5}))
 
 
+def test_adapters_for_layers_that_the_model_lacks_are_refused_or_warned_of(serve: Any) -> None:
+    files = sound(model_type="gpt_neox", architectures=["GPTNeoXForCausalLM"])
+    with pytest.raises(ModelError, match=r"q_proj, v_proj, but acme/base \(gpt_neox\) has no layers of those names"):
+        look(serve, files, job(train__method="lora"))
+    some = job(train__method="lora", train__lora={"target_modules": ["query_key_value", "dence"]})
+    found = look(serve, files, some)
+    assert "has dence, but acme/base has no layers of that name" in found.words[0]
+    assert "called query_key_value, dense, dense_h_to_4h, dense_4h_to_h." in found.words[0]
+
+
 def test_a_gated_model_is_refused_by_who_asks(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {"gated": "manual", "token": "hf_good"}
     with pytest.raises(ModelError, match=r"people who accepted its terms, and nobody is signed in here\. Accept them"):
