@@ -24,6 +24,7 @@ from cluster.node.attempt_context import AttemptContext
 from cluster.node.command_export import export_folder
 from cluster.node.command_process import CommandProcess, CommandSetup, command_argv, command_programs
 from cluster.node.inputs import frozen_files
+from cluster.node.memory_kills import memory_kills
 from cluster.node.train_stage import TrainEnd
 from cluster.node.watched_folder import WatchedFolder
 from cluster.phase import Phase
@@ -86,6 +87,7 @@ class CommandStage:
             CommandError: there is no such program.
             TrainingError: it exited with something else than 0, or began anew although there was a checkpoint.
         """
+        kills = memory_kills()
         restored = self._restore(candidates, base_is_open=base_is_open)
         is_each = self._train.command_per == "rank"
         setup = CommandSetup(
@@ -102,7 +104,8 @@ class CommandStage:
         self._pass_on(self._process)
         if self._ctx.interruption.notice is not None:
             return TrainEnd("notice", self._step, self._saved, self._left_words(code))
-        self._check(self._process, code, base_is_open=base_is_open)
+        for_memory = " The system has killed a process here for memory." if memory_kills() > kills else ""
+        self._check(self._process, code, base_is_open=base_is_open, for_memory=for_memory)
         return TrainEnd("done", self._step, self._saved, "")
 
     def export(self) -> str:
@@ -213,13 +216,13 @@ class CommandStage:
         saved = "nothing is saved" if self._saved is None else f"step {self._saved} is saved"
         return f"the command left on notice after step {self._step} ({_exit_words(code)}); {saved}"
 
-    def _check(self, process: CommandProcess, code: int, *, base_is_open: bool) -> None:
+    def _check(self, process: CommandProcess, code: int, *, base_is_open: bool, for_memory: str) -> None:
         if (problem := process.why(code)) is not None:
             raise problem
         if code:
             raise TrainingError(
-                f"The training command ended with {_exit_words(code)} after step {self._step}: {process.last_words()}. "
-                f"All it said: alpaca-jobs logs {self._ctx.run_id}"
+                f"The training command ended with {_exit_words(code)} after step {self._step}: {process.last_words()}."
+                f"{for_memory} All it said: alpaca-jobs logs {self._ctx.run_id}"
             )
         record = next(one for one in self._ctx.log.records() if one.number == self._ctx.attempt)
         if base_is_open and not record.has_base:

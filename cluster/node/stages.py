@@ -15,6 +15,7 @@ from checkpoints.errors import NoGoodCommit
 from checkpoints.keys import CommitRef
 from checkpoints.lineage import counting_commits
 from checkpoints.reader import list_commits
+from cluster.errors import RayFailure
 from cluster.job_record import read_job_record
 from cluster.node.after_done import delete_trained
 from cluster.node.attempt_context import AttemptContext
@@ -142,7 +143,13 @@ def _rows(ctx: AttemptContext, runtime: RayRuntime, *, base_is_open: bool) -> Se
         ctx.log.put_base(ctx.attempt, parts[0] if parts else None)
         ctx.events.emit("base", stage="generate", position=parts[0].position if parts else 0, rows=len(state.rows))
     if not state.complete:
-        GenerateStage(ctx, runtime, state).run()
+        try:
+            GenerateStage(ctx, runtime, state).run()
+        except MemoryError as exc:  # no stop for memory: that halves training's micro batch, which is no help here
+            raise RayFailure(
+                f"Memory was not enough while rows were written: {exc} Ask with fewer processes "
+                "(data.num_actors), or take a machine with more memory."
+            ) from exc
         if not state.complete:
             ctx.interruption.left_with = f"Left on notice: {len(state.rows)} rows are committed."
     return state.rows
