@@ -105,7 +105,7 @@ def size_by_config(config: Mapping[str, Any], *, stored: int | None = None) -> S
     if shape is None:
         return None
     family = FAMILIES.get(told.kind)
-    if family is not None and _is_regular(told):
+    if family is not None and not shape.dense_layers:
         return SizedModel(_count(told, family, shape), shape)
     if stored is not None:
         return SizedModel(stored, shape)
@@ -156,7 +156,10 @@ def _shape(told: _Told) -> ModelShape | None:
         is_gated=family.is_gated,
         num_experts=experts,
         experts_per_token=min(told.number("num_experts_per_tok", "moe_topk") or experts, experts),
-        shared_feed_forward=told.number("shared_expert_intermediate_size") if experts > 1 else 0,
+        shared_feed_forward=told.number("shared_expert_intermediate_size") or told.number("n_shared_experts") * wide
+        if experts > 1
+        else 0,
+        dense_layers=_dense_layers(told, layers) if experts > 1 else 0,
         wide_copies=4 if family.is_gated else _PLAIN_COPIES.get(_activation(told), 2),
     )
     return replace(shape, more_norms=_more_norms(family, shape))
@@ -177,9 +180,12 @@ def _more_norms(family: _Family, shape: ModelShape) -> int:
     return more + (2 * shape.hidden_size + more) // 3 if family.has_wide_norms else more
 
 
-def _is_regular(told: _Told) -> bool:
-    """Whether all layers are alike: some mixtures have layers without experts."""
-    return not told.config.get("mlp_only_layers") and told.number("decoder_sparse_step") in (0, 1)
+def _dense_layers(told: _Told, layers: int) -> int:
+    """Layers of a mixture that have no experts: the first ones (DeepSeek), some, or all but every n-th (Qwen)."""
+    named = told.config.get("mlp_only_layers")
+    step = told.number("decoder_sparse_step") or 1
+    first = told.number("first_k_dense_replace")
+    return min(max(first, layers - layers // step, len(named) if isinstance(named, list) else 0), layers)
 
 
 def _count(told: _Told, family: _Family, shape: ModelShape) -> int:

@@ -29,6 +29,7 @@ class ModelShape:
         is_tied: whether the output embedding is the input's.
         is_gated: whether the feed-forward part has three matrices (SwiGLU), not two.
         num_experts, experts_per_token: feed-forward parts side by side in a layer, and through how many a token goes.
+        dense_layers: of a model with experts, layers that have none.
         shared_feed_forward: width of one more, which every token goes through; 0: there is none.
         more_norms: widths of a layer's norms beside two of the hidden size, added up; a norm that keeps all in float32
             counts a third more.
@@ -48,6 +49,7 @@ class ModelShape:
     num_experts: int = 1
     experts_per_token: int = 1
     shared_feed_forward: int = 0
+    dense_layers: int = 0
     more_norms: int = 0
     wide_copies: int = 4
 
@@ -78,7 +80,7 @@ class ModelShape:
     def idle_parameters(self) -> int:
         """Parameters of experts that a token does not go through, all layers; 0 without experts."""
         idle = self.num_experts - self.experts_per_token
-        return self.num_layers * idle * self._matrices * self.hidden_size * self.feed_forward
+        return (self.num_layers - self.dense_layers) * idle * self._matrices * self.hidden_size * self.feed_forward
 
     @property
     def _matrices(self) -> int:

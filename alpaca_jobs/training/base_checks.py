@@ -34,6 +34,9 @@ _ENCODERS_AND_DECODERS: Final = frozenset(
     ("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "encoder-decoder", "led", "m2m_100", "marian",
      "mbart", "mt5", "mvp", "pegasus", "plbart", "prophetnet", "t5", "t5gemma", "umt5", "whisper")
 )  # fmt: skip
+_OTHER_HEADS: Final = (
+    "ForMaskedLM", "ForPreTraining", "ForQuestionAnswering", "ForSequenceClassification", "ForTokenClassification"
+)  # fmt: skip
 _NO_ROPE: Final = ("opt", "gpt2", "bloom", "mpt", "gpt_neo", "gpt_bigcode")
 _OTHER_KINDS: Final = (
     (".gguf", "GGUF files, which are quantised for llama.cpp"),
@@ -107,6 +110,11 @@ def _check_kind(base: BaseModel, here: Architectures | None) -> None:
     if kind in _ENCODERS:
         raise ModelError(
             f"train.model is {name}, an encoder ({made or kind}), which writes no text; {wanted}. Name one."
+        )
+    if made and all(one.endswith(_OTHER_HEADS) for one in made.split()):
+        raise ModelError(
+            f"train.model is {name}, made for another task ({made}), and without the part that writes text; {wanted}. "
+            "Name the model that it was made from."
         )
     if "auto_map" in config and kind not in (FAMILIES.keys() if here is None else here.causal):
         raise ModelError(

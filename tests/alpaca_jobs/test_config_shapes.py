@@ -115,6 +115,18 @@ def test_of_a_mixture_all_experts_are_kept_and_two_are_computed() -> None:
     assert found.shape.feed_forward_per_token == 2 * 14336
 
 
+def test_layers_without_experts_leave_none_idle() -> None:
+    """DeepSeek-V3: 671 B parameters, 37 B for each token (arXiv:2412.19437, abstract); its attention is another one."""
+    config = {
+        "model_type": "deepseek_v3", "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,
+        "num_hidden_layers": 61, "num_attention_heads": 128, "vocab_size": 129280, "n_routed_experts": 256,
+        "num_experts_per_tok": 8, "n_shared_experts": 1, "first_k_dense_replace": 3,
+    }  # fmt: skip
+    found = size_by_config(config, stored=671 * 10**9)
+    assert found is not None
+    assert found.active_parameters / 1e9 == pytest.approx(37, rel=0.05)
+
+
 def test_a_family_that_is_not_listed_goes_by_its_files_or_is_said_to_be_a_guess() -> None:
     config = {**WIDTHS, "model_type": "newer"}
     guessed, counted = size_by_config(config), size_by_config(config, stored=700_000)

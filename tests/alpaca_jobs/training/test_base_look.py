@@ -88,6 +88,7 @@ FAULTS: list[tuple[dict[str, bytes | int], str]] = [
         r"an encoder with a decoder \(T5ForConditionalGeneration\); training needs a decoder-only",
     ),
     (sound(model_type="roberta", architectures=["RobertaForMaskedLM"]), r"an encoder \(RobertaForMaskedLM\)"),
+    (sound(architectures=["LlamaForSequenceClassification"]), r"made for another task \(LlamaForSequenceClassific"),
     (
         sound(model_type="internlm2", architectures=["InternLM2ForCausalLM"], auto_map={"AutoConfig": "x.Y"}),
         r"architecture \(InternLM2ForCausalLM\) is code that comes with the model",
