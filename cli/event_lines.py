@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 MIN_LINE_GAP_S = 5.0
 """Between two lines about the same kind of steady progress, where nothing can be redrawn."""
+MIN_REPEAT_GAP_S = 60.0
+"""Between two that say the same: a teacher may be waited for for hours."""
 
 
 def line_of(event: Event) -> str | None:
@@ -108,9 +110,9 @@ class Thinning:
 
     _STEADY = ("generation", "step")
 
-    def __init__(self, gap_s: float = MIN_LINE_GAP_S) -> None:
-        self._gap_s = gap_s
-        self._last: dict[str, float] = {}
+    def __init__(self, gap_s: float = MIN_LINE_GAP_S, repeat_gap_s: float = MIN_REPEAT_GAP_S) -> None:
+        self._gap_s, self._repeat_gap_s = gap_s, repeat_gap_s
+        self._last: dict[str, tuple[float, str | None]] = {}
 
     def lets_through(self, event: Event) -> bool:
         """Whether this event's line is shown."""
@@ -118,10 +120,11 @@ class Thinning:
 
         if event.kind not in self._STEADY or _is_last(event.fields):
             return True
-        now = seconds_of(event.t)
-        if now - self._last.get(event.kind, float("-inf")) < self._gap_s:
+        now, line = seconds_of(event.t), line_of(event)
+        then, said = self._last.get(event.kind, (float("-inf"), None))
+        if now - then < (self._repeat_gap_s if line == said else self._gap_s):
             return False
-        self._last[event.kind] = now
+        self._last[event.kind] = now, line
         return True
 
 

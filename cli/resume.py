@@ -69,7 +69,7 @@ def resume(
     starting.check_installed(plan.job, until=plan.until)
     other = _on_other_machines(plan.job, gpus=gpus, nodes=nodes, workers=workers)
     rows = [
-        ("stopped", view.words or view.state.value),
+        ("stopped" if view.state.is_over else "state", view.words or view.state.value),
         ("goes on from", str(view.newest_commit or "the start: nothing is committed yet")),
         ("price", words.rate((other or plan).candidates[0].job_price_per_hour_usd)),
     ]

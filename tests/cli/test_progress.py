@@ -236,3 +236,10 @@ def test_steady_lines_are_thinned_and_others_are_not() -> None:
     steps = [event("step", t=f"2026-11-20T{t}", step=n) for n, t in enumerate(times)]
     assert [thinning.lets_through(step) for step in steps] == [True, False, True]
     assert thinning.lets_through(event("decision", t="2026-11-20T10:00:05.001Z", words="x"))
+
+
+def test_a_line_that_says_the_same_again_comes_once_a_minute() -> None:
+    thinning = Thinning()
+    away = [event("generation", t=f"2026-11-20T10:{s // 60:02}:{s % 60:02}.000Z", rows=9) for s in range(0, 125, 5)]
+    assert [at for at, one in enumerate(away) if thinning.lets_through(one)] == [0, 12, 24]
+    assert thinning.lets_through(event("generation", t="2026-11-20T10:02:05.000Z", rows=10))
