@@ -18,6 +18,7 @@ from alpaca_jobs.errors import DataError
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.data import TrainingData
 from alpaca_jobs.training.evaluation import held_out_bound, is_held_out
+from alpaca_jobs.training.prompt_ends import count_joined_rows
 from alpaca_jobs.training.reading import TrainingRow, read_training_rows
 from alpaca_jobs.training.recipes import build_tokenizer, end_ids, prepare_rows
 from alpaca_jobs.training.token_text import token_decoder, token_texts
@@ -25,6 +26,8 @@ from alpaca_jobs.training.tokenizer import RowTokenizer, load_tokenizer
 
 MAX_TRUNCATED = 0.05
 """Share of rows cut at max_length above which a preview warns, if nothing else is said."""
+MAX_JOINED = 0.01
+"""Share of rows whose prompt and answer share a token above which a preview warns."""
 _WHOLE = 2**30  # longer than any row
 _TEMPLATES = re.compile(
     r"^### (?:Instruction|Response):|Below is an instruction that describes a task|<\|im_start\|>|<\|start_header_id\|>"
@@ -142,6 +145,7 @@ def preview_tokens(
         rows=shown,
         warnings=(
             *find_problems(data, tokenizer, train, ends=ends, max_truncated=max_truncated),
+            *_joined_prompts(rows, tokenizer, train),
             *find_templates(records),
         ),
     )
@@ -223,6 +227,19 @@ def find_problems(
             )
         )  # fmt: skip
     return found
+
+
+def _joined_prompts(rows: Sequence[TrainingRow], tokenizer: RowTokenizer, train: TrainSpec) -> list[Warned]:
+    """A few rows are so with any template: an answer that begins with a bracket after the prompt's colon."""
+    number = count_joined_rows(rows, tokenizer, train)
+    if number <= MAX_JOINED * len(rows):
+        return []
+    words = (
+        f"In {number:,} of {len(rows):,} rows the end of the prompt becomes one token with the beginning of the "
+        "answer, which is then not learned; and the prompt alone, as the model will be asked, ends with a token that "
+        "it never saw there. Most often a template ends with a space: leave it out."
+    )
+    return [Warned("prompt_joins_answer", number, words)]
 
 
 def find_templates(records: Sequence[Record]) -> list[Warned]:

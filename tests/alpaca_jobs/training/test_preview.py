@@ -107,6 +107,19 @@ def test_rows_that_would_waste_a_training_are_named(
     assert name in names(bodies, **changes)
 
 
+@pytest.mark.parametrize(("end", "joined"), [("A:", False), ("A:\n", False), ("A: ", True)])
+def test_a_template_whose_end_becomes_a_part_of_the_answer_is_named(end: str, joined: bool) -> None:
+    """The space goes to the answer's first word, whose token is then the prompt's and not learned."""
+    template = {"prompt_input": f"Q: {{instruction}} {{input}}\n{end}", "prompt_no_input": f"Q: {{instruction}}\n{end}"}
+    bodies = [{"instruction": f"Say sun {number}", "output": f"sun sun {number}"} for number in range(40)]
+    changes = {"templates": [template]}
+    assert ("prompt_joins_answer" in names(bodies, **changes)) == joined
+    (row,) = preview_tokens(records(bodies), train(**changes), places=[3]).rows
+    learned = "".join(text for piece in row.pieces for text, is_target in zip(piece.texts, piece.is_target, strict=True)
+                      if is_target)  # fmt: skip
+    assert (learned == "sun sun 3</s>") != joined
+
+
 def test_a_missing_end_and_a_shared_padding_token_are_named() -> None:
     spec = train()
     rows = read_training_rows(records(ROWS), spec)
