@@ -99,7 +99,7 @@ def gather_facts(
     given = counted or Counted()
     read = None if base is None or given.num_parameters is not None else _size_of(base)
     base_bytes = None if base is None else base.fetched_bytes
-    assumed = learn(job, past)
+    assumed = learn(job, past, read=read)
     teacher = estimate_teacher(job.data, assumed.teacher, _seeds(job)) if "generate" in job.stages else None
     try:
         return Facts(_work(job, given, teacher, read, base_bytes), "", teacher, assumed, read, base_bytes)

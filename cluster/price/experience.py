@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from alpaca_jobs.known_models import size_of
+from alpaca_jobs.known_models import SizedModel, size_of
 from alpaca_jobs.spec import DataSpec, JobSpec, TeacherSpec
 from cluster.hazard import spot_hazard
 from cluster.node.pace import Pace, TrainingPace
@@ -42,21 +42,24 @@ class PastRun:
         return Pace.from_json(self.report.get("pace"))
 
 
-def learn(job: JobSpec, past: Sequence[PastRun]) -> Assumptions:
-    """The priors, with every one replaced that earlier runs have measured for such a job."""
+def learn(job: JobSpec, past: Sequence[PastRun], *, read: SizedModel | None = None) -> Assumptions:
+    """The priors, with every one replaced that earlier runs have measured for such a job.
+
+    Args:
+        read: the size of its model as its files tell it; None for what is known of it by its name.
+    """
     preemptions, node_hours = _spot_history(past)
     taught = _teacher(job, past)
     assumed = Assumptions(
-        measured=_speeds(job, past),
+        measured=_speeds(job, past, read or size_of(job.train.model)),
         steps=_steps(job, past) if job.compute.gpus is None else (),
         hazard=spot_hazard(own_preemptions=preemptions, own_node_hours=node_hours),
     )
     return replace(assumed, teacher=replace(assumed.teacher, **taught)) if taught else assumed
 
 
-def _speeds(job: JobSpec, past: Sequence[PastRun]) -> tuple[MeasuredSpeed, ...]:
+def _speeds(job: JobSpec, past: Sequence[PastRun], model: SizedModel | None) -> tuple[MeasuredSpeed, ...]:
     """MFU by GPU, of runs that train the same model in the same way."""
-    model = size_of(job.train.model)
     measured: dict[str, list[tuple[str, float]]] = {}
     for run in past:
         pace, place = run.pace.training, run.plan.candidates[0]
@@ -66,7 +69,7 @@ def _speeds(job: JobSpec, past: Sequence[PastRun]) -> tuple[MeasuredSpeed, ...]:
         peak = peak_flops(gpu, infra=place.infra, instance_type=place.instance_type)
         if peak is not None and pace.seconds > 0:
             mfu = measured_mfu(
-                num_parameters=model.num_parameters, tokens=pace.tokens, seconds=pace.seconds,
+                num_parameters=model.active_parameters, tokens=pace.tokens, seconds=pace.seconds,
                 num_gpus=pace.ranks, peak_flops=peak, flops_per_parameter=flops_per_parameter(job.train),
             )  # fmt: skip
             measured.setdefault(gpu, []).append((run.run_id, mfu))

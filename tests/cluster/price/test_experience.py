@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from alpaca_jobs.examples import example_text
+from alpaca_jobs.known_models import size_of
 from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.spec_io import change_job, parse_job
 from checkpoints.store import Store
@@ -52,6 +53,13 @@ def test_speed_of_an_earlier_run_replaces_the_prior_and_says_so() -> None:
     assert (speed.gpu, speed.source) == ("A100-80GB", "measured: past-bcdfg")
     assert speed.mfu == pytest.approx(0.25, rel=1e-3)
     assert speed.spread == 0.1
+
+
+def test_the_speed_of_a_model_that_only_its_files_tell_the_size_of_is_learned() -> None:
+    spec, seven = job(train__model="nobody/knows"), size_of("huggyllama/llama-7b")
+    assert learn(spec, [past(spec)]).measured == ()
+    (speed,) = learn(spec, [past(spec)], read=seven).measured
+    assert speed.mfu == pytest.approx(0.25, rel=1e-3)
 
 
 def test_several_runs_are_averaged_and_their_spread_is_kept() -> None:
