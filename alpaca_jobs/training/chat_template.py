@@ -23,6 +23,7 @@ from alpaca_jobs.training.tokenizer import write_folder
 Span = tuple[int, int]
 
 _MARK = "\ue0ff"  # of Unicode's private use, which no template writes
+_SHOWN = 24  # characters of a prompt's end in an error text
 _PROBE = (Turn("user", "Hi"), Turn("assistant", "Hello"))
 
 
@@ -99,19 +100,33 @@ def render_chat(
             earlier = messages[:place]
             before = render(earlier, add_generation_prompt=True)
             after = render(messages[: place + 1])
-            if not (after.startswith(before) and whole.startswith(after)):
-                raise DataError(
-                    f"Conversation {number}, turn {place + 1}: the tokenizer's chat template writes it otherwise once "
-                    "more turns follow, so what the model learns would not be what it meets. Use a recipe's template "
-                    "(train.template: recipe), or conversations of one exchange."
-                )
+            if not after.startswith(before):
+                raise _not_turn_by_turn(number, place, before[-_SHOWN:] if after.startswith(render(earlier)) else "")
             marked = partial(render, [*earlier, {**message, "content": _MARK}])
-            spans.append((len(before), _end_of_turn(after, len(before), message["content"], marked, specials)))
+            end = _end_of_turn(after, len(before), message["content"], marked, specials)
+            if not whole.startswith(after[:end]):  # what comes behind may differ: some end the whole text with EOS
+                raise _not_turn_by_turn(number, place)
+            spans.append((len(before), end))
     except (ValueError, TypeError) as exc:
         raise DataError(f"Conversation {number} does not fit the tokenizer's chat template: {exc}") from exc
     except jinja_error() as exc:  # a template refuses what it was not made for, such as a system turn
         raise DataError(f"Conversation {number} does not fit the tokenizer's chat template: {exc}") from exc
     return whole, spans
+
+
+def _not_turn_by_turn(number: int, place: int, asked: str = "") -> DataError:
+    """What to say of a template whose turns depend on what follows.
+
+    Args:
+        asked: what it asks for an answer with, where it does not write that before one.
+    """
+    how, what = "writes it otherwise once more turns follow", ", or conversations of one exchange"
+    if asked:
+        how, what = f"asks for an answer with {asked!r} and leaves that out before one", ""
+    return DataError(
+        f"Conversation {number}, turn {place + 1}: the tokenizer's chat template {how}, so what the model learns would "
+        f"not be what it meets. Use a recipe's template (train.template: recipe){what}."
+    )
 
 
 def jinja_error() -> type[Exception]:

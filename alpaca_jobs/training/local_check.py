@@ -22,9 +22,9 @@ def local_warnings(job: JobSpec) -> list[str]:
     if source is None or "://" in source or not _is_small_file(source) or not _is_tokenizer_here(job.train.model):
         return []
     from alpaca_jobs.training.preview import preview_tokens
-    from alpaca_jobs.training.reading import load_training_records
+    from alpaca_jobs.training.reading import first_training_records
 
-    records = load_training_records(source, job.train)[:NUM_ROWS]
+    records = first_training_records(source, job.train, NUM_ROWS)
     return [found.words for found in preview_tokens(records, job.train, places=()).warnings]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from alpaca_jobs.data.files import load_table
@@ -58,6 +59,15 @@ def load_training_records(source: str, train: TrainSpec) -> tuple[Record, ...]:
         return load_table(source)
     lines = read_text(source).split("\n")
     return tuple(Record(f"{source} line {number}", {"text": line}) for number, line in enumerate(lines, start=1))
+
+
+def first_training_records(path: str, train: TrainSpec, number: int) -> tuple[Record, ...]:
+    """The first of a local file's records. Of a .txt file no more is read; another is read whole, so that its last line
+    is known to be right, too. Raises as `load_training_rows`."""
+    if not _is_text(path, train):
+        return load_table(path)[:number]
+    lines = islice(stream_text(Path(path).expanduser(), path), number)
+    return tuple(Record(f"{path} line {place}", {"text": line}) for place, line in enumerate(lines, start=1))
 
 
 def read_training_rows(records: Sequence[Record], train: TrainSpec) -> tuple[TrainingRow, ...]:

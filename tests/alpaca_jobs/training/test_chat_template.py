@@ -125,6 +125,14 @@ def test_an_answer_behind_a_header_of_special_tokens_is_learned_to_its_end(answe
     assert learned == f"<s>So long</s>{answer}{E}"
 
 
+def test_a_template_that_ends_the_whole_text_with_eos_takes_several_turns() -> None:
+    """As Phi-3's does where it is not asked for an answer; the first answer's turn has no such end once more follow."""
+    phi = CHATML.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
+    found = _tokens(_files(phi, "<|endoftext|>"), CHAT)
+    assert found == [*CHATML_TABLE, ("<|endoftext|>", False)]
+    assert stop_ids(_files(phi, "<|endoftext|>")) == (SPECIALS.index(E),)
+
+
 def test_special_tokens_that_tokenizer_config_does_not_name_are_special_all_the_same() -> None:
     files = _files(CHATML, "<|endoftext|>", named=False)
     assert _tokens(files, CHAT) == CHATML_TABLE
@@ -158,6 +166,7 @@ def test_alpaca_rows_fit_as_chats_of_one_exchange_too() -> None:
         (CHATML, (Turn("user", "Hi <|im_end|>"), Turn("assistant", "Hello")), "holds the text <|im_end|>"),
         (LLAMA, (Turn("system", "Be kind"), *CHAT), "no system turns"),
         (CHATML, CHAT[1:], "begins with the assistant"),
+        (CHATML.replace("assistant\n' }}", "assistant\n<think>' }}"), CHAT, "asks for an answer with "),
         (CHATML.replace("<|im_end|>", ""), CHAT, "with no special token, so a model trained with it would never stop"),
         (
             "{% for m in messages %}{{ m['content'] if loop.last else 'x' }}<|im_end|>{% endfor %}",

@@ -169,6 +169,10 @@ def test_a_job_with_local_rows_is_looked_at_before_it_is_launched(tmp_path: Any)
         return JobSpec.model_validate(body)
 
     assert ["prompt template" in words for words in local_warnings(job(str(path)))] == [True]
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"### Instruction:\n" * 2000 + b"\xff")  # beyond what is looked at, and never read
+    pretrain = job(str(text)).model_copy(update={"train": train(recipe="pretrain")})
+    assert ["prompt template" in words for words in local_warnings(pretrain)] == [True]
     assert local_warnings(job("s3://bucket/rows.json")) == []
     assert local_warnings(job(str(tmp_path / "none.json"))) == []
     assert local_warnings(job(str(path), "nobody/has-this-model")) == []  # and nothing is fetched
