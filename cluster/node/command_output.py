@@ -9,10 +9,11 @@ where a traceback is.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ _LAST_LINES: Final = 100
 _LONGEST_LINE: Final = 4000
 _PIECE_BYTES: Final = 64 * 1024
 _SAY_EVERY_S: Final = 60.0
+_TORCHRUN_ENDS: Final = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError"
+_RANK: Final = re.compile(r"^\[rank\d+\]: ?")
 
 
 class Readable(Protocol):
@@ -43,12 +46,26 @@ def read_lines(pipe: Readable) -> Iterator[str]:
             yield line
 
 
-class CommandOutput:
-    """Takes lines from one or several listeners and logs them, in bounds.
+def last_words(lines: Sequence[str]) -> str:
+    """The line that says most of how a program ended: its last that is more than a rule of dashes; empty without one.
 
-    Attributes:
-        last: the newest line, logged or not; empty before the first.
+    torchrun ends with a report of its own, which says which rank failed and not why: then what that rank raised.
     """
+    ends = [line for line in lines if any(char.isalnum() for char in line)]
+    report = next((place for place, line in enumerate(ends) if _TORCHRUN_ENDS in line), None)
+    if report is None:
+        return ends[-1].strip() if ends else ""
+    raised, in_traceback = "", False
+    for line in (_RANK.sub("", one) for one in ends[:report]):
+        if line.startswith("Traceback (most recent call last)"):
+            in_traceback = True
+        elif in_traceback and not line.startswith(" "):
+            raised, in_traceback = line, False
+    return raised or ends[report].strip()
+
+
+class CommandOutput:
+    """Takes lines from one or several listeners and logs them, in bounds."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -56,12 +73,10 @@ class CommandOutput:
         self._allowed, self._at = float(LINES_AT_ONCE), clock()
         self._left_out, self._said_at = 0, clock()
         self._newest: deque[tuple[str, bool]] = deque(maxlen=_LAST_LINES)  # and whether it was logged
-        self.last = ""
 
     def take(self, line: str) -> None:
         """Log a line, or count it among those that are left out."""
         with self._lock:
-            self.last = line
             now = self._clock()
             self._allowed = min(float(LINES_AT_ONCE), self._allowed + (now - self._at) * LINES_PER_S)
             self._at = now
@@ -79,10 +94,15 @@ class CommandOutput:
         with self._lock:
             self._say(self._clock())
             newest = list(self._newest)
-            self._newest.clear()
             first = next((place for place, (_, is_logged) in enumerate(newest) if not is_logged), len(newest))
             for line, _ in newest[first:]:
                 logger.info("%s", line)
+            self._newest = deque(((line, True) for line, _ in newest), maxlen=_LAST_LINES)
+
+    def last_words(self) -> str:
+        """What it said last, as `last_words` reads it."""
+        with self._lock:
+            return last_words([line for line, _ in self._newest])
 
     def _say(self, now: float) -> None:
         if self._left_out:

@@ -137,10 +137,10 @@ class CommandProcess:
         return None
 
     def last_words(self) -> str:
-        """The last line it printed; of one that has ended, all of its output is read first."""
+        """What it said last of its end; of one that has ended, all of its output is read first."""
         if all(process.poll() is not None for process in self._processes):
             self._hear_out()
-        return self._output.last or "it printed nothing"
+        return self._output.last_words() or "it printed nothing"
 
     def _hear_out(self) -> None:
         give_up_at = time.monotonic() + _LISTEN_ON_S

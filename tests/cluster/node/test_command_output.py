@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from cluster.node.command_output import LINES_AT_ONCE, LINES_PER_S, CommandOutput, read_lines
+from cluster.node.command_output import LINES_AT_ONCE, LINES_PER_S, CommandOutput, last_words, read_lines
 
 
 class Clock:
@@ -36,7 +36,7 @@ def test_a_flood_is_counted_and_its_end_is_told_whole(caplog: pytest.LogCaptureF
     assert f"{left_out} lines that the command printed are not in this log" in said[LINES_AT_ONCE + int(LINES_PER_S)]
     assert said[-len(traceback) :] == traceback
     assert len(said) == LINES_AT_ONCE + int(LINES_PER_S) + 1 + 100
-    assert output.last == "ValueError: 7"
+    assert output.last_words() == "ValueError: 7"
 
 
 def test_what_is_left_out_is_said_while_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
@@ -73,3 +73,36 @@ def test_what_has_no_line_ends_is_read_in_pieces() -> None:
     assert {next(lines) for _ in range(5)} == {"y" * 4000}
     bar = b"".join(b"\r%d/100" % n for n in range(101))
     assert list(read_lines(io.BytesIO(b"one\n\n" + bar + b"\n" + b"\xff.\n"))) == ["one", "100/100", "\ufffd."]
+
+
+TORCHRUN = """\
+Traceback (most recent call last):
+  File "trainer.py", line 70, in <module>
+    main()
+checkpoints.errors.StateMismatch: make the Trainer first
+[rank1]: Traceback (most recent call last):
+[rank1]:   File "trainer.py", line 70, in <module>
+[rank1]:     main()
+[rank1]: ValueError: 7 rows
+W1122 18:04:24.316000 31997 torch/distributed/elastic/multiprocessing/api.py:1028] Sending process 32064 SIGTERM
+Traceback (most recent call last):
+  File "<frozen runpy>", line 198, in _run_module_as_main
+    raise ChildFailedError(
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+trainer.py FAILED
+------------------------------------------------------------
+  traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html
+============================================================"""
+
+
+def test_the_last_words_are_those_that_say_something() -> None:
+    report = TORCHRUN.splitlines()
+    assert last_words(report) == "ValueError: 7 rows"
+    assert last_words(report[:4] + report[8:]) == "checkpoints.errors.StateMismatch: make the Trainer first"
+    assert last_words(report[8:]).endswith("ChildFailedError:")
+    assert (
+        last_words(["Traceback (most recent call last):", "  File x", "OSError: a disk", "no luck", "----"])
+        == "no luck"
+    )
+    assert last_words(["====", ""]) == ""
