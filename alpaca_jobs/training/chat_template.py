@@ -24,6 +24,7 @@ Span = tuple[int, int]
 
 _MARK = "\ue0ff"  # of Unicode's private use, which no template writes
 _SHOWN = 24  # characters of a prompt's end in an error text
+_SHOWN_TURNS = 4
 _PROBE = (Turn("user", "Hi"), Turn("assistant", "Hello"))
 
 
@@ -107,10 +108,13 @@ def render_chat(
             if not whole.startswith(after[:end]):  # what comes behind may differ: some end the whole text with EOS
                 raise _not_turn_by_turn(number, place)
             spans.append((len(before), end))
-    except (ValueError, TypeError) as exc:
-        raise DataError(f"Conversation {number} does not fit the tokenizer's chat template: {exc}") from exc
-    except jinja_error() as exc:  # a template refuses what it was not made for, such as a system turn
-        raise DataError(f"Conversation {number} does not fit the tokenizer's chat template: {exc}") from exc
+    except (ValueError, TypeError, jinja_error()) as exc:  # a template refuses what it was not made for
+        raise DataError(
+            f"Conversation {number} ({', '.join(turn.role for turn in chat[:_SHOWN_TURNS])}"
+            f"{', ...' if len(chat) > _SHOWN_TURNS else ''}) does not fit the tokenizer's chat template, which says: "
+            f"{str(exc).rstrip('.')}. Take out the turns that it has no place for, or use a recipe's template "
+            "(train.template: recipe)."
+        ) from exc
     return whole, spans
 
 

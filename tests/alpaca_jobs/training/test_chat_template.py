@@ -164,7 +164,12 @@ def test_alpaca_rows_fit_as_chats_of_one_exchange_too() -> None:
     ("template", "chat", "words"),
     [
         (CHATML, (Turn("user", "Hi <|im_end|>"), Turn("assistant", "Hello")), "holds the text <|im_end|>"),
-        (LLAMA, (Turn("system", "Be kind"), *CHAT), "no system turns"),
+        (
+            LLAMA,
+            (Turn("system", "Be kind"), *CHAT),
+            "Conversation 0 (system, user, assistant, user, ...) does not "
+            "fit the tokenizer's chat template, which says: no system turns. Take out the turns",
+        ),
         (CHATML, CHAT[1:], "begins with the assistant"),
         (CHATML.replace("assistant\n' }}", "assistant\n<think>' }}"), CHAT, "asks for an answer with "),
         (CHATML.replace("<|im_end|>", ""), CHAT, "with no special token, so a model trained with it would never stop"),
