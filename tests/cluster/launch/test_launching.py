@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from alpaca_jobs.errors import DataError
+from alpaca_jobs.errors import DataError, ModelError
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec_io import change_job
+from alpaca_jobs.training.base_look import Look
+from alpaca_jobs.training.base_model import BaseModel
 from checkpoints.attempts import AttemptLog
 from checkpoints.errors import PutOnceUnsupported, StoreError
 from checkpoints.store import Store
@@ -93,6 +95,34 @@ def test_a_store_that_does_not_tell_of_unfinished_uploads_gives_a_run_up_all_the
         start_run(plan, runs.home)
     assert nothing_is_left(runs)
     assert f"uploads of {plan.run_id} that never ended may be left" in caplog.text
+
+
+def test_a_base_model_that_cannot_be_trained_is_refused_and_leaves_nothing(runs: Any) -> None:
+    model = runs.folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}')
+    with pytest.raises(ModelError, match=r"an encoder \(BertForMaskedLM\), which writes no text"):
+        start_run(runs.plan(train={"model": str(model)}), runs.home)
+    assert nothing_is_left(runs)
+
+
+def test_the_commit_that_was_looked_at_is_the_one_that_is_trained(runs: Any, caplog: pytest.LogCaptureFixture) -> None:
+    plan, commit = runs.plan(train={"model": "acme/base"}), "c" * 40
+    looked = Look(BaseModel("acme/base", None, {}, revision=commit), ("said before",))
+    run_id = start_run(plan, runs.home, node_command=runs.command({"steps": 1}), look=looked)
+    runs.follow(run_id)
+    assert runs.root.child(run_id).get_record("job.json")["job"]["train"]["revision"] == commit
+    assert "said before" not in caplog.text
+
+
+def test_a_base_model_that_nobody_could_look_at_is_said_and_launched(
+    runs: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = start_run(runs.plan(train={"model": "acme/base"}), runs.home, node_command=runs.command({"steps": 1}))
+    runs.follow(run_id)
+    assert runs.root.child(run_id).get_record("job.json")["job"]["train"]["revision"] is None
+    assert "acme/base was not looked at: the hub cannot be reached from here" in caplog.text
+    assert "The revision of acme/base is not pinned" in caplog.text
 
 
 def test_a_secret_that_is_not_set_is_named(runs: Any) -> None:
