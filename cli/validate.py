@@ -53,6 +53,7 @@ def validate(
                 "num_candidates": len(priced.plan.candidates),
                 "first_candidate": first.to_json(),
                 "estimate": estimate,
+                "base_model": None if look.base is None else look.base.to_json(),
                 "notes": list(priced.plan.notes),
                 "warnings": warnings,
             }

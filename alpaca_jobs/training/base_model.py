@@ -76,6 +76,18 @@ class BaseModel:
             return None
         return sum(sizes[name] for name in fetched_files(sizes))
 
+    def to_json(self) -> dict[str, Any]:
+        """What there is to say about it, as plain values."""
+        size = self.size
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "num_parameters": None if size is None else size.num_parameters,
+            "active_parameters": None if size is None else size.active_parameters,
+            "context_length": self.config.get("max_position_embeddings"),
+            "fetched_bytes": self.fetched_bytes,
+        }
+
     def __str__(self) -> str:
         size, fetched = self.size, self.fetched_bytes
         told = [] if size is None else [f"{_short(size.num_parameters)} parameters"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from alpaca_jobs.training.tokenizer import build_tokenizer, write_folder
 from cli import main
 
 ROWS = [{"instruction": f"Say the number {number}.", "input": "", "output": f"{number}."} for number in range(4)]
@@ -117,6 +118,35 @@ def test_a_target_that_cannot_be_written_is_said_before_the_work(here: Path, tar
         pytest.skip("no /proc here")
     assert said in refused("data", "dedupe", "rows.json", target)
     assert said in refused("generate", "job.yaml", "--out", target)
+
+
+@pytest.mark.parametrize("command", ["validate", "estimate", "launch"])
+def test_a_base_model_that_cannot_be_trained_is_refused_before_a_plan(here: Path, command: str) -> None:
+    folder = here / "model"
+    folder.mkdir()
+    (here / "job.yaml").write_text(json.dumps({**JOB, "train": {"model": "./model"}}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": {"bits": 4}}))
+    assert "whose weights are quantised" in refused(command, "job.yaml")
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    assert "it holds no weights that transformers reads (config.json)" in refused(command, "job.yaml")
+
+
+def test_a_sound_base_model_is_shown_and_its_size_told(here: Path) -> None:
+    folder = here / "model"
+    folder.mkdir()
+    (here / "job.yaml").write_text(json.dumps({**JOB, "train": {"model": "./model"}}))
+    config = {
+        "model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 32,
+        "num_attention_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True,
+    }  # fmt: skip
+    write_folder(build_tokenizer("tiny-llama", ["a text"]), folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_text("0")
+    code, out, _ = ask("validate", "job.yaml", "--json")
+    assert code == 0
+    told = json.loads(out)["base_model"]
+    assert (told["num_parameters"], told["context_length"], told["fetched_bytes"]) == (920, 512, 0)
+    assert "base model" in ask("validate", "job.yaml")[1]
 
 
 @pytest.mark.parametrize("command", ["estimate", "launch"])
