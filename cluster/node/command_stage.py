@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 _POLL_S: Final = 0.05
 _KILL_BEFORE_S: Final = 2.0
 """A command that is still there so long before the machine goes is killed, so that the attempt can record its end."""
+_KILLED: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)
+"""How a command ends that was killed, by itself or below a shell."""
 
 
 class CommandStage:
@@ -100,7 +103,7 @@ class CommandStage:
         logger.info("the command runs: %s", self._train.command)
         code = self._wait(self._process)
         if self._watched is not None:
-            self._watched.finish()
+            self._watched.finish(was_killed=code in _KILLED)
         self._pass_on(self._process)
         if self._ctx.interruption.notice is not None:
             return TrainEnd("notice", self._step, self._saved, self._left_words(code))

@@ -92,16 +92,24 @@ class WatchedFolder:
                 self._thread.start()
                 return
 
-    def finish(self) -> None:
+    def finish(self, *, was_killed: bool = False) -> None:
         """Commit what is complete now that the command is gone and nothing changes any more; wait for it.
+
+        Args:
+            was_killed: it had no time to end what it did. What changed within SETTLE_S before is no checkpoint then:
+                the mark may be one rank's, while another still wrote its part.
 
         Raises:
             CheckpointError: a commit failed.
         """
         if self._thread is not None:
             self._thread.join()
-        for step, path in self._candidates()[-1:]:
+        for step, path in reversed(self._candidates()):
+            if was_killed and time.time() - _changed_at(path) < SETTLE_S:
+                logger.warning("%s was being written when the command was killed, and is not committed", path.name)
+                continue
             self._commit(step, path)
+            break
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -182,6 +190,11 @@ def _listing(path: Path) -> _Look:
         if file.is_file() and file.name != SETTLED:
             found[file.relative_to(path).as_posix()] = (stat.st_size, stat.st_mtime_ns)
     return found
+
+
+def _changed_at(path: Path) -> float:
+    """When a file below a folder changed last, seconds since 1970."""
+    return max((changed_ns for _, changed_ns in _listing(path).values()), default=0) / 1e9
 
 
 def _trainer_state(path: Path) -> dict[str, Any]:

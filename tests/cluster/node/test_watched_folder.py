@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,3 +56,26 @@ def test_a_save_stands_and_is_told_although_older_ones_cannot_be_deleted(
     assert all(fact["committed"] for fact in watched.saves)
     assert [ref.position for ref in list_commits(store, LAYOUT)] == [5, 4, 3, 2, 1]
     assert "old checkpoints were not deleted; the next save tries again" in caplog.text
+
+
+def test_what_a_killed_command_was_writing_is_no_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store.open(f"file://{tmp_path}/store")
+    log = AttemptLog(store, LAYOUT)
+    log.claim(1, {})
+    log.put_base(1, None)
+    job = SimpleNamespace(checkpoints=SimpleNamespace(keep=2, keep_every=None))
+    ctx: Any = SimpleNamespace(store=store, layout=LAYOUT, fence=Fence(log, 1), attempt=1, job=job)
+    folder = tmp_path / "output"
+    for step, age_s in ((5, 30), (10, 0)):
+        one = folder / f"checkpoint-{step}"
+        one.mkdir(parents=True)
+        for name in ("rng_state_1.pth", "trainer_state.json"):
+            (one / name).write_text("{}")
+            os.utime(one / name, (time.time() - age_s, time.time() - age_s))
+    watched = WatchedFolder(ctx, folder)
+    with caplog.at_level(logging.WARNING):
+        watched.finish(was_killed=True)
+    assert [ref.position for ref in list_commits(store, LAYOUT)] == [5]
+    assert "checkpoint-10 was being written when the command was killed" in caplog.text
+    watched.finish()  # of one that ended by itself
+    assert [ref.position for ref in list_commits(store, LAYOUT)] == [10, 5]
