@@ -127,8 +127,10 @@ def _at_hub(model: str, revision: str | None, *, limit_s: float) -> Look:
     if find_spec("huggingface_hub") is not None:
         try:
             return Look(_in_time(lambda: fetch_base(model, revision, timeout_s=limit_s), limit_s))
-        except (HubSilent, TimeoutError) as exc:
-            why = str(exc) if isinstance(exc, HubSilent) and exc.answered else "the hub cannot be reached from here"
+        except HubSilent as exc:
+            why = exc.why
+        except TimeoutError:
+            why = "the hub cannot be reached from here"
         if (cached := cached_folder(model, revision)) is not None:
             texts = {name: (cached / name).read_bytes() for name in SMALL_FILES if (cached / name).is_file()}
             base = BaseModel(model, None, texts, revision=cached.name)

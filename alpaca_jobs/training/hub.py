@@ -69,10 +69,12 @@ class HubSilent(ModelError):
     """The hub cannot be reached, or fails: nothing is known about the model.
 
     Attributes:
-        answered: whether it answered, with an error.
+        why: what is wrong with the hub, in words that go on a sentence.
     """
 
-    answered = False
+    def __init__(self, message: str, *, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 def ask_hub(model: str, *, revision: str | None = None, timeout_s: float = HUB_TIMEOUT_S) -> str | None:
@@ -125,24 +127,18 @@ def hub_answers(model: str, revision: str | None = None) -> Iterator[None]:
                 f"train.model is {model}, and the Hugging Face hub does not hand it out ({status}): {_whose_token()}. "
                 "Look at the token (export HF_TOKEN=...): is it valid, and may it read this repository?"
             ) from exc
-        silent = HubSilent(
-            f"train.model is {model}, and the Hugging Face hub answered with an error: {_first_line(exc)}. Try again "
-            "later, or give a folder."
-        )
-        silent.answered = True
-        raise silent from exc
+        why = f"the Hugging Face hub answered with an error: {_first_line(exc)}"
+        raise HubSilent(f"train.model is {model}, and {why}. Try again later, or give a folder.", why=why) from exc
     except ValueError as exc:  # of json: a proxy's own page, for example
-        silent = HubSilent(
-            f"train.model is {model}, and what answered in the Hugging Face hub's place is not the hub "
-            f"({_first_line(exc)}). Check HF_ENDPOINT and the network's proxy, or give a folder."
-        )
-        silent.answered = True
-        raise silent from exc
+        why = f"what answered in the Hugging Face hub's place is not the hub ({_first_line(exc)})"
+        remedy = "Check HF_ENDPOINT and the network's proxy, or give a folder."
+        raise HubSilent(f"train.model is {model}, and {why}. {remedy}", why=why) from exc
     except (httpx.HTTPError, ConnectionError) as exc:  # OfflineModeIsEnabled is a ConnectionError
         raise HubSilent(
             f"train.model is {model}; it is neither a folder here nor in this machine's Hugging Face cache, and the "
             f"hub cannot be reached{_nearest(model)}. Check the name and the network, or give a folder. "
-            f"({_first_line(exc)})"
+            f"({_first_line(exc)})",
+            why="the hub cannot be reached from here",
         ) from exc
 
 
