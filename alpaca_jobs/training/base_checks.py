@@ -18,7 +18,7 @@ from alpaca_jobs.model_shapes import EMBEDDINGS
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.architectures import Architectures, architectures_here
 from alpaca_jobs.training.base_model import INDEXES, BaseModel
-from alpaca_jobs.training.known_faults import check_tokenizer_files, refuse_quantised
+from alpaca_jobs.training.known_faults import check_tokenizer_files, refuse_quantised, refuse_sentencepiece_alone
 from alpaca_jobs.training.rope import stretch_context
 
 TOKEN: Final = "HF_TOKEN"
@@ -187,6 +187,7 @@ def _check_tokenizer(base: BaseModel) -> None:
             f"train.model is {base.name}, which holds no tokenizer: tokenizer.json or tokenizer.model is wanted. Save "
             "the tokenizer of the model that it was made from beside the weights (save_pretrained), and name that."
         )
+    refuse_sentencepiece_alone(sizes or (), base.name)
     with tempfile.TemporaryDirectory() as folder:
         for name, text in base.texts.items():
             Path(folder, name).write_bytes(text)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Collection
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 _CONFIG: Final = "tokenizer_config.json"
 _SPECIALS: Final = "special_tokens_map.json"
+_SENTENCEPIECE: Final = "tokenizer.model"
+_OTHERS: Final = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "tekken.json"})
 _NO_ENDS: Final = {"<s>": "the token that begins texts", "<unk>": "the token that unknown text in them becomes"}
 """LLaMA's other special tokens, where early conversions put its end token."""
 
@@ -25,8 +29,10 @@ def check_tokenizer_files(folder: Path, model: str) -> None:
     """Look at a model's tokenizer files before the library does, whose own words lead nowhere (a RecursionError).
 
     Raises:
-        ModelError: a class that no released transformers has, or an end token that is the empty text.
+        ModelError: a class that no released transformers has, an end token that is the empty text, or files that only
+            sentencepiece reads, where that is not installed.
     """
+    refuse_sentencepiece_alone([path.name for path in folder.iterdir()], model)
     config = _read(folder / _CONFIG)
     name = str(config.get("tokenizer_class", ""))
     if name.startswith("LLaMATokenizer"):
@@ -43,6 +49,25 @@ def check_tokenizer_files(folder: Path, model: str) -> None:
                 "would never stop. Set it to the base model's own end token (LLaMA: '</s>', id 2), or take a newer "
                 "conversion."
             )
+
+
+def refuse_sentencepiece_alone(names: Collection[str], model: str) -> None:
+    """Refuse a tokenizer that is tokenizer.model alone: transformers says of it that tiktoken is missing, which does
+    not help. Many conversions of LLaMA of 2023 have nothing else.
+
+    Args:
+        names: of a model's files.
+
+    Raises:
+        ModelError: as it says.
+    """
+    if _SENTENCEPIECE in names and not _OTHERS & set(names) and find_spec("sentencepiece") is None:
+        raise ModelError(
+            f"{model} has its tokenizer as {_SENTENCEPIECE} alone, which sentencepiece reads, and that is not part of "
+            "what runs a job. Write tokenizer.json where it is installed (AutoTokenizer.from_pretrained(...)"
+            ".save_pretrained(...)) and put that beside it, or take a conversion that has one, such as "
+            "huggyllama/llama-7b."
+        )
 
 
 def check_config(folder: Path, model: str) -> None:

@@ -177,6 +177,18 @@ def test_an_end_token_that_the_base_model_lacks_is_refused_beside_frozen_embeddi
         assert load_tokenizer(files).eos_id == 4
 
 
+def test_a_tokenizer_that_only_sentencepiece_reads_is_refused_with_a_way_round(tmp_path: Path) -> None:
+    """transformers says that tiktoken is missing; with it, it would fail all the same."""
+    model = tokenizer_folder(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
+    assert load_tokenizer(build_tokenizer(model, [])).eos_id == 2  # beside a fast one it is not looked at
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(
+        ModelError, match=r"as tokenizer\.model alone, which sentencepiece reads.* Write tokenizer\.json"
+    ):
+        build_tokenizer(model, [])
+
+
 def test_an_empty_stop_token_in_the_special_tokens_map_is_named(tmp_path: Path) -> None:
     model = tokenizer_folder(tmp_path)
     (tmp_path / "special_tokens_map.json").write_text('{"eos_token": ""}')
