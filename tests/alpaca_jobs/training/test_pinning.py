@@ -11,6 +11,7 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from tokenizers import Tokenizer, models
 
 from alpaca_jobs.errors import ModelError
@@ -19,6 +20,7 @@ from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.hub import resolve_model
 from alpaca_jobs.training.pinning import Pinned, pin_revision
 from alpaca_jobs.training.recipes import build_tokenizer as build_job_tokenizer
+from alpaca_jobs.training.revision import fetch_revision, fetched_files
 from alpaca_jobs.training.tokenizer import build_tokenizer, load_tokenizer, write_folder
 
 OLD, NEW = "1" * 40, "2" * 40
@@ -97,6 +99,34 @@ def test_what_was_pinned_is_what_is_loaded_whatever_the_branch_says_later(hub: s
     folder = resolve_model(TrainSpec(model="acme/base", revision=OLD).base)
     assert json.loads((Path(folder) / "config.json").read_text())["hidden_size"] == 8
     assert Path(folder).name == OLD
+
+
+NAMES = [
+    "config.json", "tokenizer.model", "README.md", "model-1.safetensors", "model-2.safetensors", "pytorch_model.bin",
+    "consolidated.safetensors", "original/consolidated.00.pth", "onnx/model.safetensors", "flax_model.msgpack",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [NAMES, [name for name in NAMES if not name.startswith("model")]])
+def test_what_is_weighed_at_launch_is_what_a_machine_fetches(
+    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's own filter, given what `fetch_revision` gives it."""
+
+    def pretend(model: str, *, revision: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", pretend)
+    fetch_revision("acme/base", OLD, weights=True)
+    fetched = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert fetched == fetched_files(names)
+    assert not [name for name in fetched if "consolidated" in name or "/" in name]
+    assert [name for name in fetched if name.endswith((".safetensors", ".bin"))] == [
+        name for name in NAMES if name.startswith("model" if "model-1.safetensors" in names else "pytorch")
+    ]
 
 
 def test_a_commit_is_taken_at_its_word_and_needs_no_hub(silent_hub: None) -> None:
