@@ -61,7 +61,7 @@ def _loading(folder: Path, files: Collection[str]) -> str:
     """How what was exported is loaded."""
     if "adapter_config.json" in files:
         return (
-            "They are adapters. Load the base model, resize its embeddings to the tokenizer's length, then:\n"
+            "They are adapters, to be put on their base model as README.md there says:\n"
             f"  PeftModel.from_pretrained(base, '{folder}'), AutoTokenizer.from_pretrained('{folder}')"
         )
     return (

@@ -98,7 +98,8 @@ def export_model(
     loss = float.fromhex(hexes[-1]) if hexes else None
     eval_loss = metric_of(manifest, EVAL_LOSS)
     facts = replace(facts, step=ref.position, loss=loss, weights_digest=digest, eval_loss=eval_loss)
-    facts = replace(facts, is_adapters=train.method == "lora" and not merge)
+    if train.method == "lora" and not merge:
+        facts = replace(facts, adapter_ends=end_ids(train, tokenizer, tokenizer_files))
     card = render_model_card(train, facts)
     if facts.data_card is not None:
         (folder / DATA_CARD).write_bytes(facts.data_card)

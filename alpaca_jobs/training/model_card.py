@@ -31,7 +31,7 @@ class CardFacts:
         cost: of the run up to the export, in words; empty if nobody said.
         eval_loss: mean loss over held-out rows of this very state; None if it was not evaluated.
         data_card: a page about the rows, which goes with the model under the name data-card.html.
-        is_adapters: adapters alone, which are no model without their base.
+        adapter_ends: of adapters alone, which are no model without their base: ids that end an answer.
     """
 
     run_id: str
@@ -46,7 +46,7 @@ class CardFacts:
     cost: str = ""
     eval_loss: float | None = None
     data_card: bytes | None = None
-    is_adapters: bool = False
+    adapter_ends: tuple[int, ...] = ()
 
 
 def render_model_card(train: TrainSpec, facts: CardFacts) -> str:
@@ -70,7 +70,7 @@ def render_model_card(train: TrainSpec, facts: CardFacts) -> str:
         f"{_training(train, facts)}"
         f"{_cost(facts)}"
         f"| weights | SHA-256 {facts.weights_digest} (alpaca_jobs.training.weights.weights_digest) |\n\n"
-        + (_how_to_load(train) if facts.is_adapters else "")
+        + (_how_to_load(train, facts.adapter_ends) if facts.adapter_ends else "")
         + _section("Where the base model comes from", facts.base.facts)
         + _section("Where the rows come from", facts.lineage)
         + _data_card(facts)
@@ -117,9 +117,9 @@ def _cost(facts: CardFacts) -> str:
     return f"| cost of the run | {facts.cost} |\n" if facts.cost else ""
 
 
-def _how_to_load(train: TrainSpec) -> str:
+def _how_to_load(train: TrainSpec, ends: tuple[int, ...]) -> str:
     """Adapters go on their base; its embeddings lack rows where the tokenizer here has more words than the base's, if
-    only for padding.
+    only for padding, and its configuration may stop at another token than the one that was learned.
     """
     revision = f', revision="{train.revision}"' if train.revision else ""
     return (
@@ -129,7 +129,8 @@ def _how_to_load(train: TrainSpec) -> str:
         f'base = AutoModelForCausalLM.from_pretrained("{shown_base(train)}"{revision})\n'
         "if len(tokenizer) > base.get_input_embeddings().num_embeddings:\n"
         "    base.resize_token_embeddings(len(tokenizer))  # rows for padding and new words\n"
-        'model = PeftModel.from_pretrained(base, ".")\n```\n\n'
+        'model = PeftModel.from_pretrained(base, ".")\n'
+        f"model.generation_config.eos_token_id = {list(ends)}  # what ended every answer\n```\n\n"
     )
 
 

@@ -87,6 +87,7 @@ def test_the_card_of_adapters_says_how_to_load_them_and_a_padded_batch_runs(
     batch = found["tokenizer"](["red", "red and blue"], padding=True, return_tensors="pt")
     assert (batch["input_ids"] == found["tokenizer"].pad_token_id).any()
     assert found["model"](**batch).logits.shape[:2] == batch["input_ids"].shape
+    assert found["model"].generation_config.eos_token_id == [found["tokenizer"].eos_token_id]
     _export(worker, trained, tmp_path / "merged", _train(tiny_opt), merge=True)
     assert "How to load it" not in (tmp_path / "merged" / "README.md").read_text()
 
