@@ -39,7 +39,7 @@ def launch(
         check_inputs(job)
     look = starting.look_at_base(job)
     priced = starting.price(job, contact=True, look=look) if job_view.costs_money(job) else None
-    plan = starting.plan_of(job) if priced is None else priced.plan
+    plan = starting.plan_of(job, look) if priced is None else priced.plan
     plan, bucket = starting.with_bucket(plan, contact=not dry_run)
     for words in (*look.words, *data_preview.warnings_of(job)):
         render.say(f"warning: {words}")

@@ -115,4 +115,7 @@ def _on_other_machines(
         return None
     from alpaca_jobs.spec_io import change_job
 
-    return starting.plan_of(change_job(job, changes))
+    changed = change_job(job, changes)
+    look = starting.look_at_base(changed)
+    starting.say_unseen(look)
+    return starting.plan_of(changed, look)

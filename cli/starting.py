@@ -76,13 +76,21 @@ def check_key(teacher: TeacherSpec) -> None:
         )
 
 
-def plan_of(job: JobSpec) -> LaunchPlan:
-    """Plan a job under a new run id."""
+def plan_of(job: JobSpec, look: Look | None = None) -> LaunchPlan:
+    """Plan a job under a new run id.
+
+    Args:
+        look: what was found of its base model.
+    """
+    from cluster.launch.estimating import size_told
     from cluster.launch.planner import offers_for, plan_launch, side_offers_for
     from cluster.runs.run_ids import new_run_id
 
-    offers = offers_for(job)
-    return plan_launch(job, run_id=new_run_id(job.name), offers=offers, side_offers=side_offers_for(job, offers))
+    offers, base = offers_for(job), None if look is None else look.base
+    return plan_launch(
+        job, run_id=new_run_id(job.name), offers=offers, side_offers=side_offers_for(job, offers),
+        read=None if base is None else size_told(base), base_bytes=None if base is None else base.fetched_bytes,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def gather_facts(
 ) -> Facts:
     """Count a job's work, as far as the job, its files, its base model's and the user say what it is."""
     given = counted or Counted()
-    read = None if base is None or given.num_parameters is not None else _size_of(base)
+    read = None if base is None or given.num_parameters is not None else size_told(base)
     base_bytes = None if base is None else base.fetched_bytes
     assumed = learn(job, past, read=read)
     teacher = estimate_teacher(job.data, assumed.teacher, _seeds(job)) if "generate" in job.stages else None
@@ -107,7 +107,7 @@ def gather_facts(
         return Facts(None, str(exc), teacher, assumed, read, base_bytes)
 
 
-def _size_of(base: BaseModel) -> SizedModel | None:
+def size_told(base: BaseModel) -> SizedModel | None:
     """What a base model's files say of its size, unless that is a guess and the size is known by its name."""
     found = base.size
     return None if found is None or (found.guess and base.name in KNOWN_MODELS) else found
