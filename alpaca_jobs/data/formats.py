@@ -19,6 +19,7 @@ _FROM: Mapping[str, Role] = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
     "bing": "assistant", "bard": "assistant", "system": "system",
 }  # fmt: skip
+_CALLS = ("tool_calls", "function_call")
 _SHAREGPT_NAME: Mapping[Role, str] = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
@@ -140,6 +141,11 @@ def _conversation(record: Record, field: str, who: str, what: str) -> Example:
     turns = []
     for number, one in enumerate(said, start=1):
         turn = Record(f"{record.where}, turn {number}", one if isinstance(one, dict) else {})
+        if turn.fields.get(what) is None and (call := next((key for key in _CALLS if turn.fields.get(key)), None)):
+            raise DataError(
+                f"{turn.where} calls a tool ({call!r}) and says nothing, and turns are text here. Write the call into "
+                f"{what!r} as the model shall say it, or take the conversation out."
+            )
         role = _FROM.get(turn.text(who))
         if role is None:
             raise DataError(

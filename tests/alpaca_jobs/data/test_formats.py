@@ -72,6 +72,10 @@ def test_a_conversation_does_not_fit_into_one_task_and_is_not_cut_to_fit() -> No
         ({"text": "x"}, "file line 1 is of no shape known here; its fields are: text"),
         ({"conversations": []}, "should be a list of turns"),
         ({"conversations": [{"from": "dog", "value": "wuff"}]}, "turn 1: 'from' is 'dog', which is nobody known here"),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+            "and says nothing, and turns are text here",
+        ),
         ({"messages": [{"role": "user", "content": None}]}, "turn 1: 'content' is None, but a string is wanted"),
         ({"instruction": "x", "instances": "y"}, "'instances' should be a list"),
         ({"output": "y"}, "has no 'instruction'"),
