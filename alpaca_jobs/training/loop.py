@@ -62,7 +62,10 @@ class _Loop:
 
     def _all_steps(self) -> TrainResult:
         state = self._state
-        if self._evaluations.measure():  # one that a notice or a kill left undone after the step that was loaded
+        known = len(state.evaluations)
+        is_best = self._evaluations.measure()  # one that a notice or a kill left undone after the step that was loaded
+        ends_here = len(state.evaluations) > known and self._evaluations.enough() is not None
+        if is_best or ends_here:  # the newest commit holds the evaluation that ended the run: the report reads it there
             self._saves.save()
         while state.step < state.num_steps and self._evaluations.enough() is None:
             agreed = self._updates.one_step()

@@ -13,6 +13,7 @@ import torch
 
 from alpaca_jobs.data.rows import Row
 from alpaca_jobs.errors import DataError
+from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.dataset import prepare_dataset
 from alpaca_jobs.training.evaluation import (
@@ -26,6 +27,7 @@ from alpaca_jobs.training.evaluation import (
 )
 from alpaca_jobs.training.fingerprint import train_fingerprint
 from alpaca_jobs.training.loss import chunked_cross_entropy
+from checkpoints.reader import CommitReader, list_commits
 from checkpoints.store import Store
 
 ROWS = [Row(f"Say {i}.", "", f"{i}") for i in range(1000)]
@@ -153,3 +155,27 @@ def test_the_best_state_is_saved_where_saves_are_skipped_while_one_is_under_way(
     assert 3 in said["best"]
     assert set(said["best"]) <= set(said["saved"])
     assert 2 not in said["saved"], "skipped"
+
+
+def test_an_evaluation_that_was_made_up_for_and_ends_the_run_is_committed(
+    worker: Any, one_rank: None, tmp_path: Path
+) -> None:
+    train = {
+        "model": "tiny-llama", "global_batch_size": 4, "learning_rate": 2.0, "max_grad_norm": 100.0, "max_steps": 8,
+        "max_length": 64, "dtype": "float32", "lr_schedule": "constant",
+        "eval": {"file": "held-out.jsonl", "every_steps": 2, "stop_after": 1},
+    }  # fmt: skip
+    run = {"store": f"file://{tmp_path}", "train": train, "held_out": 4, "interval": 1, "num_rows": 16}
+    undisturbed = worker.train_once({**run, "store": f"file://{tmp_path}/other", "attempt": 1}, rank=0, world_size=1)
+    ended_at = undisturbed["evaluations"][-1][0]
+    assert ended_at < 8, "it stops early, or this test shows nothing"
+
+    first = worker.train_once({**run, "attempt": 1, "stop_at": ended_at}, rank=0, world_size=1)
+    assert ended_at not in [step for step, _ in first["evaluations"]], "asked to stop before that evaluation"
+    for attempt in (2, 3):  # the one that makes it up, and one that finds it made
+        worker.train_once({**run, "attempt": attempt}, rank=0, world_size=1)
+    store = Store.open(f"file://{tmp_path}")
+    newest = max(list_commits(store, LAYOUT), key=LAYOUT.sort_key)
+    assert (newest.position, newest.attempt) == (ended_at, 2)
+    meta = CommitReader.open(store, LAYOUT, newest).manifest.meta
+    assert [[step, loss] for step, loss in meta["evaluations"]] == undisturbed["evaluations"]
