@@ -88,6 +88,12 @@ def read_marks(scratch: Path) -> Marks:
     )
 
 
+def last_marked_s(scratch: Path) -> float | None:
+    """Unix time of a node's newest mark, which it was alive to make; None if it made none or its disk is gone."""
+    times = [path.stat().st_mtime for name in ("phase", "saving", "reached") if (path := scratch / name).exists()]
+    return max(times, default=None)
+
+
 def _read(path: Path) -> str | None:
     try:
         return path.read_text()

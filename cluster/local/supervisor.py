@@ -32,6 +32,7 @@ from cluster.event_reading import EventReader, read_events
 from cluster.events import EventLogHandler, EventWriter, seconds_of, utc_now
 from cluster.exits import Notice
 from cluster.local.backend import LocalBackend
+from cluster.phase import last_marked_s, read_marks
 from cluster.plan import Placement
 from cluster.recovery import Action, Decision, Stop, StopReason, decide
 from cluster.runs.attempt_summary import summarize_attempts
@@ -122,14 +123,25 @@ class Supervisor:
         self._ended_usd = self._cost_of(gone)
         for record in gone:
             if record.end is None:
-                ending = Ending(StopReason.LOST, "its supervisor was gone")
-                self._put_end(record.number, ending, 0.0, placement_of(record.claim))
+                self._end_unseen(record)
         if newest is not None:
             claim = next((record.claim for record in records if record.number == newest.attempt), None)
             began_at = seconds_of(claim["started_at"]) if claim and "started_at" in claim else time.time()
             self._history.append(self._adopt(newest, already_s=max(time.time() - began_at, 0.0)))
         elif gone and (place := placement_of(gone[-1].claim)) is not None:
             self._remember(StopReason((gone[-1].end or {}).get("stop_reason", "lost")), gone[-1].number, place)
+
+    def _end_unseen(self, record: AttemptRecord) -> None:
+        """Record the end of an attempt that died when nobody watched: what its node marked on its disk, if that is
+        this machine's, says how far it came and until when it lived at least.
+        """
+        scratch, claim = self._folder.scratch(record.number), record.claim or {}
+        lived_until = last_marked_s(scratch)
+        seconds = 0.0
+        if lived_until is not None and "started_at" in claim:
+            seconds = max(lived_until - seconds_of(claim["started_at"]), 0.0)
+        ending = Ending(StopReason.LOST, "its supervisor was gone", reached=read_marks(scratch).reached)
+        self._put_end(record.number, ending, seconds, placement_of(record.claim))
 
     def _cost_of(self, records: Sequence[AttemptRecord]) -> float:
         """Dollars for the machines of earlier sessions; read only where a limit needs it."""

@@ -291,6 +291,11 @@ def test_a_node_that_died_after_its_supervisor_is_recorded_and_its_region_avoide
     assert runs.follow(run_id)[-1].fields["exit_code"] == 0
     report = report_of(runs, run_id)
     assert (report["regions"], report["stop_reasons"]) == (["local/a", "local/b"], ["lost", "done"])
+    ended = AttemptLog(runs.root.child(run_id), LAYOUT).records()[0].end
+    assert ended is not None
+    assert ended["reached"][0] == "train", "as the dead node's disk says, whatever it still told"
+    assert ended["reached"][1] >= 5
+    assert ended["seconds"] > 0
 
 
 def test_an_orphan_in_an_excluded_region_has_to_leave(runs: Any) -> None:
