@@ -108,8 +108,9 @@ class Updates:
         if not is_finite(agreed):
             raise TrainingError(
                 f"Step {step}: the loss is {loss} and the squared gradient norm {agreed.squared_norm}; training "
-                f"cannot go on from there. The last good state is step {self._saves.committed}. Lower "
-                f"train.learning_rate ({self._ctx.train.learning_rate:g}), or look at the rows of this step."
+                f"cannot go on from there. The last good state is step {self._saves.committed}. Look at the rows of "
+                f"this step, or lower train.learning_rate ({self._ctx.train.learning_rate:g}): that is another "
+                "training, so launch it as a new run. `alpaca-jobs export RUN --rows FILE` has this run's rows."
             )
 
     def _tell(

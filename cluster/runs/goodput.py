@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from statistics import median
 
 from checkpoints.keys import CommitRef
 from cluster.events import Event, seconds_of
@@ -119,12 +120,25 @@ class _Work:
         return min(known[0] if known else self.end, self.end)
 
 
+def _untold_s(attempt: AttemptSummary, own: Sequence[Event], told_until: float) -> float:
+    """Seconds of the steps that a node marked on its disk, and died before it told of: as long as its others took, and
+    no longer than it lived.
+    """
+    steps = [event for event in own if event.kind == "step"]
+    if not steps or attempt.reached is None or attempt.reached[0] != "train":
+        return 0.0
+    untold = attempt.reached[1] - max(int(event.fields["step"]) for event in steps)
+    each = median(float(event.fields.get("seconds", 0.0)) for event in steps)
+    lived = seconds_of(attempt.ended_at) - told_until if attempt.ended_at else 0.0
+    return max(min(untold * each, lived), 0.0)
+
+
 def _work_of(attempt: AttemptSummary, events: Sequence[Event]) -> _Work | None:
     own = [event for event in events if event.attempt == attempt.number and event.kind in _WORK]
     if not own:
         return None
     times = [seconds_of(event.t) for event in own]
-    end = max(times)
+    end = max(times) + _untold_s(attempt, own, max(times))
     if attempt.stop_reason == "done" and attempt.ended_at:
         end = max(end, seconds_of(attempt.ended_at))  # the export is work too
     saves = [event for event in own if event.kind == "save" and event.fields.get("committed", True)]

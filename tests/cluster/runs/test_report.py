@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -62,6 +63,14 @@ def test_time_is_split_at_the_commit_that_the_next_attempt_started_from() -> Non
     goodput = split_time(TWO, TOLD)
     assert goodput == Goodput(useful_s=9 + 30, lost_s=15, saving_s=1, waiting_s=25)
     assert goodput.wall_s == 80
+
+
+def test_steps_that_a_node_marked_and_never_told_are_lost_time_as_well() -> None:
+    """Attempt 1 told step 25 at 35 and marked step 30; it lived until 40, or until 37 in the second case."""
+    told = [replace(one, fields={**one.fields, "seconds": 1.0}) if one.kind == "step" else one for one in TOLD]
+    assert split_time(TWO, told) == Goodput(useful_s=9 + 30, lost_s=15 + 5, saving_s=1, waiting_s=20)
+    shorter = (replace(TWO[0], ended_at=at(37)), TWO[1])
+    assert split_time(shorter, told) == Goodput(useful_s=9 + 30, lost_s=15 + 2, saving_s=1, waiting_s=23)
 
 
 def test_work_whose_commit_was_never_told_counts_up_to_the_last_word() -> None:
