@@ -72,8 +72,8 @@ class HubSilent(ModelError):
         why: what is wrong with the hub, in words that go on a sentence.
     """
 
-    def __init__(self, message: str, *, why: str) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, why: str = "") -> None:
+        super().__init__(message)  # alone, with a default for the rest: so it comes whole from another process
         self.why = why
 
 

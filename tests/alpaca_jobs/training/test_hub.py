@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import pytest
 
 from alpaca_jobs.errors import ModelError
 from alpaca_jobs.generation.offline_teacher import running
-from alpaca_jobs.training.hub import foreign_model_errors
+from alpaca_jobs.training.hub import HubSilent, foreign_model_errors
 
 ASK = """
 import json, sys, time
@@ -106,3 +107,9 @@ def test_a_hub_that_fails_is_quoted(answers: dict[str, str]) -> None:
 
 def test_a_hub_that_never_answers_is_given_up_soon(answers: dict[str, str]) -> None:
     assert "the hub cannot be reached" in answers["slow/model"]
+
+
+def test_a_silent_hub_comes_whole_from_another_process() -> None:
+    """Ray sends what a rank raises that way; what cannot be made again there was told as a crash of ours."""
+    found = pickle.loads(pickle.dumps(HubSilent("It does not answer.", why="it is away")))
+    assert (type(found), str(found), found.why) == (HubSilent, "It does not answer.", "it is away")
