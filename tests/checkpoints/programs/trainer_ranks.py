@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 import warnings
 from typing import Any
 
@@ -46,15 +47,29 @@ ZERO = {
 }  # fmt: skip
 
 
-class Death:
-    """Ends the process after a step, as a machine that is taken away does."""
+COMMITTED_WITHIN_S = 60.0
 
-    def __init__(self, step: int | None) -> None:
-        self._step = step
+
+def newest(uri: str) -> int:
+    """Position of a run's newest commit; 0 without one."""
+    return next((ref.position for ref in list_commits(Store.open(uri), TRAIN_ONLY)), 0)
+
+
+class Death:
+    """Ends the process after a step, as a machine that is taken away does; once the step before is committed, which
+    another process may still be at.
+    """
+
+    def __init__(self, step: int | None, uri: str) -> None:
+        self._step, self._uri = step, uri
 
     def on_step_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        if state.global_step == self._step:
-            os._exit(0)
+        if state.global_step != self._step:
+            return
+        give_up_at = time.monotonic() + COMMITTED_WITHIN_S
+        while time.monotonic() < give_up_at and newest(self._uri) < self._step - 1:
+            time.sleep(0.05)
+        os._exit(0)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("on_"):
@@ -138,7 +153,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         job["uri"], every_steps=2, lease_s=5.0, timeout_s=60.0, best_by=Metric("eval_loss"), keep=2
     )
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        trainer = make_trainer(job["how"], job["steps"], folder, [callback, Death(job["die_at"])])
+        trainer = make_trainer(job["how"], job["steps"], folder, [callback, Death(job["die_at"], job["uri"])])
         resumed = callback.resume_folder(trainer)
         trainer.train(resume_from_checkpoint=resumed)
     parts = [
@@ -170,7 +185,7 @@ def main() -> None:
     for start in json.loads(sys.argv[3]):
         answer = in_child(lambda: play(start))  # noqa: B023 - called at once
         if answer is None:
-            answer = list_commits(Store.open(start["jobs"][0]["uri"]), TRAIN_ONLY)[0].position
+            answer = newest(start["jobs"][0]["uri"])
         answers.append(answer)
     sys.stdout.write("ANSWER " + json.dumps(answers) + "\n")
 
