@@ -34,7 +34,7 @@ SECONDS = {
     "tests/cluster/real_nodes/test_memory.py": 56,
     "tests/alpaca_jobs/training/test_reference.py": 53,
     "tests/cluster/node/test_notice.py": 49,
-    "tests/alpaca_jobs/training/test_kernels.py": 49,
+    "tests/alpaca_jobs/training/test_kernels.py": 85,
     "tests/cluster/real_nodes/test_stall.py": 45,
     "tests/cli/test_interrupt.py": 40,
     "tests/test_wheel.py": 35,
