@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import RayFailure
-from cluster.node.ray_runtime import death_words
+from cluster.node.ray_deaths import death_words
 from cluster.node.train_stage import TrainStage
 from cluster.node.worker_log import tell_warnings
 
