@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 from alpaca_jobs.config_shapes import linear_layers
 from alpaca_jobs.spec import JobSpec, TrainSpec
 from alpaca_jobs.training.base_checks import check_base, check_token, layers_not_there
-from alpaca_jobs.training.base_model import INDEXES, SMALL_FILES, BaseModel, weight_files
+from alpaca_jobs.training.base_model import INDEXES, SMALL_FILES, BaseModel, is_read_at_once, weight_files
 from alpaca_jobs.training.hub import TINY_LLAMA, HubSilent
 from alpaca_jobs.training.hub_base import fetch_base
 from alpaca_jobs.training.revision import cached_folder
@@ -25,7 +25,6 @@ from checkpoints.errors import CheckpointError
 
 LOOK_S: Final = 8.0
 """Longest that a command waits for the hub or a store, all questions together."""
-_ZIP: Final = b"PK"
 _Answer = TypeVar("_Answer")
 
 
@@ -86,15 +85,13 @@ def folder_base(folder: Path, name: str) -> BaseModel:
     texts: dict[str, bytes] = {
         str(file): (folder / file).read_bytes() for file in (*SMALL_FILES, *INDEXES) if file in sizes
     }
-    return BaseModel(name, sizes, texts, is_here=True, is_whole=_is_whole(folder, sizes))
+    is_whole = is_read_at_once(weight_files(sizes), lambda file, count: _first_bytes(folder / file, count))
+    return BaseModel(name, sizes, texts, is_here=True, is_whole=is_whole)
 
 
-def _is_whole(folder: Path, sizes: Mapping[str, int]) -> bool | None:
-    files = weight_files(sizes)
-    if not files or not files[0].endswith(".bin"):
-        return False
-    with (folder / files[0]).open("rb") as file:
-        return file.read(len(_ZIP)) != _ZIP
+def _first_bytes(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
 
 
 def _warnings(base: BaseModel, train: TrainSpec) -> tuple[str, ...]:

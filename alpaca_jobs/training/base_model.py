@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
@@ -15,6 +15,7 @@ from alpaca_jobs.training.revision import fetched_files
 INDEXES: Final = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SMALL_FILES: Final = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "adapter_config.json")
 """What is read, beside the index of the weights."""
+_ZIP: Final = b"PK"
 
 
 @dataclass(frozen=True)
@@ -110,3 +111,13 @@ def weight_files(names: Any) -> list[str]:
     top = sorted(name for name in names if "/" not in name and not name.startswith(("consolidated", "adapter_")))
     tensors = [name for name in top if name.endswith(".safetensors")]
     return tensors or [name for name in top if name.startswith("pytorch_model") and name.endswith(".bin")]
+
+
+def is_read_at_once(files: list[str], first_bytes: Callable[[str, int], bytes]) -> bool:
+    """Whether weights can only be read all at once: pickled as PyTorch did before 1.6, when that was no zip file yet.
+
+    Args:
+        files: of `weight_files`.
+        first_bytes: reads so many bytes of a file.
+    """
+    return bool(files) and files[0].endswith(".bin") and first_bytes(files[0], len(_ZIP)) != _ZIP

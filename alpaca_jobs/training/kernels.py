@@ -35,14 +35,14 @@ def _refuse_without_compiler(device: torch.device) -> None:
     """Its code for CPUs is C++; on a GPU, Triton compiles what starts its kernels, by $CC, gcc or clang. Source: triton
     3.6, runtime/build.py.
     """
-    names = ("g++", "clang++") if device.type == "cpu" else ("gcc", "clang")
-    if device.type != "cpu" and os.environ.get("CC"):
+    is_cpu = device.type == "cpu"
+    names = ("g++", "clang++") if is_cpu else ("gcc", "clang")
+    if any(map(shutil.which, names)) or (not is_cpu and os.environ.get("CC")):
         return
-    if not any(shutil.which(name) for name in names):
-        raise TrainingError(
-            f"train.compile is true, but this machine has neither {' nor '.join(names)}, which torch.compile needs for "
-            f"{'CPUs' if device.type == 'cpu' else 'GPUs'}. Install one, or leave train.compile out."
-        )
+    raise TrainingError(
+        f"train.compile is true, but this machine has neither {' nor '.join(names)}, which torch.compile needs for "
+        f"{'CPUs' if is_cpu else 'GPUs'}. Install one, or leave train.compile out."
+    )
 
 
 def compile_layers(model: nn.Module) -> int:

@@ -105,7 +105,7 @@ class WorkerControl:
         assert self._log is not None
         if self._assignment.base_is_open:
             self._log.put_base(self._assignment.attempt, ref)
-        self.tell({"kind": "loaded", "ref": ref, "fallbacks": list(fallbacks)})
+        self.tell({"kind": "loaded", "ref": ref})  # the checkpointer has warned of the fallbacks, and the log has it
         if self._marker is not None:
             self._marker.enter(Phase.STEP)
 
