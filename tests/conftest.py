@@ -138,6 +138,16 @@ def repo_root() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture
+def mixtral() -> dict[str, Any]:
+    """config.json of Mixtral-8x7B: 46.7 B parameters, of which a token uses 12.9 B (arXiv:2401.04088, section 1)."""
+    return {
+        "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left_running() -> Iterator[None]:
     """Fail the session when a process that a test started outlives it; say which, and end it."""

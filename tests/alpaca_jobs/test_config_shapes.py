@@ -102,14 +102,8 @@ def test_internlm_is_counted_as_published(name: str, config: dict[str, Any]) -> 
     assert found == size_of(name)
 
 
-def test_of_a_mixture_all_experts_are_kept_and_two_are_computed() -> None:
-    """Mixtral-8x7B: 46.7 B parameters, of which a token uses 12.9 B (arXiv:2401.04088, section 1)."""
-    config = {
-        "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "num_local_experts": 8,
-        "num_experts_per_tok": 2,
-    }  # fmt: skip
-    found = size_by_config(config)
+def test_of_a_mixture_all_experts_are_kept_and_two_are_computed(mixtral: dict[str, Any]) -> None:
+    found = size_by_config(mixtral)
     assert found is not None
     assert (found.num_parameters, found.active_parameters) == (46_702_792_704, 12_879_925_248)
     assert found.shape.feed_forward_per_token == 2 * 14336

@@ -34,15 +34,20 @@ class NeverDeletes:
         raise PermissionError(errno.EACCES, "no right to delete")
 
 
-def test_a_save_stands_and_is_told_although_older_ones_cannot_be_deleted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = Store(NeverDeletes(Store.open(f"file://{tmp_path}/store")._driver))
+def _first_attempt(store: Store) -> Any:
+    """What a watched folder is told of a run's first attempt."""
     log = AttemptLog(store, LAYOUT)
     log.claim(1, {})
     log.put_base(1, None)
     job = SimpleNamespace(checkpoints=SimpleNamespace(keep=2, keep_every=None))
-    ctx: Any = SimpleNamespace(store=store, layout=LAYOUT, fence=Fence(log, 1), attempt=1, job=job)
+    return SimpleNamespace(store=store, layout=LAYOUT, fence=Fence(log, 1), attempt=1, job=job)
+
+
+def test_a_save_stands_and_is_told_although_older_ones_cannot_be_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(NeverDeletes(Store.open(f"file://{tmp_path}/store")._driver))
+    ctx = _first_attempt(store)
     folder = tmp_path / "output"
     watched = WatchedFolder(ctx, folder)
     with caplog.at_level(logging.WARNING):
@@ -60,11 +65,7 @@ def test_a_save_stands_and_is_told_although_older_ones_cannot_be_deleted(
 
 def test_what_a_killed_command_was_writing_is_no_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = Store.open(f"file://{tmp_path}/store")
-    log = AttemptLog(store, LAYOUT)
-    log.claim(1, {})
-    log.put_base(1, None)
-    job = SimpleNamespace(checkpoints=SimpleNamespace(keep=2, keep_every=None))
-    ctx: Any = SimpleNamespace(store=store, layout=LAYOUT, fence=Fence(log, 1), attempt=1, job=job)
+    ctx = _first_attempt(store)
     folder = tmp_path / "output"
     for step, age_s in ((5, 30), (10, 0)):
         one = folder / f"checkpoint-{step}"

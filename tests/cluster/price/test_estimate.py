@@ -429,14 +429,9 @@ def test_every_machine_fetches_the_base_model_as_large_as_its_files_say() -> Non
         assert course.start_s == pytest.approx(boot + 27e9 / rate)
 
 
-def test_of_a_mixture_only_what_a_token_uses_takes_time() -> None:
-    config = {
-        "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "num_local_experts": 8,
-        "num_experts_per_tok": 2,
-    }  # fmt: skip
+def test_of_a_mixture_only_what_a_token_uses_takes_time(mixtral: dict[str, Any]) -> None:
     spec = job(train__model="nobody/knows", train__method="lora")
-    work = workload_of(spec, read=size_by_config(config))
+    work = workload_of(spec, read=size_by_config(mixtral))
     assert (work.num_parameters, work.active_parameters) == (46_702_792_704, 12_879_925_248)
     course = training_course(plan_for(spec).candidates[0], spec, work, SURE)
     assert course is not None
