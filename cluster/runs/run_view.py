@@ -193,6 +193,7 @@ def view_run(
         if is_alive is False or (age_s > _QUIET_S and not is_expected):
             lives = age_s <= _DEAD_S and is_lease_moving(log, sample_s=sample_s)
             state = state if lives else RunState.SILENT
+    newest = max((record.number for record in records), default=0)
     generation, step = _newest(events, "generation"), _newest(events, "step")
     part = {} if generation else newest_part(store, commits)
     newest_step = max((ref.position for ref in commits if ref.stage == "train"), default=0)
@@ -202,7 +203,7 @@ def view_run(
         job_name=plan.job.name,
         store_uri=root.uri,
         state=state,
-        words=_words(events, state, run_id, newest=records[-1].number if records else 0, is_watched=is_watched),
+        words=_words(events, state, run_id, newest=newest, is_watched=is_watched),
         launched_at=launched_at,
         updated_at=updated_at,
         place=attempts[-1].place if attempts else "",
@@ -214,8 +215,8 @@ def view_run(
         drops=generation.get("drops"),
         tokens=generation.get("tokens", part.get("tokens_total")),
         teacher_usd=generation.get("usd", part.get("teacher_usd")),
-        teacher_wait=_teacher_wait(events, records, now_s) if state is RunState.RUNNING else None,
-        saving=_saving(events, records, now_s) if state is RunState.RUNNING else None,
+        teacher_wait=_teacher_wait(events, newest, now_s) if state is RunState.RUNNING else None,
+        saving=_saving(events, newest, now_s) if state is RunState.RUNNING else None,
         step=step.get("step"),
         total_steps=step.get("total_steps"),
         loss=step.get("loss"),
@@ -232,10 +233,9 @@ def view_run(
     )
 
 
-def _teacher_wait(events: Sequence[Event], records: Sequence[AttemptRecord], now_s: float) -> Mapping[str, Any] | None:
+def _teacher_wait(events: Sequence[Event], newest: int, now_s: float) -> Mapping[str, Any] | None:
     """As the newest news of the newest attempt's generation has it."""
-    number = max((record.number for record in records), default=0)
-    last = next((one for one in reversed(events) if one.kind == "generation" and one.attempt == number), None)
+    last = next((one for one in reversed(events) if one.kind == "generation" and one.attempt == newest), None)
     if last is None or not last.fields.get("waiting"):
         return None
     at = last.fields.get("next_try_at")
@@ -245,12 +245,11 @@ def _teacher_wait(events: Sequence[Event], records: Sequence[AttemptRecord], now
     }
 
 
-def _saving(events: Sequence[Event], records: Sequence[AttemptRecord], now_s: float) -> Mapping[str, Any] | None:
+def _saving(events: Sequence[Event], newest: int, now_s: float) -> Mapping[str, Any] | None:
     """As the newest attempt's node has it."""
-    number = max((record.number for record in records), default=0)
     found: SaveUnderWay | None = None
     for event in events:
-        if event.attempt == number:
+        if event.attempt == newest:
             found = save_under_way(found, event)
     return None if found is None else {"step": found.step, "for_s": max(round(now_s - found.since_s, 1), 0.0)}
 
@@ -315,10 +314,9 @@ def _words(events: Sequence[Event], state: RunState, run_id: str, *, newest: int
         for event in events
         if event.kind in ("decision", "end") or (event.kind == "stall" and event.t > stepped_at)
     ]
+    # Who decides writes under the first attempt of a launch or resume: that this one began is no news any more.
     if not told or (state is RunState.RUNNING and told[-1].kind == "decision" and told[-1].attempt == newest):
-        return (
-            ""  # who decides writes under the first attempt of a launch or resume: that this began is no news any more
-        )
+        return ""
     return str(told[-1].fields.get("words", ""))
 
 
