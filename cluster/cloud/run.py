@@ -211,9 +211,13 @@ class CloudRun:
             self._end(number, reason, detail, self._since_launch_s(number), place)
 
     def failed_launch(self, number: int, place: Placement, *, seconds: float) -> None:
-        """Record an attempt whose machines were there but never came as far as its node, and what they cost."""
+        """Record an attempt whose machines came and are gone before SkyPilot saw its task begin, and what they cost.
+
+        Its node may have been at work by then: SkyPilot sees a task begin many seconds after it did.
+        """
+        self.end_lost()
         detail = "SkyPilot had its machine but could not make it ready; `sky jobs logs --controller` has its words"
-        self._end(number, StopReason.NODE_FAILURE, detail, seconds, place)
+        self._end(number, StopReason.NODE_FAILURE, detail, seconds, place)  # an end that is there stays
 
     def _since_launch_s(self, number: int) -> float:
         """Seconds since it was told that an attempt is started; 0 where nobody told, or it was refused since."""

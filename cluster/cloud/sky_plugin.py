@@ -43,7 +43,7 @@ class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # ty
     """Launches and recovers one task by the store's memory and our decision table."""
 
     _set_up_failed = False
-    _machine_s: float | None = None  # how long the machines had been there that were taken down last; None: none were
+    _launched_at_s: float | None = None  # when the machines of the newest launch came, since 1970; None: none did
 
     def should_restart_on_failure(self, exit_codes: list[int] | None = None) -> bool:
         """What SkyPilot asks when a task failed, before `recover`; a set-up's own code is kept for the record."""
@@ -52,8 +52,17 @@ class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # ty
 
     def _cleanup_cluster(self) -> None:
         """Take the machines down; SkyPilot's own `_launch` does so, too, where machines came but did not get ready."""
-        self._machine_s = _age_s(self.cluster_name)
+        self._note_machines()
         super()._cleanup_cluster()
+
+    async def _wait_until_job_starts_on_cluster(self) -> float | None:
+        """Wait until SkyPilot sees the task begin; machines that are lost meanwhile it forgets before it cleans up."""
+        await asyncio.to_thread(self._note_machines)
+        submitted: float | None = await super()._wait_until_job_starts_on_cluster()
+        return submitted
+
+    def _note_machines(self) -> None:
+        self._launched_at_s = _launched_at_s(self.cluster_name) or self._launched_at_s
 
     async def launch(self) -> float:
         """Start the task; also what a restarted controller calls, so attempts may have been made before.
@@ -80,7 +89,7 @@ class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # ty
         # First the machine, then the record: what is ended may not write any more.
         await asyncio.to_thread(self._cleanup_cluster)
         await _ask(functools.partial(run.end_lost, set_up_failed=self._set_up_failed))
-        self._set_up_failed, self._machine_s = False, None
+        self._set_up_failed, self._launched_at_s = False, None
         keep_in_background(run.store, run.plan)  # AWS forgets the machine that was lost within the hour
         while True:
             decision = await _ask(run.decide)
@@ -117,11 +126,12 @@ class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # ty
         try:
             submitted: float | None = await self._launch(max_retry=1, raise_on_failure=True, recovery=recovery)
         except exceptions.ManagedJobReachedMaxRetriesError as exc:
-            machine_s, self._machine_s = self._machine_s, None
-            if machine_s is None:
+            launched_at_s, self._launched_at_s = self._launched_at_s, None
+            if launched_at_s is None:
                 await _ask(functools.partial(run.refused, place, f"SkyPilot got no machine there ({exc})"))
             else:
-                await _ask(functools.partial(run.failed_launch, number, place, seconds=machine_s))
+                seconds = max(time.time() - launched_at_s, 0.0)
+                await _ask(functools.partial(run.failed_launch, number, place, seconds=seconds))
             return None
         except exceptions.ProvisionPrechecksError as exc:
             run.cannot(place, "; ".join(str(reason) for reason in exc.reasons))
@@ -131,14 +141,14 @@ class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # ty
         return submitted
 
 
-def _age_s(cluster_name: str | None) -> float | None:
-    """Seconds since SkyPilot began to get a cluster's machines; None where it has no such cluster.
+def _launched_at_s(cluster_name: str | None) -> float | None:
+    """Seconds since 1970 when SkyPilot began to get a cluster's machines; None where it has no such cluster.
 
     Where no machine was to be had, SkyPilot has forgotten the cluster by then; one that broke in its set-up (SSH,
     SkyPilot's own runtime) it still knows. Source: `CloudVmRayBackend._locked_provision` of 0.14.1.
     """
     record = global_user_state.get_cluster_from_name(cluster_name) if cluster_name else None
-    return None if record is None else max(time.time() - float(record["launched_at"] or time.time()), 0.0)
+    return None if record is None else float(record["launched_at"] or time.time())
 
 
 async def _ask(act: Callable[[], T]) -> T:

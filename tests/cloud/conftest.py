@@ -63,6 +63,17 @@ def box(cannot_run: Callable[[str], NoReturn]) -> Iterator[CloudBox]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Beside a failure: what became of the cloud's runs and machines, since the box is gone afterwards."""
+    report = yield
+    if report.when == "call" and report.failed and "cloud" in getattr(item, "funcargs", {}):
+        from aftermath import aftermath
+
+        report.sections.append(("the cloud as it was left", aftermath(item.funcargs["cloud"])))
+    return report
+
+
 @pytest.fixture(autouse=True)
 def _closed_network() -> None:
     """The box's network has no way out, so that nothing has to be refused here (tests/conftest.py does elsewhere)."""

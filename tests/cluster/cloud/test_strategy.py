@@ -40,10 +40,13 @@ PROGRAM = """
 import asyncio, json, sys
 import sky
 from sky import exceptions, global_user_state
-from sky.jobs import utils as managed_job_utils
+from sky.jobs import recovery_strategy, utils as managed_job_utils
+from alpaca_jobs.run_layout import LAYOUT
+from checkpoints.attempts import AttemptLog
+from checkpoints.store import Store
 from cluster.cloud.sky_plugin import AlpacaJobsStrategy
 
-told, refusing, broken = json.loads(sys.argv[1]), sys.argv[2].split(","), sys.argv[3].split(",")
+told, (refusing, broken, lost) = json.loads(sys.argv[1]), (given.split(",") for given in sys.argv[2:])
 managed_job_utils.terminate_cluster = lambda name: global_user_state.remove_cluster(name, terminate=True)
 task = sky.Task(run="true", envs=told)
 places = [(region, spot) for spot in (True, False) for region in ("us-east-1", "us-east-2")]
@@ -53,6 +56,12 @@ strategy.dag = sky.Dag()
 strategy.dag.tasks = [task]
 strategy.cluster_name, strategy.pool = "demo", None
 strategy.recover_on_exit_codes, strategy.restart_cnt_on_failure, strategy.max_restarts_on_errors = [65], 0, 0
+async def forget(_):
+    claim = {"placement": json.loads(task.envs["ALPACA_JOBS_PLACEMENT"]), "started_at": "2026-11-22T20:00:00Z"}
+    store = Store.open(told["ALPACA_JOBS_STORE"]).child(told["ALPACA_JOBS_RUN"])
+    AttemptLog(store, LAYOUT).claim(int(task.envs["ALPACA_JOBS_ATTEMPT"]), claim)
+    global_user_state.remove_cluster("demo", terminate=True)
+recovery_strategy.StrategyExecutor._wait_until_job_starts_on_cluster = forget
 async def _launch(**asked):
     (one,) = task.resources
     name = f"{one.region}/{'spot' if one.use_spot else 'on demand'}"
@@ -61,7 +70,11 @@ async def _launch(**asked):
     if name in broken:  # the machine comes, SkyPilot cannot reach it, and cleans up
         global_user_state.add_or_update_cluster("demo", None, set(), ready=False)
         strategy._cleanup_cluster()
-    if name in (*refusing, *broken):
+    if name in lost:  # its node is at work when it goes, and SkyPilot has not seen the task begin
+        global_user_state.add_or_update_cluster("demo", None, set(), ready=True)
+        assert await strategy._wait_until_job_starts_on_cluster() is None
+        strategy._cleanup_cluster()
+    if name in (*refusing, *broken, *lost):
         raise exceptions.ManagedJobReachedMaxRetriesError("no capacity")
     return 1.0
 strategy._launch = _launch
@@ -96,13 +109,13 @@ class ALostRun:
         log.put_end(1, {"stop_reason": "preempted", "ended_at": utc_now(), "seconds": 60.0})
         self.told = {"ALPACA_JOBS_STORE": root.uri, "ALPACA_JOBS_RUN": "demo-x3fkd", "ALPACA_JOBS_SESSION": session}
 
-    def recover(self, *, refusing: str = "", broken: str = "") -> list[str]:
+    def recover(self, *, refusing: str = "", broken: str = "", lost: str = "") -> list[str]:
         """What was tried, in order: where and how, the attempt's number, its price an hour."""
         home = self.folder / "home"
         shutil.copytree(SNAPSHOT, home / ".sky" / "catalogs" / "v8")
         environ = {"PATH": os.environ["PATH"], "HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, json.dumps(self.told), refusing, broken],
+            [sys.executable, "-c", PROGRAM, json.dumps(self.told), refusing, broken, lost],
             capture_output=True, text=True, env=environ, timeout=110,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -144,4 +157,16 @@ def test_a_machine_that_came_but_was_not_ready_is_an_attempt_that_failed_and_no_
     assert tried == ["us-east-2/spot 3 0.04", "us-east-1/spot 4 0.03"]
     ends = [record.end or {} for record in AttemptLog(run.store, LAYOUT).records()]
     assert [end["stop_reason"] for end in ends] == ["preempted", "crashed", "node_failure"]
+    assert not [event for event in read_events(run.store) if event.fields.get("state") == "refused"]
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_at_work_before_skypilot_saw_its_task_begin_is_lost_and_no_lack_of_capacity(
+    tmp_path: Path,
+) -> None:
+    run = ALostRun(tmp_path)
+    assert run.recover(lost="us-east-2/spot") == ["us-east-2/spot 2 0.04", "us-east-1/spot 3 0.03"]
+    ends = [record.end or {} for record in AttemptLog(run.store, LAYOUT).records()]
+    assert [end["stop_reason"] for end in ends] == ["preempted", "lost"]
+    assert ends[1]["placement"]["region"] == "us-east-2"
     assert not [event for event in read_events(run.store) if event.fields.get("state") == "refused"]
