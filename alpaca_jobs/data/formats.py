@@ -1,14 +1,15 @@
 """The four shapes that instruction data comes in, read into one and written from it. Pure.
 
 alpaca: {instruction, input, output}. self-instruct: {instruction, instances: [{input, output}]}. sharegpt: {id,
-conversations: [{from: human|gpt|system, value}]}. openai: {messages: [{role: system|user|assistant, content}]}.
+conversations: [{from: human|gpt|system, value}]}. openai: {messages: [{role: system|user|assistant, content}]}. In
+both shapes of chats an answer with `weight: 0` is there to be read, and not learned, as OpenAI's fine-tuning has it.
 Whatever else a record holds is left behind: the shapes have no common place for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from alpaca_jobs.data.record_files import Record
@@ -25,10 +26,11 @@ _SHAREGPT_NAME: Mapping[Role, str] = {"user": "human", "assistant": "gpt", "syst
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Who says what."""
+    """Who says what; `is_learned` is False for an answer that a training leaves out of its loss."""
 
     role: Role
     text: str
+    is_learned: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,22 @@ def render_examples(examples: Sequence[Example], shape: str, *, reversible: bool
     )
 
 
+def each_answer(example: Example) -> list[Example]:
+    """A conversation once for each answer to be learned: up to that answer, the earlier ones only to be read.
+
+    That is how a model meets each of them; what follows the last answer, and a conversation without one, is left out.
+    """
+    ends = [place for place, turn in enumerate(example.turns) if turn.role == "assistant" and turn.is_learned]
+    if len(ends) == 1 and ends[0] == len(example.turns) - 1:
+        return [example]
+    made = []
+    for number, end in enumerate(ends):
+        earlier = (replace(one, is_learned=one.role != "assistant") for one in example.turns[:end])
+        name = f"{example.name}_{number}" if example.name else ""
+        made.append(Example(name, (*earlier, example.turns[end])))
+    return made
+
+
 def num_joined(examples: Sequence[Example]) -> int:
     """Count the rows whose input a chat's shape joins to the instruction."""
     return sum(bool(one.input) for one in examples)
@@ -151,13 +169,31 @@ def _conversation(record: Record, field: str, who: str, what: str) -> Example:
             raise DataError(
                 f"{turn.where}: {who!r} is {turn.fields[who]!r}, which is nobody known here ({', '.join(_FROM)})."
             )
-        turns.append(Turn(role, turn.text(what, may_be_empty=True)))
+        is_learned = role != "assistant" or learned(turn)
+        turns.append(Turn(role, turn.text(what, may_be_empty=True), is_learned))
     name, instruction, given = (record.fields.get(key, "") for key in ("id", "instruction", "input"))
     if isinstance(instruction, str) and isinstance(given, str) and instruction:
         task = _task(record, instruction, given, turns[-1].text)
         if task.turns == tuple(turns):
             return task
     return Example(str(name), tuple(turns))
+
+
+def learned(turn: Record) -> bool:
+    """Whether a chat's answer is to be learned: `weight` is 1, or not given.
+
+    Raises:
+        DataError: it is neither 0 nor 1.
+    """
+    weight = turn.fields.get("weight")
+    if weight is None:
+        return True
+    if isinstance(weight, int | float) and weight in (0, 1):
+        return bool(weight)
+    raise DataError(
+        f"{turn.where}: 'weight' is {weight!r}, but 0 (an answer that is not learned) or 1 is wanted. Leave it out "
+        "where the answer is to be learned."
+    )
 
 
 def _write_alpaca(examples: Sequence[Example]) -> list[dict[str, Any]]:
@@ -185,6 +221,11 @@ def _as_task(example: Example) -> tuple[str, str, str]:
     if example.input is not None:
         return example.instruction, example.input, example.turns[-1].text
     spoken = [turn for turn in example.turns if turn.role != "system"]
+    if not all(turn.is_learned for turn in spoken):
+        raise DataError(
+            f"conversation {example.name or 'without an id'!r} holds an answer that is not to be learned (weight 0); "
+            "alpaca and self-instruct have no place for that. Convert to sharegpt or openai instead."
+        )
     if [turn.role for turn in spoken] != ["user", "assistant"] or len(spoken) != len(example.turns):
         raise DataError(
             f"conversation {example.name or 'without an id'!r} has {len(example.turns)} turns "
@@ -198,14 +239,23 @@ def _write_sharegpt(examples: Sequence[Example]) -> list[dict[str, Any]]:
     return [
         {
             "id": example.name or f"chat_{number}",
-            "conversations": [{"from": _SHAREGPT_NAME[turn.role], "value": turn.text} for turn in example.turns],
+            "conversations": [
+                {"from": _SHAREGPT_NAME[turn.role], "value": turn.text, **_weight(turn)} for turn in example.turns
+            ],
         }
         for number, example in enumerate(examples)
     ]
 
 
 def _write_openai(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    return [{"messages": [{"role": turn.role, "content": turn.text} for turn in one.turns]} for one in examples]
+    return [
+        {"messages": [{"role": turn.role, "content": turn.text, **_weight(turn)} for turn in one.turns]}
+        for one in examples
+    ]
+
+
+def _weight(turn: Turn) -> dict[str, int]:
+    return {} if turn.is_learned else {"weight": 0}
 
 
 _READERS: Mapping[str, Callable[[Record], list[Example]]] = {

@@ -1,8 +1,9 @@
 """Conversations in the tokenizer's own chat template, with loss on what the assistant says.
 
 The text is rendered turn by turn: what the template adds for an assistant turn is that turn's target, up to and with
-the special token that ends it. So it needs no `{% generation %}` marks, which few templates have. The whole
-conversation becomes tokens at once, as it will when the model is used, and targets follow from characters.
+the special token that ends it, unless the turn is only to be read. So it needs no `{% generation %}` marks, which few
+templates have. The whole conversation becomes tokens at once, as it will when the model is used, and targets follow
+from characters.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ Span = tuple[int, int]
 _MARK = "\ue0ff"  # of Unicode's private use, which no template writes
 _SHOWN = 24  # characters of a prompt's end in an error text
 _SHOWN_TURNS = 4
+_ASK_EACH = (
+    "Make a conversation of each answer, the earlier ones only to be read: alpaca-jobs data convert IN OUT --to openai "
+    "--each-answer. Or use a recipe's template (train.template: recipe)."
+)
 _PROBE = (Turn("user", "Hi"), Turn("assistant", "Hello"))
 
 
@@ -91,7 +96,7 @@ def render_chat(
     try:
         whole = render(messages)
         for place, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or not chat[place].is_learned:
                 continue
             if not place:
                 raise DataError(
@@ -124,12 +129,13 @@ def _not_turn_by_turn(number: int, place: int, asked: str = "") -> DataError:
     Args:
         asked: what it asks for an answer with, where it does not write that before one.
     """
-    how, what = "writes it otherwise once more turns follow", ", or conversations of one exchange"
+    how, what = "writes it otherwise once more turns follow", _ASK_EACH
     if asked:
-        how, what = f"asks for an answer with {asked!r} and leaves that out before one", ""
+        what = "Use a recipe's template (train.template: recipe)."
+        how = f"asks for an answer with {asked!r} and leaves that out before one"
     return DataError(
         f"Conversation {number}, turn {place + 1}: the tokenizer's chat template {how}, so what the model learns would "
-        f"not be what it meets. Use a recipe's template (train.template: recipe){what}."
+        f"not be what it meets. {what}"
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from alpaca_jobs.errors import DataError
+from alpaca_jobs.training.reading import Chat
 
 Evaluation = tuple[int, float]
 """A step, and the mean cross entropy in nats over all target tokens of the held-out rows after it."""
@@ -91,15 +92,25 @@ def is_held_out(row: Any, *, seed: int, bound: float) -> bool:
     """Whether a row is evaluated on and never trained on.
 
     Its side follows from the seed and what the row says: not from its place, nor from the other rows. So it is the same
-    in every attempt, rows that say the same are on one side, and a file that grows keeps the sides of its rows.
+    in every attempt, rows that say the same are on one side, and a file that grows keeps the sides of its rows. Chats
+    with answers that are only read are told by their first exchange: those made of one chat are on one side.
     """
     return _place(row, seed) <= bound
 
 
 def _place(row: Any, seed: int) -> float:
     """Between 0 and 1, as even as SHA-256 is."""
-    text = json.dumps([seed, asdict(row)], ensure_ascii=False, sort_keys=True)
+    text = json.dumps([seed, _said(row)], ensure_ascii=False, sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+
+
+def _said(row: Any) -> dict[str, Any]:
+    if not isinstance(row, Chat):
+        return asdict(row)
+    turns = row.turns
+    if not all(turn.is_learned for turn in turns):
+        turns = turns[: 1 + next(place for place, turn in enumerate(turns) if turn.role == "assistant")]
+    return {"turns": [{"role": turn.role, "text": turn.text} for turn in turns]}
 
 
 def read_evaluations(meta: Mapping[str, Any]) -> list[Evaluation]:

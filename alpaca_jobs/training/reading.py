@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alpaca_jobs.data.files import load_table
 from alpaca_jobs.data.formats import Turn as ChatTurn
-from alpaca_jobs.data.formats import read_examples
+from alpaca_jobs.data.formats import learned, read_examples
 from alpaca_jobs.data.record_files import Record, read_text
 from alpaca_jobs.data.rows import Row, iter_rows
 from alpaca_jobs.data.streams import stream_table, stream_text
@@ -140,4 +140,9 @@ def _message(message: object, where: str) -> tuple[str, str]:
     speaker, value = _SPEAKERS.get(str(fields.get("from"))), fields.get("value")
     if speaker is None or not isinstance(value, str):
         raise DataError(f'{where} is {message!r:.80}; {{"from": "human" or "gpt", "value": text}} is right.')
+    if speaker == "gpt" and not learned(Record(where, fields)):
+        raise DataError(
+            f"{where} is not to be learned (weight 0), but recipe vicuna learns every answer. Set "
+            "train.template: chat, which leaves such answers out, or take 'weight' out."
+        )
     return speaker, value

@@ -141,6 +141,22 @@ def test_convert_goes_through_every_shape_and_file_and_back(run_cli: Cli, tmp_pa
     assert refused.returncode == 2
 
 
+def test_convert_makes_a_chat_of_each_answer(run_cli: Cli, tmp_path: Path) -> None:
+    chat = {"conversations": [{"from": "gpt" if n % 2 else "human", "value": f"Say {n}."} for n in range(4)]}
+    write_table(tmp_path / "a.json", [chat])
+    there, out = str(tmp_path / "a.json"), tmp_path / "b.jsonl"
+    done = run_cli("data", "convert", there, str(out), "--to", "openai", "--each-answer", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["records"] == 2
+    made = [record.fields["messages"] for record in load_table(str(out))]
+    assert [len(messages) for messages in made] == [2, 4]
+    assert [one.get("weight") for one in made[1]] == [None, 0, None, None]
+    write_table(tmp_path / "c.json", [{"conversations": chat["conversations"][:1]}])
+    refused = run_cli("data", "convert", str(tmp_path / "c.json"), str(tmp_path / "d.json"), "--each-answer")
+    assert (refused.returncode, (tmp_path / "d.json").exists()) == (2, False)
+    assert "holds no answer to be learned" in refused.stderr
+
+
 def test_a_card_says_what_rows_are_like_and_where_they_come_from(run_cli: Cli, tmp_path: Path) -> None:
     write_table(tmp_path / "in.jsonl", _records(60))
     job = tmp_path / "job.yaml"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alpaca_jobs.data.files import load_table
-from alpaca_jobs.data.formats import read_examples, render_examples
+from alpaca_jobs.data.formats import each_answer, read_examples, render_examples
 from alpaca_jobs.data.record_files import Record
 from alpaca_jobs.data.stream_writing import write_table
 from alpaca_jobs.errors import DataError
@@ -79,10 +80,14 @@ def test_a_conversation_does_not_fit_into_one_task_and_is_not_cut_to_fit() -> No
         ({"messages": [{"role": "user", "content": None}]}, "turn 1: 'content' is None, but a string is wanted"),
         ({"instruction": "x", "instances": "y"}, "'instances' should be a list"),
         ({"output": "y"}, "has no 'instruction'"),
+        (
+            {"messages": [{"role": "assistant", "content": "Hi", "weight": 0.5}]},
+            "turn 1: 'weight' is 0.5, but 0 (an answer that is not learned) or 1 is wanted",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_said_with_its_place(body: dict[str, Any], said: str) -> None:
-    with pytest.raises(DataError, match=said.replace("(", r"\(")):
+    with pytest.raises(DataError, match=re.escape(said)):
         read_examples(records(body))
 
 
@@ -128,3 +133,35 @@ def test_without_reversible_a_shape_has_its_own_fields_alone() -> None:
 def test_fields_that_do_not_say_what_the_chat_says_are_not_believed() -> None:
     (example,) = read_examples(records({**CHAT, "instruction": "Something else", "input": ""}))
     assert example.input is None
+
+
+def weights(bodies: list[dict[str, Any]], field: str) -> list[list[int | None]]:
+    return [[turn.get("weight") for turn in body[field]] for body in bodies]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_an_answer_that_is_only_to_be_read_stays_so_in_every_shape_and_kind_of_file(
+    tmp_path: Path, suffix: str
+) -> None:
+    said = [dict(turn) for turn in CHAT["conversations"]]
+    said[2]["weight"], said[4]["weight"], said[1]["weight"] = 0, 1, 0  # a question's says nothing
+    messages = through_file([CHAT, {"id": "c2", "conversations": said}], "openai", tmp_path / f"a{suffix}")
+    assert weights(messages, "messages") == [[None] * 5, [None, None, 0, None, None]]
+    back = through_file(messages, "sharegpt", tmp_path / f"b{suffix}")
+    assert weights(back, "conversations") == [[None] * 5, [None, None, 0, None, None]]
+    with pytest.raises(DataError, match=r"'c3' holds an answer that is not to be learned \(weight 0\)"):
+        through([{"id": "c3", "conversations": said[1:3]}], "alpaca")
+
+
+def test_each_answer_is_a_conversation_of_its_own_that_only_reads_the_earlier_ones() -> None:
+    said = [*CHAT["conversations"], {"from": "human", "value": "Are you there?"}]
+    (example,) = read_examples(records({"id": "c1", "conversations": said}))
+    first, second = each_answer(example)
+    assert (first.name, second.name) == ("c1_0", "c1_1")
+    assert (first.turns, second.turns[-1]) == (example.turns[:3], example.turns[4])
+    assert [(turn.text, turn.is_learned) for turn in second.turns] == [
+        ("Be kind.", True), ("Hi", True), ("Hello", False), ("Bye", True), ("", True),
+    ]  # fmt: skip
+    assert [each_answer(one) for one in (first, second)] == [[first], [second]]  # again without harm
+    questions, row = read_examples(records({"id": "c2", "conversations": said[-1:]}, ALPACA[0]))
+    assert (each_answer(questions), each_answer(row)) == ([], [row])

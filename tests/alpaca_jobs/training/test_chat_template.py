@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from alpaca_jobs.data.formats import Turn
+from alpaca_jobs.data.formats import Example, Turn, each_answer
 from alpaca_jobs.data.rows import Row
 from alpaca_jobs.errors import DataError, ModelError
 from alpaca_jobs.spec import TrainSpec
@@ -131,6 +132,31 @@ def test_a_template_that_ends_the_whole_text_with_eos_takes_several_turns() -> N
     found = _tokens(_files(phi, "<|endoftext|>"), CHAT)
     assert found == [*CHATML_TABLE, ("<|endoftext|>", False)]
     assert stop_ids(_files(phi, "<|endoftext|>")) == (SPECIALS.index(E),)
+
+
+QWEN3 = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if loop.last and message['role'] == 'assistant' %}{{ 'So\n' }}{% endif %}"
+    "{{ message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As Qwen3 writes an empty thought into the last answer alone (here the word So)."""
+
+
+def test_an_answer_that_a_template_writes_otherwise_once_more_turns_follow_is_learned_as_the_last_one() -> None:
+    files, chat = _files(QWEN3, E), Example("", CHAT)
+    with pytest.raises(DataError, match=r"writes it otherwise once more turns follow.*data convert .* --each-answer"):
+        _tokens(files, CHAT)
+    first, second = (_tokens(files, one.turns) for one in each_answer(chat))
+    assert first == [*CHATML_TABLE[:9], ("So", True), ("Ċ", True), ("Hello", True), (E, True), ("Ċ", False)]
+    earlier = [(token, False) for token, _ in CHATML_TABLE[:21]]
+    assert second == [*earlier, ("So", True), ("Ċ", True), *CHATML_TABLE[21:]]
+
+
+def test_an_answer_with_weight_0_is_read_and_not_learned() -> None:
+    chat = (CHAT[0], replace(CHAT[1], is_learned=False), *CHAT[2:])
+    found = _tokens(_files(CHATML, E), chat)
+    assert found == [(token, is_target and place > 12) for place, (token, is_target) in enumerate(CHATML_TABLE)]
 
 
 def test_special_tokens_that_tokenizer_config_does_not_name_are_special_all_the_same() -> None:

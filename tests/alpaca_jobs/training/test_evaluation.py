@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from alpaca_jobs.data.formats import Example, Role, Turn, each_answer
 from alpaca_jobs.data.rows import Row
 from alpaca_jobs.errors import DataError
 from alpaca_jobs.run_layout import LAYOUT
@@ -27,9 +28,11 @@ from alpaca_jobs.training.evaluation import (
 )
 from alpaca_jobs.training.fingerprint import train_fingerprint
 from alpaca_jobs.training.loss import chunked_cross_entropy
+from alpaca_jobs.training.reading import Chat
 from checkpoints.reader import CommitReader, list_commits
 from checkpoints.store import Store
 
+ROLES: tuple[Role, ...] = ("user", "assistant")
 ROWS = [Row(f"Say {i}.", "", f"{i}") for i in range(1000)]
 NAN = float("nan")
 
@@ -52,6 +55,15 @@ def test_a_rows_side_depends_on_the_seed_and_its_own_words_alone() -> None:
     assert split(ROWS, fraction=0.1, seed=2)[1] != held_out
     twice = split(ROWS * 2, fraction=0.1, seed=1)
     assert twice[1] == held_out * 2, "the same words are never on both sides"
+
+
+def test_chats_that_one_chat_was_made_into_are_on_one_side() -> None:
+    said = [tuple(Turn(role, f"{role} {i}.{n}") for n in range(3) for role in ROLES) for i in range(300)]
+    parts = [Chat(part.turns) for turns in said for part in each_answer(Example("", turns))]
+    bound = held_out_bound(parts, fraction=0.1, seed=1)
+    sides = [is_held_out(part, seed=1, bound=bound) for part in parts]
+    assert sides[0::3] == sides[1::3] == sides[2::3]
+    assert 20 <= sum(sides[0::3]) <= 45
 
 
 def test_one_row_at_least_is_held_out_and_one_at_least_trained_on() -> None:

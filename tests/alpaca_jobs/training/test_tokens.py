@@ -220,6 +220,10 @@ def test_conversations_become_the_vicuna_format(tmp_path: Path) -> None:
         ([{"from": "human", "value": "a"}, {"from": "human", "value": "b"}], "human speaks twice in a row"),
         ([{"from": "system", "value": "a"}], "message 0 is"),
         ([{"from": "human", "value": "a"}], "no question is answered"),
+        (
+            [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0}],
+            r"message 1 is not to be learned \(weight 0\), but recipe vicuna learns every answer",
+        ),
     ],
 )
 def test_conversations_that_cannot_be_used_are_named(tmp_path: Path, turns: object, words: str) -> None:
