@@ -18,11 +18,17 @@ from alpaca_jobs.model_shapes import EMBEDDINGS
 from alpaca_jobs.spec import TrainSpec
 from alpaca_jobs.training.architectures import Architectures, architectures_here
 from alpaca_jobs.training.base_model import INDEXES, BaseModel
-from alpaca_jobs.training.known_faults import check_tokenizer_files, refuse_quantised, refuse_sentencepiece_alone
+from alpaca_jobs.training.known_faults import (
+    NO_CHAT_TEMPLATE,
+    check_tokenizer_files,
+    refuse_quantised,
+    refuse_sentencepiece_alone,
+)
 from alpaca_jobs.training.rope import stretch_context
 
 TOKEN: Final = "HF_TOKEN"
 _TOKENIZERS: Final = ("tokenizer.json", "tekken.json", "vocab.txt", "vocab.json")
+_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 _TOKENIZER_ENDINGS: Final = (".model", ".tiktoken")
 _CODES: Final = ("I8", "U8", "I32", "F8_E4M3", "F8_E5M2", "F4")
 _ENCODERS: Final = frozenset(
@@ -57,6 +63,8 @@ def check_base(base: BaseModel, train: TrainSpec) -> None:
     _check_kind(base, architectures_here())
     _check_weights(base)
     _check_tokenizer(base)
+    if train.template == "chat" and _lacks_chat_template(base):
+        raise ModelError(f"{base.name}: {NO_CHAT_TEMPLATE}")
     _check_context(base, train)
     missing, names = layers_not_there(base, train), linear_layers(base.config)
     if train.lora is not None and names and len(missing) == len(train.lora.target_modules):
@@ -192,6 +200,14 @@ def _check_tokenizer(base: BaseModel) -> None:
         for name, text in base.texts.items():
             Path(folder, name).write_bytes(text)
         check_tokenizer_files(Path(folder), base.name)
+
+
+def _lacks_chat_template(base: BaseModel) -> bool:
+    """Whether it is known to be neither in tokenizer_config.json nor in a file of its own (chat_template.jinja)."""
+    if not base.sizes or any("chat_template" in name for name in base.sizes):
+        return False
+    is_read = _TOKENIZER_CONFIG in base.texts or _TOKENIZER_CONFIG not in base.sizes
+    return is_read and not base.json(_TOKENIZER_CONFIG).get("chat_template")
 
 
 def _check_context(base: BaseModel, train: TrainSpec) -> None:

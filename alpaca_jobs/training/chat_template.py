@@ -19,6 +19,7 @@ from alpaca_jobs.data.formats import Turn
 from alpaca_jobs.errors import DataError, ModelError
 from alpaca_jobs.training.data import EncodedRow, cut_row
 from alpaca_jobs.training.hub import foreign_model_errors
+from alpaca_jobs.training.known_faults import NO_CHAT_TEMPLATE
 from alpaca_jobs.training.tokenizer import write_folder
 
 Span = tuple[int, int]
@@ -190,10 +191,7 @@ def _load(files: Mapping[str, bytes]) -> Any:
         write_folder(files, Path(scratch))
         tokenizer: Any = AutoTokenizer.from_pretrained(scratch)
     if not getattr(tokenizer, "chat_template", None):
-        raise ModelError(
-            "train.template is chat, but the base model's tokenizer has no chat template. Take the model's chat or "
-            "instruct version, or a recipe's own template (train.template: recipe)."
-        )
+        raise ModelError(NO_CHAT_TEMPLATE)
     if not tokenizer.is_fast:
         raise ModelError(
             "train.template is chat, but the base model's tokenizer is a slow one, which does not tell which "

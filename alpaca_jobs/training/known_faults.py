@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 _CONFIG: Final = "tokenizer_config.json"
 _SPECIALS: Final = "special_tokens_map.json"
 _SENTENCEPIECE: Final = "tokenizer.model"
+NO_CHAT_TEMPLATE: Final = (
+    "train.template is chat, but the base model's tokenizer has no chat template. Take the model's chat or instruct "
+    "version, or a recipe's own template (train.template: recipe)."
+)
 _OTHERS: Final = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "tekken.json"})
 _NO_ENDS: Final = {"<s>": "the token that begins texts", "<unk>": "the token that unknown text in them becomes"}
 """LLaMA's other special tokens, where early conversions put its end token."""

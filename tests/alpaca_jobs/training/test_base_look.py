@@ -164,6 +164,17 @@ def test_a_stretched_context_is_left_alone_and_one_stretched_too_little_is_not(s
         look(serve, files, job(train__rope_scaling={"type": "linear", "factor": 1.5}))
 
 
+def test_a_model_without_the_chat_template_that_a_job_asks_for_is_refused(serve: Any) -> None:
+    asked = job(train__template="chat")
+    for files in (sound(), without(sound(), "tokenizer_config.json")):
+        assert look(serve, files).base is not None
+        with pytest.raises(ModelError, match=r"acme/base: train\.template is chat, but .* has no chat template"):
+            look(serve, files, asked)
+    named = {"tokenizer_config.json": b'{"eos_token": "</s>", "chat_template": "{{ messages }}"}'}
+    for there in (named, {"chat_template.jinja": b"{{ messages }}"}):
+        assert look(serve, {**sound(), **there}, asked).words == ()
+
+
 def test_adapters_for_layers_that_the_model_lacks_are_refused_or_warned_of(serve: Any) -> None:
     files = sound(model_type="gpt_neox", architectures=["GPTNeoXForCausalLM"])
     with pytest.raises(ModelError, match=r"q_proj, v_proj, but acme/base \(gpt_neox\) has no layers of those names"):
