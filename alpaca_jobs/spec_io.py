@@ -28,8 +28,8 @@ def load_job(path: str | Path) -> JobSpec:
     """Read a job file.
 
     Relative paths of inputs (data.seed_tasks, data.from, train.files, train.eval.file, and train.model starting with ./
-    or ../) are taken relative to the file's folder, so that the job means the same from everywhere; `store` stays
-    relative to where you stand.
+    or ../, or that names a model there and trains here) are taken relative to the file's folder, so that the job means
+    the same from everywhere; `store` stays relative to where you stand.
 
     Raises:
         SpecError: the file cannot be read, or does not describe a job; `problems` lists all of them.
@@ -149,7 +149,7 @@ def _anchored(job: JobSpec, folder: Path) -> JobSpec:
     if job.data.from_ is not None:
         data["from_"] = _absolute(job.data.from_, folder)
     train: dict[str, Any] = {}
-    if job.train.model.startswith(("./", "../", "~/")):
+    if _names_folder(job, folder):
         train["model"] = _absolute(job.train.model, folder)
     if job.train.tokenizer is not None:
         train["tokenizer"] = TokenizerSpec(extend=_absolute(job.train.tokenizer.extend, folder))
@@ -161,6 +161,17 @@ def _anchored(job: JobSpec, folder: Path) -> JobSpec:
     return job.model_copy(
         update={"data": job.data.model_copy(update=data), "train": job.train.model_copy(update=train)}
     )
+
+
+def _names_folder(job: JobSpec, folder: Path) -> bool:
+    """Whether train.model is a relative path. `models/mine` may be the hub's as well: as in transformers it is the
+    folder where one with a model is there, but only for a job of this machine: rented ones have the hub alone.
+    """
+    model = job.train.model
+    if model.startswith(("./", "../", "~/")):
+        return True
+    is_word = "://" in model or model == "tiny-llama" or job.train.method == "command"
+    return not is_word and job.compute.is_local and (folder / model / "config.json").is_file()
 
 
 def _absolute(path: str, folder: Path) -> str:

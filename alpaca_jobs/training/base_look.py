@@ -55,12 +55,12 @@ def look_at_base(job: JobSpec, *, limit_s: float = LOOK_S) -> Look:
         return Look()  # made from scratch; or a word that a program of the user's own understands
     if is_run(model):
         look = _at_run(model, limit_s=limit_s)
+    elif not model.startswith((".", "/", "~")):
+        look = _at_hub(model, train.revision, limit_s=limit_s)
     elif path.is_dir():
         look = Look(folder_base(path, model))
-    elif model.startswith((".", "/", "~")):
-        return Look(words=(f"What {model} holds was not looked at: it is not on this machine.",))
     else:
-        look = _at_hub(model, train.revision, limit_s=limit_s)
+        return Look(words=(f"What {model} holds was not looked at: it is not on this machine.",))
     if look.base is not None:
         if look.base.is_closed:
             check_token(look.base, job.secrets, has_login=job.compute.is_local and _has_login_file())

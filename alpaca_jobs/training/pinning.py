@@ -40,7 +40,7 @@ def pin_revision(
         ModelError: there is no such model or revision, a revision of something that has none, a run that has exported
             no whole model, or a folder with quantised weights.
     """
-    if model == TINY_LLAMA or is_run(model) or Path(model).expanduser().is_dir() or model.startswith((".", "/", "~")):
+    if model == TINY_LLAMA or is_run(model) or model.startswith((".", "/", "~")):
         if revision is not None:
             raise ModelError(
                 f"train.revision is {revision}, but train.model is {model}, which is no model of the Hugging Face hub "

@@ -124,6 +124,23 @@ def test_input_paths_are_relative_to_the_job_file(tmp_path: Path) -> None:
     assert job.train.model == str(tmp_path / "jobs" / "base")
 
 
+def test_a_models_name_is_a_folder_where_one_lies_beside_the_job_and_trains_on_this_machine(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+
+    def named(model: str, text: str = BASE) -> str:
+        file.write_text(text.replace("tiny-llama", model))
+        return load_job(file).train.model
+
+    assert named("models/mine") == "models/mine"  # the hub's, for all that is known
+    for name in ("models/mine", "tiny-llama"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").touch()
+    assert named("models/mine") == str(tmp_path / "models/mine")
+    assert named("tiny-llama") == "tiny-llama"
+    on_cloud = BASE.replace("{workers: 2}", "{workers: 2, infra: [aws]}") + "store: s3://bucket/runs\n"
+    assert named("models/mine", on_cloud) == "models/mine"
+
+
 @pytest.mark.parametrize("uri", ["s3://bucket/rows.json", "/data/rows.json"])
 def test_absolute_inputs_stay_as_they_are(tmp_path: Path, uri: str) -> None:
     file = tmp_path / "job.yaml"
