@@ -29,7 +29,12 @@ def read_job(store: Store) -> JobSpec:
     """Read the job of a run, with the machines it goes on with now; raises what `read_job_record` does, and SpecError
     for a job of another version.
     """
-    return stored_job(with_newest_machines(store, read_job_record(store))["job"], source=JOB_KEY)
+    return job_of(read_job_record(store), store)
+
+
+def job_of(body: Mapping[str, Any], store: Store) -> JobSpec:
+    """The same of what job.json says. Raises as `read_job`."""
+    return stored_job(with_newest_machines(store, body)["job"], source=JOB_KEY)
 
 
 def read_estimate(store: Store) -> Mapping[str, Any] | None:

@@ -17,14 +17,13 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from alpaca_jobs.spec import JobSpec
 from checkpoints.errors import CheckpointError
 from cluster.cloud.run import CloudRun
 from cluster.event_reading import EventReader
 from cluster.exits import Notice
 from cluster.node.hard_end import AFTER_WINDOW_S
 from cluster.node.leave_time import LeaveTime, expected_save_s
-from cluster.plan import Placement
+from cluster.plan import LaunchPlan, Placement
 from cluster.recovery import StopReason
 from cluster.runs.spending import teacher_usd
 
@@ -123,9 +122,9 @@ def watch_limits(
     return watch
 
 
-def leaving_s(job: JobSpec) -> float:
+def leaving_s(plan: LaunchPlan) -> float:
     """Seconds of a machine that go into leaving before a limit, as far as that is known before anything is measured.
 
     A machine that would have to leave as soon as it came is not bought.
     """
-    return max(LeaveTime(expected_save_s(job)).window_s, WINDOW_S) + MARGIN_S + AFTER_S
+    return max(LeaveTime(expected_save_s(plan.job, plan.num_parameters)).window_s, WINDOW_S) + MARGIN_S + AFTER_S

@@ -98,7 +98,7 @@ def start_run(
         if estimate is not None:
             store.put_once(ESTIMATE_KEY, estimate)
         root.put_once(index_key(plan.run_id), {"job_name": plan.job.name, "launched_at": launched_at})
-        policy = policy_for(plan.job, timing, launched_at_s=seconds_of(launched_at))
+        policy = policy_for(plan, timing, launched_at_s=seconds_of(launched_at))
         session = Session(plan, policy, timing, tuple(node_command))
         if plan.is_local:
             start_supervisor(folder, session, home, environ)
@@ -169,7 +169,7 @@ def resume_run(
         store.probe_put_once()
         answer_cancels(store)
         waited_s = _accept_reviewed(store, log)
-        policy = policy_for(plan.job, timing, launched_at_s=seconds_of(launched_at) + waited_s)
+        policy = policy_for(plan, timing, launched_at_s=seconds_of(launched_at) + waited_s)
         if max_usd is not None:
             policy = replace(policy, max_usd=max_usd)
         if deadline_h is not None:
@@ -196,8 +196,9 @@ def _accept_reviewed(store: Store, log: AttemptLog) -> float:
     return max(time.time() - seconds_of(end["ended_at"]), 0.0) if end.get("ended_at") else 0.0
 
 
-def policy_for(job: JobSpec, timing: Timing, *, launched_at_s: float) -> RecoveryPolicy:
+def policy_for(plan: LaunchPlan, timing: Timing, *, launched_at_s: float) -> RecoveryPolicy:
     """Turn a job's limits into the policy of its recoveries; the deadline is in seconds since 1970."""
+    job = plan.job
     hours = job.limits.deadline_h
     has_spot = not job.compute.is_local and not job.compute.is_own  # elsewhere the word means nothing
     spot = job.compute.spot_policy if has_spot else None
@@ -208,7 +209,7 @@ def policy_for(job: JobSpec, timing: Timing, *, launched_at_s: float) -> Recover
         max_wait_s=job.compute.max_wait_s,
         max_usd=job.limits.max_usd,
         deadline_at_s=None if hours is None else launched_at_s + 3600 * hours,
-        restart_s=timing.restart_s if job.compute.is_local else max(timing.restart_s, leaving_s(job)),
+        restart_s=timing.restart_s if job.compute.is_local else max(timing.restart_s, leaving_s(plan)),
         first_backoff_s=timing.first_backoff_s,
     )
 

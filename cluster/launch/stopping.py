@@ -59,7 +59,7 @@ def cancel_run(
     refuse_finished(log, run_id)
     ask_cancel(store)
     if not plan.is_local:
-        leave = LeaveTime(expected_save_s(plan.job))
+        leave = LeaveTime(expected_save_s(plan.job, plan.num_parameters))
         leave.learn(read_events(store, newest_batches=NEWEST_BATCHES))
         longest_s = leave.longest_cancel_s + AFTER_WINDOW_S  # the node ends itself after its window
         return cancel_cloud_run(store, run_id, jobs or SkyJobs(), window_s=longest_s, say=say)

@@ -119,9 +119,13 @@ class _Measured:
             kept.append(float(seconds))
 
 
-def expected_save_s(job: JobSpec) -> float:
-    """Seconds that a save of a job's training is expected to take; 0.0 where its size is not known, or it is small."""
+def expected_save_s(job: JobSpec, num_parameters: int | None) -> float:
+    """Seconds that a save of a job's training is expected to take; 0.0 where its size is not known, or it is small.
+
+    Args:
+        num_parameters: of the base model as its files told them at launch; None: by the model's name.
+    """
     if job.train.method == "lora" or "train" not in job.stages:
         return 0.0
-    size = parameters_by_name(job.train.model) or 0
+    size = num_parameters or parameters_by_name(job.train.model) or 0
     return size * _BYTES_PER_PARAMETER / _BYTES_PER_S / job.compute.num_nodes

@@ -31,7 +31,7 @@ from cluster.code_version import code_version
 from cluster.control import CancelWatch
 from cluster.events import EventLogHandler, EventWriter, utc_now
 from cluster.exits import NODE_EXITS, Notice, read_notice
-from cluster.job_record import read_job
+from cluster.job_record import job_of, read_job, read_job_record
 from cluster.node.attempt_context import AttemptContext, Interruption
 from cluster.node.failures import Failure, describe_failure
 from cluster.node.gpus import check_gpus
@@ -129,7 +129,8 @@ def run_node(arguments: NodeArguments) -> StopReason:
     try:
         store = Store.open(arguments.store_uri).child(arguments.run_id)
         log = AttemptLog(store, LAYOUT)
-        job = with_less_memory(read_job(store), log.records(), arguments.attempt)
+        launched = read_job_record(store)
+        job = with_less_memory(job_of(launched, store), log.records(), arguments.attempt)
         if needs_ray(job):
             import_ray(arguments.group)
         _claim(log, arguments, trained_micro_batch(job))
@@ -137,7 +138,7 @@ def run_node(arguments: NodeArguments) -> StopReason:
         failure = describe_failure(exc)
         logger.error("attempt %d did not begin: %s", arguments.attempt, failure.words, exc_info=failure.unexpected)
         return failure.reason
-    leave = LeaveTime(expected_save_s(job), lambda: read_marks(arguments.scratch))
+    leave = LeaveTime(expected_save_s(job, launched.get("num_parameters")), lambda: read_marks(arguments.scratch))
     leave.learn_from(store)
     events = EventWriter(store, attempt=arguments.attempt, writer="node")
     handler = EventLogHandler(events)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from alpaca_jobs.spec import JobSpec
 from checkpoints.errors import StoreUnreachable
 from cluster.cloud.limit_watch import AFTER_S, MARGIN_S, WINDOW_S, LimitWatch, leaving_s
 from cluster.exits import Notice
-from cluster.plan import Placement, Pricing
+from cluster.plan import LaunchPlan, Placement, Pricing
 from cluster.recovery import StopReason
 
 PLACE = Placement("aws", "us-east-1", None, "m6i.large", Pricing.SPOT, 0.36, 2)  # 0.0002 USD a second, both machines
@@ -67,12 +68,15 @@ def test_a_long_save_moves_the_notice_forward_so_that_it_and_the_hard_end_fit_be
 
 def test_a_machine_is_bought_only_if_it_need_not_leave_as_it_comes() -> None:
     body = {"name": "demo", "data": {"num_rows": 8, "teacher": "offline"}, "store": "s3://b/r"}
-    small, large = (
+    jobs = (
         JobSpec.model_validate({**body, "train": {"model": model}, "compute": {"infra": "aws", **compute}})
         for model, compute in (("tiny-llama", {"workers": 1}), ("huggyllama/llama-7b", {"gpus": "A100-80GB:8"}))
     )
+    small, large = (LaunchPlan("demo-x3fkd", job, "s3://b/r", (PLACE,), 1, "0+test") for job in jobs)
     assert leaving_s(small) == WINDOW_S + MARGIN_S + AFTER_S
     assert leaving_s(large) > 200 + MARGIN_S + AFTER_S
+    told = replace(small, num_parameters=13_000_000_000)  # by its files, whatever it is called
+    assert leaving_s(told) > 400 + MARGIN_S + AFTER_S
 
 
 def test_the_teachers_newest_total_counts_even_while_the_store_does_not_answer() -> None:

@@ -273,4 +273,4 @@ def test_on_demand_is_a_question_only_where_machines_are_sold_on_spot(
     job = change_job(
         plan.job, {"store": "s3://b", "compute.infra": [infra], "compute.regions": None, "compute.spot": WHEN_NEEDED}
     )
-    assert policy_for(job, DEFAULT_TIMING, launched_at_s=0.0).on_demand == wanted
+    assert policy_for(replace(plan, job=job), DEFAULT_TIMING, launched_at_s=0.0).on_demand == wanted

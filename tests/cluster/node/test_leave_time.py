@@ -81,11 +81,12 @@ def test_a_supervisors_words_are_no_measurements() -> None:
 
 
 def test_before_anything_is_measured_the_models_size_counts() -> None:
-    seven_b = expected_save_s(a_job())
+    seven_b = expected_save_s(a_job(), None)
     assert seven_b == pytest.approx(162, abs=2)  # 81 GB at 500 MB/s
-    assert expected_save_s(a_job(num_nodes=2)) == pytest.approx(seven_b / 2)
-    assert expected_save_s(a_job(method="lora")) == 0.0
-    assert expected_save_s(a_job(model="mine")) == 0.0
+    assert expected_save_s(a_job(num_nodes=2), None) == pytest.approx(seven_b / 2)
+    assert expected_save_s(a_job(method="lora"), None) == 0.0
+    assert expected_save_s(a_job(model="mine"), None) == 0.0
+    assert expected_save_s(a_job(model="mine"), 8_000_000_000) == pytest.approx(192)  # as its files told at launch
 
 
 @pytest.mark.parametrize(("save_s", "cancel_s"), [(1.0, CANCEL_LEAST_S), (160.0, 245.0), (1000.0, CANCEL_MOST_S)])
