@@ -112,7 +112,7 @@ def test_a_cancel_in_any_phase_leaves_no_machine_and_buys_none(tmp_path: Path) -
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(told)], capture_output=True, text=True, env=environ, timeout=110
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, (done.returncode, done.stderr)
     found = json.loads(done.stdout.splitlines()[-1])
     assert [one["left"] for one in found.values()] == [[]] * len(PHASES)
     bought = {phase: one["bought"] for phase, one in found.items()}

@@ -118,7 +118,7 @@ class ALostRun:
             [sys.executable, "-c", PROGRAM, json.dumps(self.told), refusing, broken, lost],
             capture_output=True, text=True, env=environ, timeout=110,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, (done.returncode, done.stderr)
         lines = done.stdout.splitlines()
         assert lines[-1] == "LEFT 4"  # the task is as it was, for the next time
         return [line.removeprefix("TRIED ") for line in lines if line.startswith("TRIED ")]
