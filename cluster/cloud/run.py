@@ -131,7 +131,7 @@ class CloudRun:
 
     def decide(self) -> Decision:
         """What follows, by the table that the local supervisor uses too; a resume elsewhere or a cancel come first."""
-        history = [*self.history(), *self._refusals]
+        history = sorted([*self.history(), *self._refusals], key=_turn)
         if max(session_numbers(self.store), default="") > self._number:
             words = "Another launcher has resumed this run."
             return Decision(Action.FINISH, words, exit_code=3, reason=StopReason.SUPERSEDED)
@@ -281,6 +281,14 @@ def parts_left(store: Store, plan: LaunchPlan) -> tuple[PlanPart, ...]:
     """The plan's parts without those whose stages are done: rows that are all there are not written again."""
     commits = counting_commits(AttemptLog(store, LAYOUT).records(), list_commits(store, LAYOUT), LAYOUT)
     return plan.parts[-1:] if has_all_rows(store, commits) else plan.parts
+
+
+def _turn(stop: Stop) -> tuple[int, bool]:
+    """When it was this stop's turn: a refusal has the number of the attempt that was to be, and comes before its end.
+
+    Not by time, of which each machine has its own.
+    """
+    return stop.attempt, stop.reason is not StopReason.CAPACITY
 
 
 _REMEMBERED = frozenset({StopReason.PREEMPTED, StopReason.LOST, StopReason.NODE_FAILURE, StopReason.DONE})

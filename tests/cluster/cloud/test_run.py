@@ -189,6 +189,22 @@ def test_machines_that_came_but_did_not_get_ready_count_and_cost(tmp_path: Path)
     assert (run.decide().action, run.decide().exit_code) == (Action.GIVE_UP, 3)
 
 
+def test_machines_that_never_get_ready_end_the_run_although_other_places_have_none(tmp_path: Path) -> None:
+    cloud = ACloud(tmp_path, max_fruitless=3)
+    run, broken = cloud.run(), 0
+    for _ in range(20):
+        decision = run.decide()
+        if decision.action is not Action.RELAUNCH:
+            break
+        if decision.placements[0] == PLACES[-1]:
+            broken += 1
+            run.failed_launch(run.next_number(), PLACES[-1], seconds=60.0)
+        else:
+            run.refused(decision.placements[0], "no capacity")
+    assert (decision.action, decision.exit_code, broken) == (Action.GIVE_UP, 3, 3)
+    assert "3 attempts in a row ended without one new commit" in decision.words
+
+
 def test_a_session_that_was_resumed_elsewhere_launches_nothing_more_and_ends_nothing(tmp_path: Path) -> None:
     cloud = ACloud(tmp_path)
     old, new = cloud.run(), cloud.run()
