@@ -30,6 +30,7 @@ class RayMember:
         """
         began = time.monotonic()
         os.environ.update(private_environment(self._group))
+        import ray  # noqa: F401 - waits for the thread of `import_ray`: a submodule would be imported beside it, and fail
         from ray._private.parameter import RayParams
 
         from cluster.node.ray_runtime_small import SmallNode

@@ -20,6 +20,21 @@ from checkpoints.store import Store
 Store.open("file:///tmp/nothing-is-written-there").child("run")
 print(json.dumps(sorted(sys.modules)))
 """
+MEMBER = """
+import json, sys, types
+from cluster.node.node_group import NodeGroup
+from cluster.node.ray_runtime import import_ray
+from cluster.node.ray_runtime_member import RayMember
+
+class NoNode:
+    def __init__(self, params, **given):
+        print(json.dumps(params.gcs_address))
+
+sys.modules["cluster.node.ray_runtime_small"] = types.SimpleNamespace(SmallNode=NoNode)
+group = NodeGroup(1, ("127.0.0.1", "127.0.0.2"), 6479)
+import_ray(group)
+RayMember(num_cpus=1, group=group).join()
+"""
 RANK = """
 import json, sys
 from checkpoints.attempts import AttemptLog
@@ -71,6 +86,11 @@ def heavy(modules: list[str], names: tuple[str, ...]) -> list[str]:
 def test_a_node_begins_its_attempt_with_nothing_heavy_loaded() -> None:
     modules = run(NODE)
     assert heavy(modules, ("torch", "ray", "transformers", "fsspec", "aiohttp", "openai", "rich")) == []
+
+
+def test_a_machine_that_joins_while_ray_is_still_being_imported_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "one-that-all-machines-know")
+    assert run(MEMBER) == "127.0.0.1:6479"
 
 
 def test_a_rank_makes_its_first_step_with_what_a_step_needs(tmp_path: Path) -> None:
