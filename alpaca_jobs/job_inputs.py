@@ -7,7 +7,7 @@ from pathlib import Path
 from alpaca_jobs.errors import DataError, ModelError
 from alpaca_jobs.generation.seeds import check_seed_file
 from alpaca_jobs.spec import JobSpec
-from alpaca_jobs.training.hub import resolve_model
+from alpaca_jobs.training.hub import is_path, resolve_model
 
 
 def check_inputs(job: JobSpec) -> None:
@@ -36,7 +36,7 @@ def check_inputs(job: JobSpec) -> None:
 def _check_model(job: JobSpec) -> None:
     """A folder as base model, before rows are paid for that could not be trained on."""
     model, compute = job.train.model, job.compute
-    if not model.startswith(("/", ".", "~")):
+    if not is_path(model):
         return
     if compute.is_local:
         resolve_model(model)

@@ -15,7 +15,7 @@ import yaml
 
 from alpaca_jobs.errors import ModelError
 from alpaca_jobs.spec import TrainSpec
-from alpaca_jobs.training.hub import TINY_LLAMA
+from alpaca_jobs.training.hub import TINY_LLAMA, is_path
 from alpaca_jobs.training.run_models import is_run, run_model_folder
 
 _UNKNOWN = "not stated in the files at hand; look it up before you publish these weights"
@@ -96,5 +96,5 @@ def _text(value: Any) -> str:
 
 def shown_base(train: TrainSpec) -> str:
     """A model of the hub by its name; of somebody's disk or store the last part alone."""
-    is_elsewhere = "://" in train.model or train.model.startswith((".", "/", "~")) or Path(train.model).is_dir()
+    is_elsewhere = "://" in train.model or is_path(train.model) or Path(train.model).is_dir()
     return train.model.rstrip("/").rpartition("/")[2] if is_elsewhere else train.model

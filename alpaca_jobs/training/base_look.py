@@ -17,7 +17,7 @@ from alpaca_jobs.config_shapes import linear_layers
 from alpaca_jobs.spec import JobSpec, TrainSpec
 from alpaca_jobs.training.base_checks import check_base, check_token, layers_not_there
 from alpaca_jobs.training.base_model import INDEXES, SMALL_FILES, BaseModel, is_read_at_once, weight_files
-from alpaca_jobs.training.hub import TINY_LLAMA, HubSilent
+from alpaca_jobs.training.hub import TINY_LLAMA, HubSilent, is_path
 from alpaca_jobs.training.hub_base import fetch_base
 from alpaca_jobs.training.revision import cached_folder
 from alpaca_jobs.training.run_models import is_run, run_model_files
@@ -55,7 +55,7 @@ def look_at_base(job: JobSpec, *, limit_s: float = LOOK_S) -> Look:
         return Look()  # made from scratch; or a word that a program of the user's own understands
     if is_run(model):
         look = _at_run(model, limit_s=limit_s)
-    elif not model.startswith((".", "/", "~")):
+    elif not is_path(model):
         look = _at_hub(model, train.revision, limit_s=limit_s)
     elif path.is_dir():
         look = Look(folder_base(path, model))

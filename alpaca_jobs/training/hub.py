@@ -19,6 +19,13 @@ HUB_TIMEOUT_S = 15.0
 """Longest wait for the hub's answer to whether a model exists."""
 
 
+def is_path(model: str) -> bool:
+    """Whether a base model's name is a folder's path. What does not begin so is a name on the hub (spec_io.py makes an
+    absolute path of one that lies beside its job).
+    """
+    return model.startswith((".", "/", "~"))
+
+
 def resolve_model(model: str, *, weights: bool = False, timeout_s: float = HUB_TIMEOUT_S) -> str:
     """What from_pretrained should be given for a base model: a folder that exists, or a hub name that answers.
 
@@ -42,7 +49,7 @@ def resolve_model(model: str, *, weights: bool = False, timeout_s: float = HUB_T
                 "from_pretrained can load. Name the folder that holds config.json and the weights."
             )
         return str(path)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+    if is_path(model) or model.count("/") > 1:
         raise ModelError(
             f"train.model is {model}, but there is no such folder here. Give a folder with config.json in it, a name "
             f"on the Hugging Face hub (owner/name), or {TINY_LLAMA}."

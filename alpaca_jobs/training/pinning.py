@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from alpaca_jobs.errors import ModelError
-from alpaca_jobs.training.hub import HUB_TIMEOUT_S, TINY_LLAMA, HubSilent, ask_hub
+from alpaca_jobs.training.hub import HUB_TIMEOUT_S, TINY_LLAMA, HubSilent, ask_hub, is_path
 from alpaca_jobs.training.known_faults import check_config
 from alpaca_jobs.training.revision import cached_commit
 from alpaca_jobs.training.run_models import check_run_model, is_run
@@ -40,7 +40,7 @@ def pin_revision(
         ModelError: there is no such model or revision, a revision of something that has none, a run that has exported
             no whole model, or a folder with quantised weights.
     """
-    if model == TINY_LLAMA or is_run(model) or model.startswith((".", "/", "~")):
+    if model == TINY_LLAMA or is_run(model) or is_path(model):
         if revision is not None:
             raise ModelError(
                 f"train.revision is {revision}, but train.model is {model}, which is no model of the Hugging Face hub "

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from alpaca_jobs.errors import ModelError
+from alpaca_jobs.training.hub import is_path
 from alpaca_jobs.training.weights import StoredTensor, stored_tensors
 
 DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
@@ -162,7 +163,7 @@ def _find_folder(where: str, what: str) -> Path:
     path = Path(where).expanduser()
     if path.is_dir():
         return path
-    if where.count("/") == 1 and not where.startswith((".", "/", "~")):
+    if where.count("/") == 1 and not is_path(where):
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
 
