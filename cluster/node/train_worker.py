@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -208,8 +209,6 @@ class TrainWorker:
 
     def run(self, assignment: WorkerAssignment, dataset: Dataset) -> TrainResult:
         """Train from the newest good checkpoint to the last step, a notice, or an error."""
-        import torch.distributed as dist
-
         from alpaca_jobs.training.control import TrainContext
         from alpaca_jobs.training.loop import run_training
         from checkpoints.torch_bridge import Checkpointer
@@ -247,7 +246,7 @@ class TrainWorker:
             )
         finally:
             checkpointer.close()
-            dist.destroy_process_group()
+            part(on_gpu=assignment.on_gpu)
 
     def _meet(self, assignment: WorkerAssignment) -> None:
         """Join the default process group: gloo for tensors on the CPU, NCCL for those on a GPU."""
@@ -297,6 +296,20 @@ class TrainWorker:
     def notice(self, window_s: float) -> None:
         """The machine goes within this window: save if it fits, then end."""
         self._control.give_notice(window_s)
+
+
+def part(*, on_gpu: bool) -> None:
+    """Leave the default process group; for a `finally`. A rank that has failed on a GPU stays in it until the driver
+    ends its process, as it does with all of them.
+
+    NCCL leaves together with the other ranks of a machine, and they wait in a collective for this one: what it failed
+    of, such as a full GPU, would reach nobody before a watchdog ends the others, half an hour later. Source: torch
+    2.13, ProcessGroupNCCL::shutdown; NCCL's manual, ncclCommDestroy.
+    """
+    import torch.distributed as dist
+
+    if not on_gpu or sys.exc_info()[0] is None:
+        dist.destroy_process_group()
 
 
 def put_file(writer: CommitWriter, name: str, path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from alpaca_jobs.errors import TrainingError
 from alpaca_jobs.training.metrics import StepMetrics
 from cluster.events import seconds_of
-from cluster.node.train_worker import TrainWorker, WorkerAssignment, WorkerControl
+from cluster.node.train_worker import TrainWorker, WorkerAssignment, WorkerControl, part
 from cluster.phase import PhaseMarker, read_marks
 
 
@@ -50,3 +53,40 @@ def test_ranks_that_want_gpus_which_torch_cannot_use_say_why_before_they_meet(tm
     with pytest.raises(TrainingError, match="This machine's GPU cannot be used: torch"):
         TrainWorker(1)._meet(assignment)
     assert not torch.distributed.is_initialized()
+
+
+@pytest.fixture
+def no_group() -> Iterator[None]:
+    """Afterwards there is no process group, and nobody listens to warnings."""
+    ours = [logging.getLogger(name) for name in ("alpaca_jobs", "checkpoints", "cluster")]
+    before = [list(one.handlers) for one in ours]
+    yield
+    for one, handlers in zip(ours, before, strict=True):
+        one.handlers = handlers
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "fails", "stays"),
+    [(True, True, True), (True, False, False), (False, True, False), (False, False, False)],
+)
+def test_a_rank_that_fails_on_a_gpu_does_not_wait_for_the_others_to_leave(
+    on_gpu: bool, fails: bool, stays: bool, no_group: None, tmp_path: Path
+) -> None:
+    """NCCL's would: until all ranks of the machine leave, and they wait for this one."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+
+    def train() -> None:
+        try:
+            if fails:
+                raise MemoryError("CUDA out of memory")
+        finally:
+            part(on_gpu=on_gpu)
+
+    if fails:
+        with pytest.raises(MemoryError):
+            train()
+    else:
+        train()
+    assert dist.is_initialized() is stays
