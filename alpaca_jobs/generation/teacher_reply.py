@@ -90,7 +90,7 @@ def read_reply(body: bytes, *, is_chat: bool) -> Reply:
         where = "choices[0].message.content" if is_chat else "choices[0].text"
         raise Unusable(f"{where} is {str(text)[:60]!r}, finish_reason {finish_reason!r}", usage)
     # A lone surrogate is legal in JSON, but cannot be written as UTF-8 later.
-    return Reply(text.encode("utf-8", "replace").decode("utf-8"), str(finish_reason), usage)
+    return Reply(text.encode("utf-8", "replace").decode("utf-8"), str(finish_reason), _believed(usage))
 
 
 def _error_instead(data: Any) -> str:
@@ -119,13 +119,23 @@ def _streamed_error(body: bytes) -> str:
 
 
 def _read_usage(value: Any) -> Usage:
+    """Return what was used. Tokens that stand in the total alone are a completion's: xAI and Gemini leave those that a
+    model thinks with out of `completion_tokens`, and bill them at its price.
+    """
     if not isinstance(value, dict):
         return Usage()
-    counts = [value.get(key) for key in ("prompt_tokens", "completion_tokens")]
-    known = [
+    counts = [value.get(key) for key in ("prompt_tokens", "completion_tokens", "total_tokens")]
+    prompt, completion, total = (
         count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None for count in counts
-    ]
-    return Usage(known[0], known[1])
+    )
+    if prompt is not None and total is not None and total - prompt > (completion or 0):
+        completion = total - prompt
+    return Usage(prompt, completion)
+
+
+def _believed(usage: Usage) -> Usage:
+    """The usage of an answer with a text: no tokens at all is what a server writes that does not count them."""
+    return Usage(usage.prompt_tokens or None, usage.completion_tokens or None)
 
 
 @dataclass(frozen=True, slots=True)

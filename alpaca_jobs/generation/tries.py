@@ -44,6 +44,9 @@ UNUSABLE = "unusable"
 """Finish reason of a request whose every try gave garbage, or no answer in time."""
 END_OF_TEXT_BIAS = {"50256": -100}
 """Keeps a completions model from ending early with <|endoftext|>. Source: Stanford Alpaca, generate_instruction.py."""
+_MAY_BE_BILLED = (408, 504, 524)
+"""A gateway that waited no longer for the server behind it, which may be answering, and billing, all the same. Sources:
+RFC 9110, 15.6.5; Cloudflare, "Error 524"; Microsoft, "Plan to manage costs for Azure OpenAI" (a 408 is charged)."""
 _DISPENSABLE = ("logit_bias", "stop")
 """An answer without them is the same rows or more."""
 
@@ -147,7 +150,8 @@ class Tries:
         if status == 429:
             raise Fault(TeacherRateLimited, "HTTP 429, too many requests", is_temporary=True, retry_after_s=wait_s)
         if status in (408, 409) or status >= 500:
-            raise Fault(TeacherUnreachable, said, is_temporary=True, retry_after_s=wait_s)
+            usage = Usage() if status in _MAY_BE_BILLED else NOTHING
+            raise Fault(TeacherUnreachable, said, is_temporary=True, retry_after_s=wait_s, usage=usage)
         raise Fault(TeacherError, said, is_temporary=False)
 
     def shrink(self, max_tokens: int, number: int, said: str) -> int:

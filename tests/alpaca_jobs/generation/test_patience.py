@@ -123,3 +123,14 @@ def test_a_request_without_an_answer_in_time_is_given_up_at_its_worst_case() -> 
     assert asked.error.answer.at_most_usd == pytest.approx(2 * (worst or 0))
     own = _ask(hangs_up, timeout_s=0.3, max_retries=1, patience_s=0, **PRICED)
     assert isinstance(own.error, TeacherUnreachable), "a machine that serves its own teacher is not paid to wait for it"
+
+
+@pytest.mark.parametrize("status", [408, 504, 524])
+def test_a_gateway_that_waits_no_longer_may_have_cost_what_a_timeout_does(status: int) -> None:
+    """The server behind it may go on answering: waited for like one that is away, it would be asked for an hour."""
+    asked = _ask(lambda n, body: _error(status, "upstream timed out"), max_billed_retries=1, **PRICED)
+    assert len(asked.asked) == 2
+    assert isinstance(asked.error, TeacherGarbage), "a counted drop"
+    assert isinstance(asked.error.answer, TeacherAnswer)
+    worst = worst_try_usd(TeacherSpec(model="m", **PRICED), REQUEST.prompt, REQUEST.max_tokens)
+    assert asked.error.answer.at_most_usd == pytest.approx(2 * (worst or 0))

@@ -1,10 +1,13 @@
-"""What comes back where an answer should be: an error in its own words, however a server or a gateway sends it."""
+"""What comes back, however a server or a gateway sends it: errors in their own words, and every token."""
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
-from alpaca_jobs.generation.teacher_reply import Unusable, read_reply
+from alpaca_jobs.generation.teacher_reply import Unusable, Usage, read_reply
 
 
 @pytest.mark.parametrize(
@@ -25,3 +28,22 @@ def test_an_error_that_comes_as_an_answer_or_a_stream_is_repeated(body: bytes, w
         read_reply(body, is_chat=is_chat)
     assert words in str(caught.value)
     assert caught.value.usage.total is None, "what it cost is not known, so it counts at its worst case"
+
+
+@pytest.mark.parametrize(
+    ("said", "used"),
+    [
+        ({"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30}, Usage(10, 20)),
+        ({"prompt_tokens": 10, "completion_tokens": 20}, Usage(10, 20)),
+        ({"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 0}, Usage(10, 20)),
+        ({"prompt_tokens": 10, "total_tokens": 10}, Usage(10, None)),
+        # xAI and Gemini: what a model thinks with is billed, and stands in the total alone.
+        ({"prompt_tokens": 20, "completion_tokens": 151, "total_tokens": 553}, Usage(20, 533)),
+        ({"prompt_tokens": 20, "completion_tokens": None, "total_tokens": 553}, Usage(20, 533)),
+        # A gateway that counts nothing writes zeros.
+        ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, Usage(None, None)),
+    ],
+)
+def test_every_token_that_is_billed_is_counted_and_none_is_taken_for_nothing(said: dict[str, Any], used: Usage) -> None:
+    body = {"choices": [{"message": {"content": "Yes"}, "finish_reason": "stop"}], "usage": said}
+    assert read_reply(json.dumps(body).encode(), is_chat=True).usage == used
