@@ -249,9 +249,14 @@ class TrainWorker:
             part(on_gpu=assignment.on_gpu)
 
     def _meet(self, assignment: WorkerAssignment) -> None:
-        """Join the default process group: gloo for tensors on the CPU, NCCL for those on a GPU."""
+        """Join the default process group: gloo for tensors on the CPU, NCCL for those on a GPU.
+
+        NCCL meets with the first tensors, when models are loaded, and asks the store where. One that is handed in waits
+        five minutes, and a machine may read its model by more than that slower than another.
+        """
         import torch.distributed as dist
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
+        from torch.distributed.constants import default_pg_timeout
 
         from alpaca_jobs.training.cuda_here import refuse_without_cuda
 
@@ -264,6 +269,7 @@ class TrainWorker:
             return
         host, _, port = where.removeprefix("tcp://").rpartition(":")
         store = self._listening or TCPStore(host, int(port), is_master=False)
+        store.set_timeout(default_pg_timeout)  # connected by now: an address that cannot be reached is told in five
         dist.init_process_group(backend, store=store, rank=numbers[0], world_size=numbers[1])
 
     def export(self, order: ExportOrder, dataset: Dataset) -> str:

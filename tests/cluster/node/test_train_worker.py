@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
 
 from alpaca_jobs.errors import TrainingError
 from alpaca_jobs.training.metrics import StepMetrics
@@ -90,3 +91,14 @@ def test_a_rank_that_fails_on_a_gpu_does_not_wait_for_the_others_to_leave(
     else:
         train()
     assert dist.is_initialized() is stays
+
+
+def test_ranks_of_several_machines_wait_for_each_other_as_long_as_those_of_one(no_group: None, tmp_path: Path) -> None:
+    worker = TrainWorker(0)
+    assignment = WorkerAssignment(
+        job={}, store_uri="", run_id="r", attempt=1, world_size=1, rendezvous=worker.open_rendezvous("127.0.0.1"),
+        candidates=(), base_is_open=False, scratch=str(tmp_path),
+    )  # fmt: skip
+    worker._meet(assignment)
+    assert worker._listening.timeout == default_pg_timeout
+    assert default_pg_timeout.total_seconds() > 1000, "a machine may read a model by minutes slower than another"
