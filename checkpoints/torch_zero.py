@@ -193,10 +193,13 @@ def _untrained(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _make_moments(adam: torch.optim.Optimizer, flat: torch.Tensor) -> None:
+    """As the optimizer's first step would: torch's fused kernel reads its steps on the GPU, and refuses others."""
     kept = adam.state[flat]
     if len(kept) == 0:
         of_torch = type(adam).__module__.startswith("torch.")
-        kept["step"] = torch.tensor(0.0, dtype=torch.float32) if of_torch else 0
+        on_device = adam.defaults.get("fused") or adam.defaults.get("capturable")
+        place = flat.device if on_device else torch.device("cpu")
+        kept["step"] = torch.zeros((), dtype=torch.float32, device=place) if of_torch else 0
         kept["exp_avg"], kept["exp_avg_sq"] = torch.zeros_like(flat), torch.zeros_like(flat)
 
 

@@ -23,7 +23,7 @@ from checkpoints.store import Store
 from checkpoints.torch_bridge import Checkpointer
 from checkpoints.torch_flat import FlatShard, flat_boxes
 from checkpoints.torch_state import flatten_state
-from checkpoints.torch_zero import zero_state
+from checkpoints.torch_zero import _make_moments, zero_state
 
 RunRanks = Callable[..., list[tuple[str, str]]]
 
@@ -96,6 +96,18 @@ def test_an_engine_whose_state_is_not_in_reach_is_refused_in_words(changed: dict
         setattr(zero if owner else engine, attribute, value)
     with pytest.raises(StateMismatch, match=words):
         zero_state(engine)
+
+
+@pytest.mark.parametrize(("how", "place"), [({"fused": True}, "meta"), ({"capturable": True}, "meta"), ({}, "cpu")])
+def test_steps_are_made_where_torchs_adam_reads_them(how: dict[str, bool], place: str) -> None:
+    """The meta device stands for a GPU, where the first fused update refuses steps that lie on the CPU."""
+    flat = torch.zeros(4, device="meta")
+    adam = torch.optim.AdamW([flat], **how)  # type: ignore[arg-type]
+    _make_moments(adam, flat)
+    kept = adam.state[flat]
+    assert {name: tensor.device.type for name, tensor in kept.items()} == {
+        "step": place, "exp_avg": "meta", "exp_avg_sq": "meta"
+    }  # fmt: skip
 
 
 def _play(starts: dict[int, list[dict[str, Any]]], run_ranks: RunRanks) -> list[list[dict[str, Any]]]:
