@@ -21,6 +21,13 @@ _CONTEXT_WORDS = (  # OpenAI today, OpenAI's older models, vLLM, llama.cpp
     "max_tokens is too large",
     "exceeds the available context size",
 )
+_REFUSED_CODES = (CONTENT_FILTER, "content_policy_violation", "data_inspection_failed")  # Azure, gateways, Qwen
+_REFUSED_WORDS = (  # DeepSeek, OpenAI's reasoning models, OpenRouter, Qwen behind a gateway
+    "content exists risk",
+    "flagged as potentially violating",
+    "input was flagged",
+    "may contain inappropriate content",
+)
 _SCHEMA_WORDS = ("response format", "json schema", "structured output", "guided json", "guided decoding")
 """The parameter's name and its type's; what OpenAI and vLLM call it in words."""
 
@@ -154,8 +161,9 @@ class Complaint:
 
     @property
     def is_content_filter(self) -> bool:
-        """The prompt itself was refused (Azure answers 400 with this code)."""
-        return self.code == CONTENT_FILTER
+        """The prompt itself was refused for what it says, and others may not be: by a code, or in words alone."""
+        text = self.message.lower()
+        return self.code.lower() in _REFUSED_CODES or any(words in text for words in _REFUSED_WORDS)
 
     @property
     def is_quota_used_up(self) -> bool:

@@ -46,6 +46,8 @@ OUTPUT_FACTOR = 1.6
 """Tokens of a translation per token of its English source, for that price: a prior between Portuguese and Japanese."""
 _BEGIN_ANEW = "Move its folder away and translate again: what it was answered is asked, and paid for, again."
 _RAISE = "Start it again with a higher --max-usd: what was answered is kept, and not asked again."
+MAX_BARREN_ANSWERS = 200
+"""Answers without a single one of use before the teacher is given up: each is paid for, three for every text."""
 _REPORT_EVERY_S = 0.5
 _LIKE_ACTORS = 2  # as many as a job has if it says nothing
 
@@ -119,7 +121,7 @@ def translate_records(
     Raises:
         DataError: records of no known shape, or a folder of another translation.
         BudgetExceeded: what is left could cost more than `max_usd` allows; what was answered is kept.
-        TeacherError: the teacher does not answer.
+        TeacherError: the teacher does not answer, or not one of MAX_BARREN_ANSWERS answers is a translation.
         Superseded: the same translation was started again elsewhere.
     """
     units = translate.make_units(records)
@@ -156,6 +158,7 @@ class _Asking:
         self._is_demo = teacher.model == OFFLINE_MODEL
         self._waiting: deque[tuple[int, int, str | None]] = deque((place, 1, None) for place in range(len(units)))
         self._flying: dict[asyncio.Task[TeacherAnswer], tuple[int, int, float]] = {}  # place, number, when sent
+        self._useless: Counter[str] = Counter()  # answers, by reason
         self._on_progress, self._told_at = on_progress, 0.0
 
     async def run(self) -> None:
@@ -231,18 +234,35 @@ class _Asking:
         )
 
     def _take(self, place: int, number: int, answer: TeacherAnswer) -> None:
-        """Read an answer: keep it, ask again, or give the unit up."""
+        """Read an answer: keep it, ask again, or give the unit up.
+
+        Raises:
+            TeacherGarbage: none of many answers was of use; nothing more is asked.
+        """
         verdict = translate.judge(
             self.units[place], answer, language=self._language, source=self._source, is_demo=self._is_demo
         )
         if verdict.reason is None:
             self.made[place] = verdict.texts
-        elif number < translate.MAX_TRIES:
-            self.progress.again[verdict.reason] += 1
-            self._waiting.append((place, number + 1, verdict.reason))
         else:
-            self.failed[place] = verdict.reason
+            self._useless[verdict.reason] += 1
+            if not self.made and self._useless.total() >= MAX_BARREN_ANSWERS:
+                raise TeacherGarbage(self._hopeless(answer))
+            if number < translate.MAX_TRIES:
+                self.progress.again[verdict.reason] += 1
+                self._waiting.append((place, number + 1, verdict.reason))
+            else:
+                self.failed[place] = verdict.reason
         self.progress.done = len(self.made) + len(self.failed)
+
+    def _hopeless(self, answer: TeacherAnswer) -> str:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self._useless.most_common())
+        count = self._useless.total()
+        return (
+            f"None of the first {count:,} answers of {self._teacher.model} is a translation ({reasons}); "
+            f"the last one begins with {answer.text[:200]!r}. Nothing more is asked. Try another teacher, into another "
+            "OUT, and a few rows first."
+        )
 
     def _tell(self, *, at_once: bool = False) -> None:
         if at_once or time.monotonic() - self._told_at > _REPORT_EVERY_S:

@@ -245,7 +245,11 @@ def test_garbage_that_was_billed_is_part_of_the_cost() -> None:
         ("completions", _text("half of", "content_filter")),
         ("chat", _chat("content_filter", content=None)),
         ("chat", _chat(content=None, refusal="I can't help with that.")),
-        ("chat", _error(400, "The prompt was filtered", code="content_filter")),
+        ("chat", _error(400, "The prompt was filtered", code="content_filter")),  # Azure
+        ("chat", _error(400, "Content Exists Risk", code="invalid_request_error")),  # DeepSeek
+        ("chat", _error(400, "Invalid prompt: your prompt was flagged as potentially violating our usage policy.")),
+        ("chat", _error(400, "<400> InternalError.Algo", code="data_inspection_failed")),  # Qwen
+        ("chat", _error(403, "m1 requires moderation. Your input was flagged for violence")),  # OpenRouter
     ],
 )
 def test_a_refusal_is_an_answer_without_rows(api: str, reply: Reply) -> None:

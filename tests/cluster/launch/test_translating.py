@@ -15,9 +15,9 @@ import pytest
 
 from alpaca_jobs.data.record_files import Record
 from alpaca_jobs.data.translate import make_units
-from alpaca_jobs.errors import BudgetExceeded, DataError
+from alpaca_jobs.errors import BudgetExceeded, DataError, TeacherGarbage
 from alpaca_jobs.generation.offline_spec import OFFLINE_MODEL
-from alpaca_jobs.generation.offline_teacher import serve
+from alpaca_jobs.generation.offline_teacher import OfflineTeacher, running, serve
 from alpaca_jobs.spec import TeacherSpec
 from cluster.launch.translating import Progress, Translated, expected_usd, translate_records
 
@@ -75,6 +75,37 @@ def test_answers_that_stay_bad_are_dropped_with_their_reason(tmp_path: Path, mon
     assert {one.reason for one in found.dropped} <= {"empty", "cut_off", "untranslated", "malformed"}
     assert found.dropped[3].where == "rows.json item 4"
     assert len(asked(tmp_path / "log")) == 3 * len(ROWS)  # bounded
+
+
+class PrudishTeacher(OfflineTeacher):
+    """Refuses one text for what it says, however often it is asked, as DeepSeek does."""
+
+    def answer(self, body: dict[str, Any], *, is_chat: bool) -> tuple[int, dict[str, Any], dict[str, str]]:
+        if "Tell me of 107 " in body["messages"][0]["content"]:
+            return 400, {"error": {"message": "Content Exists Risk", "code": "invalid_request_error"}}, {}
+        return super().answer(body, is_chat=is_chat)
+
+
+def test_a_row_that_the_provider_refuses_is_left_out_and_the_others_are_translated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alpaca_jobs.generation.offline_translation.FLAW_SHARE", 0.0)
+    with running(PrudishTeacher(refuses_some=False)) as server:
+        found = run(tmp_path / "state", spec(server.base_url, 0.0))
+    assert [(one.place, one.reason) for one in found.dropped] == [(7, "refused")]
+    assert len(found.rows) == len(ROWS) - 1
+
+
+def test_a_teacher_that_translates_nothing_is_not_paid_for_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alpaca_jobs.generation.offline_translation.FLAW_SHARE", 1.0)
+    monkeypatch.setattr("cluster.launch.translating.MAX_BARREN_ANSWERS", 20)
+    with serve(log=tmp_path / "log", refuses_some=False) as server:
+        for _ in range(2):
+            with pytest.raises(TeacherGarbage, match=r"None of the first 20 answers of offline-demo is a translation"):
+                run(tmp_path / "state", spec(server.base_url, 0.0))
+            assert len(asked(tmp_path / "log")) <= 20 + 4, "and those under way; a second start finds them"
 
 
 def test_the_budget_is_never_crossed_and_what_was_paid_is_kept(tmp_path: Path) -> None:
