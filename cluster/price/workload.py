@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from alpaca_jobs.known_models import SizedModel, size_of
-from alpaca_jobs.spec import JobSpec
+from alpaca_jobs.spec import JobSpec, TrainSpec
 from cluster.errors import PlanError
 from cluster.price.memory_fit import trained_parameters
 from cluster.price.throughput import FLOPS_PER_PARAMETER_AND_TOKEN, flops_per_parameter
@@ -74,7 +74,7 @@ def workload_of(
     """Count a job's training.
 
     Args:
-        num_rows: rows to train on; None for data.num_rows when they are generated.
+        num_rows: rows to train on (of recipe pretrain: documents); None for data.num_rows when they are generated.
         tokens_per_row: mean of real tokens; None for Alpaca's average when the rows are Alpaca's.
         num_parameters: None for what is known of the model by its name, or for what its name says.
         source: where `tokens_per_row` comes from.
@@ -115,7 +115,7 @@ def workload_of(
                 "Say how many there are: estimate --row-tokens 1000"
             )
         tokens_per_row, source = ALPACA_TOKENS_PER_ROW, f"{ALPACA_TOKENS_PER_ROW:.0f} a row, as in Alpaca's own data"
-    tokens_per_row = min(tokens_per_row, train.max_length)
+    num_rows, tokens_per_row = _as_trained_on(train, num_rows, tokens_per_row)
     held_out = 0.0 if train.eval is None else num_rows * (train.eval.fraction or 0.0)
     num_rows = max(1, round(num_rows - held_out))
     steps_of_epoch = math.ceil(num_rows / train.global_batch_size)
@@ -131,3 +131,14 @@ def workload_of(
         flops_per_parameter=flops_per_parameter(train), guess=guess,
         active=model.active_parameters if model.shape.idle_parameters else None, base_bytes=base_bytes,
     )  # fmt: skip
+
+
+def _as_trained_on(train: TrainSpec, num_rows: int, tokens_per_row: float) -> tuple[int, float]:
+    """Rows of training, and the mean of their tokens: what is longer than max_length is cut off, but the documents of
+    recipe pretrain are cut into rows and packed, so that all of their tokens are trained on.
+    """
+    if train.recipe != "pretrain":
+        return num_rows, min(tokens_per_row, train.max_length)
+    tokens = num_rows * tokens_per_row
+    packed = max(1, math.ceil(tokens / train.max_length))
+    return packed, tokens / packed

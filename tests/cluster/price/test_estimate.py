@@ -90,6 +90,15 @@ def test_what_the_caller_counted_is_used() -> None:
     assert work == Workload(10**9, 24, 3 * 500_000.0, "given", row_tokens=500.0)
 
 
+def test_long_rows_are_cut_but_all_tokens_of_documents_are_trained_on() -> None:
+    rows = job(data={"from": "x.json"}, train__epochs=1)
+    assert workload_of(rows, num_rows=1000, tokens_per_row=5120.0).tokens == 512_000
+    documents = job(data={"from": "x.json"}, train__epochs=1, train__recipe="pretrain")
+    found = [workload_of(documents, num_rows=1000, tokens_per_row=tokens) for tokens in (5120.0, 51.2)]
+    assert [(one.tokens, one.steps) for one in found] == [(5_120_000, 79), (51_200, 1)]  # 10,000 and 100 rows of 512
+    assert [one.row_tokens for one in found] == [512, 512]
+
+
 def test_seven_b_at_half_the_peak_is_eleven_minutes() -> None:
     """FACTS: 8.1e17 FLOPs; at 50 % of 8 A100 it is 11 minutes."""
     seconds = Throughput(8, 312e12, 0.5).seconds(num_parameters=6.74e9, tokens=3 * 6.66e6)
