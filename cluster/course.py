@@ -28,7 +28,7 @@ class Course:
         restart_s: the same at every start that goes on from a save, state loaded instead.
         away_s: mean time from a loss to the next machine's boot: noticing, and waiting for capacity; not billed.
         save_interval_s: work between two saves.
-        finish_s: from the last step to the end: export; billed.
+        finish_s: from the last step to the end: its save, and the export; billed.
         losses_per_hour: preemptions an hour while any machine is held, for all machines of the job together.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from alpaca_jobs.spec import DataSpec, JobSpec
 from cluster.course import Course
@@ -19,6 +19,22 @@ STATE_BYTES_PER_PARAMETER = (
     12  # a checkpoint, of what is trained: float32 parameter and AdamW's two moments, 81 GB for a 7B
 )
 EXPORT_BYTES_PER_PARAMETER = 4  # the finished model, float32
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What saving does to a training on GPUs.
+
+    Attributes:
+        each_s: until a save is in the store. Training goes on meanwhile, but the next save has to wait for it.
+        interval_s: between two saves.
+        steps_s: of all steps, were there no saves; all_s: with the waits for these.
+    """
+
+    each_s: float
+    interval_s: float
+    steps_s: float
+    all_s: float
 
 
 def base_bytes(work: Workload) -> float:
@@ -39,8 +55,44 @@ def training_course(place: Placement, job: JobSpec, work: Workload, assumed: Ass
     """
     if place.gpus is None:
         return _course_without_gpus(place, job, work, assumed)
+    saving = saving_of(place, job, work, assumed)
+    base_s = base_bytes(work) / assumed.transfer_bytes_per_s  # every machine fetches all of it
+    exported = work.num_parameters if job.export.merge else work.trained_parameters
+    is_given = work.given_s is not None
+    return Course(
+        work_s=saving.all_s,
+        work_spread=0.0 if is_given else assumed.speed_on(place.gpus.partition(":")[0]).spread,
+        start_s=assumed.boot_s + base_s,
+        restart_s=assumed.boot_s + saving.each_s + (0.0 if work.trained is None else base_s),
+        away_s=assumed.away_s,
+        save_interval_s=saving.interval_s,
+        losses_per_hour=_losses_per_hour(place, assumed),
+        finish_s=(0.0 if is_given else saving.each_s)  # the last step's, which all machines save
+        + EXPORT_BYTES_PER_PARAMETER * exported / assumed.transfer_bytes_per_s,  # by one node
+    )
+
+
+def saving_of(place: Placement, job: JobSpec, work: Workload, assumed: Assumptions) -> Saving:
+    """How often training on GPUs is saved, and how long it waits for that: where a fixed interval is shorter than a
+    save takes, and none is passed over (checkpoints.when_busy), the interval takes as long as the save.
+
+    Raises:
+        PlanError: a GPU whose peak is not known.
+    """
+    steps_s = _steps_s(place, work, assumed)
+    each_s = STATE_BYTES_PER_PARAMETER * work.trained_parameters / place.num_nodes / assumed.transfer_bytes_per_s
+    interval = job.checkpoints.interval_steps
+    if not isinstance(interval, int) or not work.steps:
+        return Saving(each_s, max(assumed.save_interval_s, each_s), steps_s, steps_s)
+    saves_s = work.steps // interval * each_s if job.checkpoints.when_busy == "wait" else 0.0
+    return Saving(each_s, max(interval * steps_s / work.steps, each_s), steps_s, max(steps_s, saves_s))
+
+
+def _steps_s(place: Placement, work: Workload, assumed: Assumptions) -> float:
+    """Seconds of all training steps, without a save; of a command, what the job says."""
     if work.given_s is not None:
-        return _course_with_gpus(place, job, work, assumed, work_s=work.given_s, spread=0.0)
+        return work.given_s
+    assert place.gpus is not None
     gpu = place.gpus.partition(":")[0]
     peak = peak_flops(gpu, infra=place.infra, instance_type=place.instance_type)
     if peak is None:
@@ -48,33 +100,9 @@ def training_course(place: Placement, job: JobSpec, work: Workload, assumed: Ass
             f"The bfloat16 peak of {gpu} ({place.instance_type} in {place.name}) is not known, so training there "
             "cannot be priced. Take another GPU, or measure with a short run: train.max_steps: 20."
         )
-    speed = assumed.speed_on(gpu)
-    throughput = Throughput(num_gpus(place), peak, speed.mfu, flops_per_parameter=work.flops_per_parameter)
-    work_s = throughput.seconds(num_parameters=work.active_parameters, tokens=work.tokens)
-    return _course_with_gpus(place, job, work, assumed, work_s=work_s, spread=speed.spread)
-
-
-def _course_with_gpus(
-    place: Placement, job: JobSpec, work: Workload, assumed: Assumptions, *, work_s: float, spread: float
-) -> Course:
-    byte_s = work.num_parameters / place.num_nodes / assumed.transfer_bytes_per_s  # one byte of every parameter
-    trained_s = work.trained_parameters / place.num_nodes / assumed.transfer_bytes_per_s  # and of what is trained
-    base_s = base_bytes(work) / assumed.transfer_bytes_per_s  # every machine fetches all of it
-    interval = job.checkpoints.interval_steps
-    return Course(
-        work_s=work_s,
-        work_spread=spread,
-        start_s=assumed.boot_s + base_s,
-        restart_s=assumed.boot_s + STATE_BYTES_PER_PARAMETER * trained_s + (0.0 if work.trained is None else base_s),
-        away_s=assumed.away_s,
-        save_interval_s=interval * work_s / work.steps
-        if isinstance(interval, int) and work.steps
-        else assumed.save_interval_s,
-        losses_per_hour=_losses_per_hour(place, assumed),
-        finish_s=EXPORT_BYTES_PER_PARAMETER
-        * (byte_s if job.export.merge else trained_s)
-        * place.num_nodes,  # by one node
-    )
+    mfu = assumed.speed_on(gpu).mfu
+    throughput = Throughput(num_gpus(place), peak, mfu, flops_per_parameter=work.flops_per_parameter)
+    return throughput.seconds(num_parameters=work.active_parameters, tokens=work.tokens)
 
 
 def generation_course(

@@ -241,12 +241,15 @@ def state_gb(work: Workload) -> float:
 
 
 def _egress_usd(case: _Case, game: Played) -> float:
-    """State read again in another region after each loss; beside adapters, a base model in a store as well, by every
-    machine. One of the hub's is fetched for nothing.
+    """State that crosses regions: read where a loss took the run to, and every save from there, as the store does not
+    move; beside adapters, a base model in a store is read as well, by every machine. The hub's is fetched for nothing.
     """
+    if len({place.name for place in case.plan.candidates}) == 1:
+        return 0.0  # there is no other
     reads_base = case.work.trained is not None and "://" in case.plan.job.train.model
     base_gb = case.plan.num_nodes * base_bytes(case.work) / _GB if reads_base else 0.0
-    return game.losses * (state_gb(case.work) + base_gb) * case.assumed.egress_usd_per_gb
+    moved_gb = game.saves_away * state_gb(case.work) + game.losses_away * (state_gb(case.work) + base_gb)
+    return moved_gb * case.assumed.egress_usd_per_gb
 
 
 def kept_gb(plan: LaunchPlan, work: Workload) -> float:

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.course import Course, expected
-from cluster.plan import SECONDS_PER_HOUR, LaunchPlan, Placement
+from cluster.plan import SECONDS_PER_HOUR, LaunchPlan
 from cluster.price.assumptions import PRIOR, Assumptions
-from cluster.price.courses import base_bytes, num_gpus, training_course
+from cluster.price.courses import base_bytes, num_gpus, saving_of, training_course
 from cluster.price.estimate import kept_gb, state_gb
 from cluster.price.hardware import peak_flops
 from cluster.price.served_cost import COMPARED_API, SERVED_SOURCE, START_S, at_an_api_usd
@@ -18,6 +18,8 @@ from cluster.price.teacher_cost import BATCH_SOURCE, SIZES_SOURCE, TeacherEstima
 from cluster.price.workload import Workload
 
 _OURS = f"{PRIOR}: ours, not measured yet"
+WAITING = "waiting for saves"
+"""A factor that is there only where a fixed interval is shorter than a save takes."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def factors(
     else:
         found += list(_of_work(plan, work))
     if course is not None and work.given_s is None:
-        found += list(_of_speed(first, work, assumed, course))
+        found += list(_of_speed(plan, work, assumed, course))
     if first.infra != "local" and course is not None:
         found += list(_of_losses(assumed, course, is_spot=course.losses_per_hour > 0))
         found += list(_of_store(plan, work, assumed))
@@ -116,13 +118,13 @@ def _of_work(plan: LaunchPlan, work: Workload) -> Iterator[Factor]:
     yield Factor("training FLOPs", flops, "FLOPs", words, f"PaLM, arXiv:2204.02311, appendix B{guessed}")
 
 
-def _of_speed(place: Placement, work: Workload, assumed: Assumptions, course: Course) -> Iterator[Factor]:
-    hours = course.work_s / SECONDS_PER_HOUR
+def _of_speed(plan: LaunchPlan, work: Workload, assumed: Assumptions, course: Course) -> Iterator[Factor]:
+    place = plan.candidates[0]
     measured = assumed.steps_on(place.instance_type)
     if place.gpus is None:
         assert measured is not None
         words, source = f"{work.steps:,} steps x {measured.step_s:.3g} s", measured.source
-        yield Factor("training time", hours, "h", words, source)
+        yield Factor("training time", course.work_s / SECONDS_PER_HOUR, "h", words, source)
         words = "start, saves, what lies between the stages, export"
         yield Factor("the rest", course.start_s / 60, "min", words, source)
         return
@@ -131,12 +133,21 @@ def _of_speed(place: Placement, work: Workload, assumed: Assumptions, course: Co
     speed = assumed.speed_on(gpu)
     yield Factor("peak of a GPU", peak, "FLOPs/s", f"{gpu}, bfloat16, dense", "NVIDIA's data sheets")
     yield Factor("MFU", speed.mfu, "", f"{speed.mfu:.0%}, give or take {speed.spread:.0%}", speed.source)
-    words = f"FLOPs / ({num_gpus(place)} GPUs x peak x MFU)"
-    yield Factor("training time", hours, "h", words, "the three above")
+    words, saving = f"FLOPs / ({num_gpus(place)} GPUs x peak x MFU)", saving_of(place, plan.job, work, assumed)
+    yield Factor("training time", saving.steps_s / SECONDS_PER_HOUR, "h", words, "the three above")
+    every = plan.job.checkpoints.interval_steps
+    if isinstance(every, int) and saving.all_s > saving.steps_s:
+        words = (
+            f"checkpoints.interval_steps is {every}, {every * saving.steps_s / work.steps:.0f} s of training, but a "
+            f"save of {state_gb(work):.3g} GB takes {saving.each_s:.0f} s, and the next one waits for it; auto saves "
+            "as often as it can without a wait"
+        )
+        yield Factor(WAITING, (saving.all_s - saving.steps_s) / SECONDS_PER_HOUR, "h", words, _OURS)
     fetched = f"{base_bytes(work) / 1e9:.3g} GB{'' if work.base_bytes is None else ', as its files say'}"
     words = f"boot and install {assumed.boot_s / 60:.0f} min, then the base model ({fetched})"
     yield Factor("set-up", course.start_s / 60, "min", words, _OURS)
-    yield Factor("export", course.finish_s / 60, "min", "the model to the store, by one node", _OURS)
+    words = "the last save, then the model to the store, by one node"
+    yield Factor("export", course.finish_s / 60, "min", words, _OURS)
 
 
 def _of_losses(assumed: Assumptions, course: Course, *, is_spot: bool) -> Iterator[Factor]:
@@ -161,7 +172,7 @@ def _of_store(plan: LaunchPlan, work: Workload, assumed: Assumptions) -> Iterato
     yield Factor("checkpoints kept", kept, "GB", words, source)
     words = f"a save writes {state_gb(work) * 1e9 / assumed.request_bytes:,.0f} blocks of 16 MiB"
     yield Factor("store requests", assumed.write_usd * 1e6, "USD per million", words, "S3 Standard, us-east-1, 2024")
-    words = f"the state, {state_gb(work):.3g} GB, after each loss in another region"
+    words = f"the state, {state_gb(work):.3g} GB, read where a loss takes the run to, and at every save from there"
     yield Factor("egress", assumed.egress_usd_per_gb, "USD per GB", words, "AWS, between its regions in the US, 2024")
 
 

@@ -159,6 +159,19 @@ def test_plan_before_a_launch_shows_the_price_of_the_whole_job(tmp_path: Path, m
     assert any("limits.teacher_max_usd, $1.00, is below the $" in told for _, told in summary.rows)
 
 
+def test_a_plan_says_that_training_would_wait_for_its_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def told(interval: int | str) -> list[str]:
+        job = change_job(parse_job(example_text("alpaca-7b")), {"checkpoints.interval_steps": interval})
+        priced = starting.price(job, contact=False)
+        return [text for _, text in plan_view.plan_grids(priced.plan, priced)[0].rows if "wait" in text]
+
+    (line,) = told(50)
+    assert line.startswith("Training would wait 51 min 12 s for saves: checkpoints.interval_steps is 50, 33 s of ")
+    assert told("auto") == []
+
+
 def test_launch_shows_an_estimate_where_there_is_a_bill(cli: Cli, job_file: Callable[..., str]) -> None:
     assert "after a first run" not in cli("launch", job_file("demo"), "--dry-run").stdout
     prices = {"price_per_million_input_usd": 1, "price_per_million_output_usd": 1}

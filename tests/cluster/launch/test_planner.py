@@ -153,8 +153,8 @@ def test_auto_takes_the_cheapest_shape_that_holds_the_model_and_says_why() -> No
     assert [(p.region, p.gpus) for p in found.candidates] == [("r1", "L40S:4"), ("r2", "L40S:4")]
     assert found.world_size == 4
     assert found.notes[0] == (
-        "gpus: auto took L40S:4, expected to finish the training for least, set-up counted: L40S:4 1.53 USD in 0.52 h; "
-        "then A100-80GB:8 2.71 USD in 0.34 h. It fits: 6.74 B parameters, all trained, engine fsdp on 4 x L40S, 1,024 "
+        "gpus: auto took L40S:4, expected to finish the training for least, set-up counted: L40S:4 1.67 USD in 0.56 h; "
+        "then A100-80GB:8 3.09 USD in 0.39 h. It fits: 6.74 B parameters, all trained, engine fsdp on 4 x L40S, 1,024 "
         "tokens in a micro batch: 35.8 GiB on each GPU (weights 6.3, gradients 6.3, optimizer 12.6, gathered 3.8, "
         "activations 6.8), and 92% of its 45 GiB can be used."
     )

@@ -55,6 +55,23 @@ def test_mean_number_of_losses_is_hazard_times_time_held() -> None:
     assert sum(game.losses for game in games) / held_hours == pytest.approx(0.5, rel=0.05)
 
 
+def test_every_second_machine_is_in_another_region_than_the_store_and_saves_from_there() -> None:
+    course = replace(CALM, start_s=0, restart_s=0, save_interval_s=7200, losses_per_hour=0.5)
+    games = play(course, draws=300, seed=0)  # the only save is the last step's
+    assert {game.losses for game in games} >= {0, 1, 2, 3}
+    for game in games:
+        assert (game.saves_away, game.losses_away) == (game.losses % 2, (game.losses + 1) // 2)
+
+
+def test_what_was_saved_before_a_loss_is_not_saved_again_elsewhere() -> None:
+    course = replace(CALM, start_s=0, restart_s=20_000, save_interval_s=4000, losses_per_hour=0.1)
+    once = [game for game in play(course, draws=300, seed=0) if game.losses == 1]
+    had_saved = [game for game in once if game.billed_s > 20_000]
+    assert 0 < len(had_saved) < len(once)
+    assert {game.saves_away for game in had_saved} == {1}
+    assert {game.saves_away for game in once if game.billed_s < 20_000} == {2}
+
+
 def test_run_that_is_lost_before_every_save_never_finishes() -> None:
     (game,) = play(replace(CALM, losses_per_hour=3600.0, save_interval_s=7200), draws=1, seed=0)
     assert math.isinf(game.wall_s)
