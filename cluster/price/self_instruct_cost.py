@@ -5,7 +5,7 @@
     classification = instances = N                       one request of each for every instruction kept
 
 Sizes are those of the prompts that alpaca_jobs/generation/self_instruct_forms.py writes from the job's seed tasks, at
-four characters a token; answers are taken to be as long as what the seed tasks themselves hold.
+four bytes a token; answers are taken to be as long as what the seed tasks themselves hold.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from alpaca_jobs.generation import self_instruct_forms as forms
 from alpaca_jobs.generation.request_maker import sample
 from alpaca_jobs.generation.seeds import SeedTask
 from alpaca_jobs.spec import DataSpec, TeacherSpec
-from cluster.node.row_count import CHARACTERS_PER_TOKEN
+from cluster.node.row_count import num_tokens
 from cluster.price.asked_stage import AskedStage
 
 ROWS_PER_INSTRUCTION = 82_439 / 52_445
@@ -47,7 +47,7 @@ def self_instruct_stages(
     lists = math.ceil(instructions / (new * accept_rate))
     is_json = isinstance(data.teacher, TeacherSpec) and data.teacher.answer_format == "json"
     verdict = _VERDICT_JSON if is_json else _VERDICT_TEXT
-    list_tokens = new * (_LIST_NUMBER_TOKENS + statistics.fmean(_tokens(seed.instruction) for seed in seeds))
+    list_tokens = new * (_LIST_NUMBER_TOKENS + statistics.fmean(num_tokens(seed.instruction) for seed in seeds))
     return (
         AskedStage(
             "instruction lists", lists, _list_prompt(data, seeds, shown, as_json=is_json),
@@ -57,9 +57,9 @@ def self_instruct_stages(
         AskedStage(
             "classification tests", instructions,
             statistics.fmean(
-                _tokens(forms.classification_prompt(one.instruction, seeds, as_json=is_json)) for one in seeds
+                num_tokens(forms.classification_prompt(one.instruction, seeds, as_json=is_json)) for one in seeds
             ),
-            max(1.0, _tokens(verdict)), "one for every instruction kept",
+            max(1.0, num_tokens(verdict)), "one for every instruction kept",
         ),
         AskedStage(
             "instances", instructions, _by_kind(data, seeds, is_json=is_json),
@@ -95,7 +95,9 @@ def _list_prompt(data: DataSpec, seeds: Sequence[SeedTask], shown: int, *, as_js
         for number in range(1, _SAMPLES + 1)
     )
     limit = data.max_tasks_per_request
-    return statistics.fmean(_tokens(forms.instructions_prompt(one, num_tasks=limit, as_json=as_json)) for one in texts)
+    return statistics.fmean(
+        num_tokens(forms.instructions_prompt(one, num_tasks=limit, as_json=as_json)) for one in texts
+    )
 
 
 def _by_kind(data: DataSpec, seeds: Sequence[SeedTask], *, is_json: bool) -> float:
@@ -103,7 +105,7 @@ def _by_kind(data: DataSpec, seeds: Sequence[SeedTask], *, is_json: bool) -> flo
     mean = 0.0
     for is_classification, share in ((True, CLASSIFICATION_SHARE), (False, 1 - CLASSIFICATION_SHARE)):
         sizes = [
-            _tokens(
+            num_tokens(
                 forms.instances_prompt(
                     seed.instruction, seeds, is_classification=is_classification,
                     max_instances=data.max_instances, as_json=is_json,
@@ -117,7 +119,7 @@ def _by_kind(data: DataSpec, seeds: Sequence[SeedTask], *, is_json: bool) -> flo
 
 def _instance_tokens(seeds: Sequence[SeedTask]) -> float:
     """One instance as the answer writes it: its two labels, its input and its output."""
-    return statistics.fmean(_tokens(f"Example 1\nInput: {seed.input}\nOutput: {seed.output}\n") for seed in seeds)
+    return statistics.fmean(num_tokens(f"Example 1\nInput: {seed.input}\nOutput: {seed.output}\n") for seed in seeds)
 
 
 def _at_most(tokens: float, stage_limit: int, data: DataSpec) -> float:
@@ -126,7 +128,3 @@ def _at_most(tokens: float, stage_limit: int, data: DataSpec) -> float:
         return min(tokens, stage_limit)
     limit = data.teacher.max_tokens
     return min(tokens, limit if data.teacher.api == "chat" else min(limit, stage_limit))
-
-
-def _tokens(text: str) -> float:
-    return len(text) / CHARACTERS_PER_TOKEN

@@ -21,7 +21,7 @@ AUTO_IN_FLIGHT = 32
 """Requests in flight that each actor comes to where the job leaves it to `auto`; ours, not measured yet."""
 
 BATCH_SOURCE = "prior, an upper bound: OpenAI's Batch API guide, answered within 24 h"
-SIZES_SOURCE = "kinds: Self-Instruct, table 1; tokens: the recipe's own prompts and seeds, characters / 4"
+SIZES_SOURCE = "kinds: Self-Instruct, table 1; tokens: the recipe's own prompts and seeds, bytes / 4"
 
 
 @dataclass(frozen=True)

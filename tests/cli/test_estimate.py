@@ -92,7 +92,7 @@ def test_rows_of_a_file_are_counted_and_unknown_models_are_asked_about(
     found = json.loads(cli("estimate", path, "--parameters", "7e9", "--json").stdout)
     tokens = next(one for one in found["factors"] if one["name"] == "training tokens")
     assert 3 * 500 * 130 < tokens["value"] < 3 * 500 * 170
-    assert "characters of rows.json / 4 (prior)" in tokens["source"]
+    assert "bytes of rows.json / 4 (prior)" in tokens["source"]
     fewer = json.loads(cli("estimate", path, "--parameters", "7e9", "--rows", "100", "--json").stdout)
     assert fewer["candidates"][0]["hours"]["p50"] < found["candidates"][0]["hours"]["p50"]
 
