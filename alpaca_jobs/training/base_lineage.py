@@ -56,13 +56,11 @@ def base_lineage(train: TrainSpec) -> BaseLineage:
 
 def _find(train: TrainSpec, name: str) -> Path | None:
     """A file of the base model, where it lies on this machine."""
-    folder = Path(train.model).expanduser()
-    if is_run(train.model):
+    if is_run(train.model) or is_path(train.model):
         try:
-            folder = run_model_folder(train.model)
+            folder = run_model_folder(train.model) if is_run(train.model) else Path(train.model).expanduser()
         except ModelError:
             return None
-    if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -96,5 +94,5 @@ def _text(value: Any) -> str:
 
 def shown_base(train: TrainSpec) -> str:
     """A model of the hub by its name; of somebody's disk or store the last part alone."""
-    is_elsewhere = "://" in train.model or is_path(train.model) or Path(train.model).is_dir()
+    is_elsewhere = is_run(train.model) or is_path(train.model)
     return train.model.rstrip("/").rpartition("/")[2] if is_elsewhere else train.model

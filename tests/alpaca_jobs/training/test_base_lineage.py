@@ -88,17 +88,20 @@ def test_the_card_tells_recipe_cost_evaluation_and_where_the_data_card_is() -> N
         assert absent not in plain
 
 
-def test_a_folder_named_like_a_model_of_the_hub_is_shown_as_a_folder(
+def test_a_folder_where_we_stand_is_not_taken_for_a_model_of_the_hub_with_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     (tmp_path / "models").mkdir()
     _base(tmp_path / "models" / "base", README_md="---\nlicense: mit\n---\n")
-    train = TrainSpec(model="models/base")
-    lineage = base_lineage(train)
-    card = render_model_card(train, CardFacts(**{**FACTS.__dict__, "base": lineage}))
-    assert lineage.facts["base model"] == "base"
-    assert "base_model" not in yaml.safe_load(card.split("---\n")[1]), "the hub's models/base is another one"
+    for model, name, licence in (("models/base", "models/base", ""), ("./models/base", "base", "mit")):
+        train = TrainSpec(model=model)
+        lineage = base_lineage(train)
+        assert (lineage.facts["base model"], lineage.licence) == (name, licence)
+        card = render_model_card(train, CardFacts(**{**FACTS.__dict__, "base": lineage}))
+        head = yaml.safe_load(card.split("---\n")[1])
+        assert head.get("base_model") == (model if name == model else None), "a folder on somebody's disk is no name"
 
 
 @pytest.mark.parametrize("licence", ["Apache 2.0: yes", "a\nb", "mit, apache-2.0", ""])
