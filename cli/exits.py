@@ -146,9 +146,14 @@ def tell(error: Exception) -> int:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         render.say(f"{where}{error.strerror}. {known[1]}")
         return known[0]
+    if isinstance(error, RuntimeError) and str(error).startswith(_HOMELESS):
+        render.say("HOME is not set, and this system has no home folder for you. Set one: export HOME=/your/folder")
+        return ExitCode.SURROUNDINGS_FAILED
     return _tell_unexpected(error)
 
 
+_HOMELESS = "Could not determine home directory"
+"""How pathlib begins where a user has none, as in a container that runs under a number that nobody has."""
 _ROOM = "Make room, there or in the folder for temporary files (TMPDIR), and call the command again."
 _OTHER_PLACE = (
     "Name a place that you may write to; alpaca-jobs keeps its own notes in $ALPACA_JOBS_HOME (~/.alpaca-jobs)."

@@ -17,6 +17,7 @@ from cli import render
 from cli.entry import run
 from cli.exits import ExitCode, MissingExtra, Refused, code_of, guarded, require_modules, settle, tell
 from cluster import errors as cluster_errors
+from cluster.runs.home import Home
 
 
 def _tree(base: type[Exception]) -> list[type[Exception]]:
@@ -73,6 +74,23 @@ def test_an_unforeseen_error_leaves_its_traceback_in_a_file(
     assert str(log) in said
     assert "Traceback" not in said
     assert "ZeroDivisionError: by hand" in log.read_text(encoding="utf-8")
+
+
+def test_whoever_has_no_home_folder_is_told_to_name_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "ALPACA_JOBS_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)  # nobody's number, as a container may be given
+
+    @guarded
+    def command() -> None:
+        Home.default()
+
+    with pytest.raises(typer.Exit) as exited:
+        command()
+    assert exited.value.exit_code == ExitCode.SURROUNDINGS_FAILED
+    assert capsys.readouterr().err.startswith("HOME is not set, and this system has no home folder for you. Set one: ")
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
