@@ -68,12 +68,12 @@ class Unusable(Exception):
 
 
 def read_reply(body: bytes, *, is_chat: bool) -> Reply:
-    """Return the answer in a response body.
+    """Return the answer in a response body, without what a chat model thought aloud before it.
 
     A refusal (finish_reason content_filter, or a chat message with `refusal`) is an answer without text.
 
     Raises:
-        Unusable: not JSON, no choices, a text that is null, empty or not a string.
+        Unusable: not JSON, no choices, a text that is null, empty, not a string or thoughts alone.
     """
     try:
         data = json.loads(body)
@@ -93,11 +93,26 @@ def read_reply(body: bytes, *, is_chat: bool) -> Reply:
     if finish_reason == CONTENT_FILTER or refusal:
         return Reply("", CONTENT_FILTER, usage)
     text = message.get("content") if isinstance(message, dict) else choice.get("text")
-    if not isinstance(text, str) or not text.strip():
+    said = _after_thoughts(text) if is_chat and isinstance(text, str) else text
+    if not isinstance(said, str) or not said.strip():
         where = "choices[0].message.content" if is_chat else "choices[0].text"
-        raise Unusable(f"{where} is {str(text)[:60]!r}, finish_reason {finish_reason!r}", usage)
+        cut = "; if it thinks, raise teacher.max_tokens" if finish_reason == "length" else ""
+        raise Unusable(f"{where} is {str(text)[:60]!r}, finish_reason {finish_reason!r}{cut}", usage)
     # A lone surrogate is legal in JSON, but cannot be written as UTF-8 later.
-    return Reply(text.encode("utf-8", "replace").decode("utf-8"), str(finish_reason), _believed(usage))
+    return Reply(said.encode("utf-8", "replace").decode("utf-8"), str(finish_reason), _believed(usage))
+
+
+def _after_thoughts(text: str) -> str:
+    """The answer in a chat model's text; "" if it never came to one.
+
+    A server that is not told how a model marks its thoughts (vLLM without --reasoning-parser) leaves them in front.
+    Where a chat template writes the first mark itself, as those of QwQ and DeepSeek-R1 do, the second stands alone.
+    """
+    thoughts, mark, answer = text.partition("</think>")
+    begins = thoughts.lstrip().startswith("<think>")
+    if mark and (begins or "<think>" not in thoughts):
+        return answer.lstrip()
+    return "" if begins else text
 
 
 def _error_instead(data: Any) -> str:

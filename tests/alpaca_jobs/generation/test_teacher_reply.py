@@ -47,3 +47,31 @@ def test_an_error_that_comes_as_an_answer_or_a_stream_is_repeated(body: bytes, w
 def test_every_token_that_is_billed_is_counted_and_none_is_taken_for_nothing(said: dict[str, Any], used: Usage) -> None:
     body = {"choices": [{"message": {"content": "Yes"}, "finish_reason": "stop"}], "usage": said}
     assert read_reply(json.dumps(body).encode(), is_chat=True).usage == used
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>\nThey want 5. Instruction: no\n</think>\n\nYes",
+        "They want a yes, I think.\n</think>\n\nYes",  # the template wrote the first mark
+        "\n<think></think>Yes",
+        "Yes",
+    ],
+)
+def test_what_a_chat_model_thinks_aloud_is_no_part_of_its_answer(text: str) -> None:
+    assert read_reply(_chat(text), is_chat=True).text == "Yes"
+
+
+def test_marks_of_thoughts_that_an_answer_is_about_stay() -> None:
+    text = "Put <think> before it and </think> after it."
+    assert read_reply(_chat(text), is_chat=True).text == text
+
+
+@pytest.mark.parametrize("text", ["<think>\nThey want", "<think>so</think>\n", None])
+def test_thoughts_alone_are_no_answer_and_what_helps_is_said(text: str | None) -> None:
+    with pytest.raises(Unusable, match=r"finish_reason 'length'; if it thinks, raise teacher\.max_tokens"):
+        read_reply(_chat(text, "length"), is_chat=True)
+
+
+def _chat(text: str | None, finish_reason: str = "stop") -> bytes:
+    return json.dumps({"choices": [{"message": {"content": text}, "finish_reason": finish_reason}]}).encode()
