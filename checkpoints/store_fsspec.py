@@ -8,9 +8,13 @@ system comes here; `Store.probe_put_once` still asks the store itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from checkpoints.store_errors import http_status, is_missing
+
+DELETE_THREADS = 16
+"""Objects that are deleted at a time: an old commit has thousands, each is a request, and a save waits for the last."""
 
 
 class ConditionalFsspecDriver:
@@ -78,12 +82,17 @@ class ConditionalFsspecDriver:
 
     def delete(self, keys: Sequence[str]) -> None:
         filesystem = self._connect()
-        for key in keys:
+
+        def remove(key: str) -> None:
             try:
                 filesystem.rm_file(self._path(key))
             except Exception as exc:
                 if not is_missing(exc):
                     raise
+
+        with ThreadPoolExecutor(DELETE_THREADS, thread_name_prefix="delete") as pool:
+            for _ in pool.map(remove, keys):
+                pass
 
     def abort_unfinished(self, prefix: str, wanted: Callable[[str], bool]) -> int:
         return 0  # both services drop uploads that were never finished after a week, by themselves

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -50,13 +51,26 @@ class SaveJob:
         return self.problem
 
     def store(self, writer: CommitWriter) -> None:
-        """Store this rank's objects."""
+        """Store this rank's objects. After one that could not be stored no other is begun: there is nothing to commit
+        any more, and a store that is away is waited for once, not once for each of thousands.
+        """
+        failed = threading.Event()
+
+        def put(name: str, data: bytes | memoryview, cuts: Sequence[int] = ()) -> None:
+            if failed.is_set():
+                return
+            try:
+                writer.put(name, data, cuts=cuts)
+            except BaseException:
+                failed.set()
+                raise
+
         with ThreadPoolExecutor(SAVE_THREADS, thread_name_prefix="store") as pool:
             jobs = [
-                pool.submit(writer.put, planned.name, self.snapshot.bytes_of(planned.name), cuts=planned.cuts)
+                pool.submit(put, planned.name, self.snapshot.bytes_of(planned.name), planned.cuts)
                 for planned in self.layout.objects
             ]
             if self.record:
-                jobs.append(pool.submit(writer.put, STATE_OBJECT, self.record))
+                jobs.append(pool.submit(put, STATE_OBJECT, self.record))
             for job in jobs:
                 job.result()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,10 @@ from checkpoints.manifest import DEFAULT_DIGEST, DIGESTS, MAX_BLOCK_BYTES, Block
 from checkpoints.store import Store
 
 logger = logging.getLogger(__name__)
+
+CHECK_THREADS = 16
+"""Objects of older commits that are looked at at a time before a commit that refers to them: of a large frozen model
+thousands, while the other ranks wait."""
 
 KnownBlocks = Mapping[tuple[int, str], BlockSource]
 """(size, digest) -> where a block with these bytes lies already: what an incremental save may refer to. The digests are
@@ -143,8 +148,11 @@ class CommitWriter:
                 if block.source:
                     key = block.source.prefix + block.source.name
                     needed[key] = max(needed.get(key, 0), block.source.offset + block.size)
-        for key, size in sorted(needed.items()):
-            found = self._store.size(key)
+        keys = sorted(needed)
+        with ThreadPoolExecutor(CHECK_THREADS, thread_name_prefix="check") as pool:
+            sizes = list(pool.map(self._store.size, keys))
+        for key, found in zip(keys, sizes, strict=True):
+            size = needed[key]
             if found is None or found < size:
                 problem = "it is gone" if found is None else f"of {size} bytes in use {found} are there"
                 raise Damaged(key, f"{self.ref} refers to it and {problem}", self._store.uri)
