@@ -7,6 +7,9 @@ state.json, an object of the commit like any other (so its digest is in the mani
      "values": {"optim.param_groups.0.lr": 0.001}}
 
 A chunk is [offsets in the tensor, sizes, object, byte offset there]; its bytes are row-major, little-endian.
+
+A tensor made of others (the moments of torchao's 8-bit optimizers, say) is kept as these, "name.codes", "name.scale":
+copied as one it would be dequantised here, quantised again when it is loaded, and other bits than it was.
 """
 
 from __future__ import annotations
@@ -17,12 +20,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from checkpoints.errors import StateMismatch
 from checkpoints.torch_flat import FlatShard
@@ -82,12 +88,18 @@ def flatten_state(state: Mapping[str, Any]) -> FlatState:
         StateMismatch: something in it is neither a dense tensor nor plain JSON, or two names collide.
     """
     flat = FlatState({}, {})
-    for name, container, key, value in _leaves("", state):
+
+    def check_new(name: str) -> None:
         if name in flat.tensors or name in flat.values:
             raise StateMismatch(f"two entries of the state are both called {name!r}: rename one")
+
+    for name, container, key, value in _leaves("", state):
         if isinstance(value, torch.Tensor):
-            flat.tensors[name] = _checked(name, value)
+            for part_name, part in _parts(name, value):
+                check_new(part_name)
+                flat.tensors[part_name] = _checked(part_name, part)
         else:
+            check_new(name)
             if isinstance(container, tuple):
                 raise StateMismatch(
                     f"{name} is a {type(value).__name__} in a tuple that holds tensors or dicts: a plain value cannot "
@@ -196,6 +208,29 @@ def _holds_tensors_or_maps(value: list[Any] | tuple[Any, ...]) -> bool:
         or (isinstance(entry, list | tuple) and _holds_tensors_or_maps(entry))
         for entry in value
     )
+
+
+def _parts(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A tensor by its name; one that is made of others as these, each by its attribute's."""
+    if isinstance(tensor, DTensor):
+        with torch.no_grad():
+            local = tensor.to_local()
+        if _is_made_of_others(local):
+            raise StateMismatch(
+                f"{name} is sharded, and each rank's part is a {type(local).__name__}, which is made of other tensors: "
+                "how these are sharded is not known here, and saved as one it would be rounded. Keep it in plain "
+                "tensors, as AdamW does; or do not shard it."
+            )
+        yield name, tensor
+    elif tensor.layout == torch.strided and _is_made_of_others(tensor):
+        for attribute in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined] # it is what it was asked for
+            yield from _parts(f"{name}.{attribute}", getattr(tensor, attribute))
+    else:
+        yield name, tensor
+
+
+def _is_made_of_others(tensor: Any) -> bool:
+    return is_traceable_wrapper_subclass(tensor) and not isinstance(tensor, AsyncCollectiveTensor)
 
 
 def _checked(name: str, tensor: torch.Tensor) -> torch.Tensor:
