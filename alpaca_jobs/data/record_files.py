@@ -154,7 +154,7 @@ def parse_line(line: str, where: str) -> Record:
             f"{where} is not JSON ({problem}): {_short(line)}. Each line should be one JSON object, "
             "or the whole file one JSON list of objects."
         ) from exc
-    return to_record(where, value)
+    return to_record(where, whole_characters(value) if may_halve(line) else value)
 
 
 def _parse_list(text: str, source: str) -> tuple[Record, ...]:
@@ -167,7 +167,28 @@ def _parse_list(text: str, source: str) -> tuple[Record, ...]:
         ) from exc
     if not values:
         raise DataError(f"{source} is an empty list. It should hold at least one object.")
+    if may_halve(text):
+        values = whole_characters(values)
     return tuple(to_record(f"{source} item {number}", value) for number, value in enumerate(values, start=1))
+
+
+def may_halve(text: str, begin: int = 0, end: int | None = None) -> bool:
+    """Whether a piece of JSON can hold half a character: a lone surrogate, which only an escape can write."""
+    return text.find("\\ud", begin, end) >= 0 or text.find("\\uD", begin, end) >= 0
+
+
+def whole_characters(value: Any) -> Any:
+    """A JSON value with a ? for each lone surrogate, as in teachers' answers.
+
+    Scraped chats hold them, where a browser cut a text within an emoji. JSON allows that; tokenizers and files do not.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, list):
+        return [whole_characters(one) for one in value]
+    if isinstance(value, dict):
+        return {whole_characters(name): whole_characters(one) for name, one in value.items()}
+    return value
 
 
 def to_record(where: str, value: Any) -> Record:

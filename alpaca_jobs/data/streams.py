@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from alpaca_jobs.data.files import PARQUET, from_columns
-from alpaca_jobs.data.record_files import Record, check_address, is_missing, not_utf8, parse_line, to_record
+from alpaca_jobs.data.record_files import (
+    Record,
+    check_address,
+    is_missing,
+    may_halve,
+    not_utf8,
+    parse_line,
+    to_record,
+    whole_characters,
+)
 from alpaca_jobs.errors import DataError
 
 _BLOCK = 2**20  # bytes read at once
@@ -188,9 +197,10 @@ class _Window:
                     raise self.wrong(exc.msg, exc.pos) from exc
                 size *= 2
                 continue
+            halves = may_halve(self._text, self._at, end)
             if end < len(self._text) or not self._read(size):  # a number could go on
                 self._at = end
-                return value
+                return whole_characters(value) if halves else value
 
     def wrong(self, message: str, at: int | None = None) -> DataError:
         """What is wrong at a place of the text (None: where it stands), in words."""

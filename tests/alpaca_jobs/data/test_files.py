@@ -12,6 +12,7 @@ from alpaca_jobs.data.files import NEIGHBOURS, load_table
 from alpaca_jobs.data.record_files import load_records
 from alpaca_jobs.data.rows import iter_rows
 from alpaca_jobs.data.stream_writing import write_table
+from alpaca_jobs.data.streams import stream_table
 from alpaca_jobs.errors import DataError
 
 RECORDS: list[dict[str, Any]] = [
@@ -74,3 +75,19 @@ def test_records_are_written_as_they_come_and_half_a_file_never_stays(tmp_path: 
     for name in ("rows.jsonl", "rows.json", "rows.parquet"):
         assert write_table(tmp_path / name, iter(records)) == 3
         assert [dict(one.fields) for one in load_table(str(tmp_path / name))] == records
+
+
+@pytest.mark.parametrize("text", ["{lone}\n{whole}\n", "[{lone},\n {whole}]"])
+def test_half_a_character_that_a_browser_cut_off_spoils_no_file(tmp_path: Path, text: str) -> None:
+    """JSON.stringify writes it as an escape; no tokenizer takes it, and no file that is UTF-8."""
+    source = tmp_path / "chats.json"
+    lone = '{"conversations": [{"from": "gpt", "value": "Sure \\ud83d"}], "note": {"\\uDC00": 1}}'
+    whole = '{"conversations": [{"from": "gpt", "value": "Sure \\ud83d\\ude00 \\\\ud83d"}]}'
+    source.write_text(text.replace("{lone}", lone).replace("{whole}", whole))
+    records = [dict(one.fields) for one in load_table(str(source))]
+    assert records == [
+        {"conversations": [{"from": "gpt", "value": "Sure ?"}], "note": {"?": 1}},
+        {"conversations": [{"from": "gpt", "value": "Sure \U0001f600 \\ud83d"}]},
+    ]
+    assert [dict(one.fields) for one in stream_table(source, str(source))] == records
+    assert write_table(tmp_path / "out.jsonl", records) == 2
