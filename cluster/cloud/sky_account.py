@@ -49,11 +49,13 @@ def active_jobs() -> list[SkyJob]:
     """
     with redirect_stdout(sys.stderr):
         import sky
-        from sky import jobs
+        from sky import ClusterStatus, exceptions, jobs
 
         try:
             records, *_ = sky.get(jobs.queue_v2(refresh=False, skip_finished=True))
-        except Exception as exc:  # SkyPilot raises dozens of types; whichever it is, nothing was learned
+        except Exception as exc:  # SkyPilot raises dozens of types; whichever other it is, nothing was learned
+            if isinstance(exc, exceptions.ClusterNotUpError) and exc.cluster_status in (None, ClusterStatus.STOPPED):
+                return []  # its controller, a machine of its own, is not there, or has stopped because nothing was left
             raise ClusterError(f"SkyPilot does not list its jobs: {' '.join(str(exc).split())[:300]}") from exc
     return [_job(one) for one in records]
 

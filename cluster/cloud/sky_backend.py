@@ -118,10 +118,12 @@ class SkyJobs:
         """
         with _talk_on_stderr():
             import sky
-            from sky import jobs
+            from sky import exceptions, jobs
 
             try:
                 records, *_ = sky.get(jobs.queue_v2(refresh=True, name_match=name))
+            except exceptions.ClusterDoesNotExist:  # its controller, a machine of its own: never started, or taken down
+                return None
             except Exception as exc:  # as above
                 raise ClusterError(f"SkyPilot does not say how {name} stands: {_words(exc)}") from exc
         own = [one for one in records if _field(one, "job_name") == name]
