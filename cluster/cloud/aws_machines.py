@@ -1,7 +1,8 @@
 """Machines of ours in an account of AWS: found by their tags, whoever started them, and taken down.
 
 Source for when a machine ended: StateTransitionReason of DescribeInstances, "User initiated (2026-11-21 12:00:00 GMT)"
-or "Service initiated (...)"; AWS shows a terminated instance for about an hour.
+or "Service initiated (...)"; AWS shows a terminated instance for about an hour. Of one that turned itself off it
+names no time: "User initiated" (cloud-custodian/cloud-custodian#6924).
 """
 
 from __future__ import annotations
@@ -27,10 +28,14 @@ _AT_ONCE: Final = 8
 def machines_of_run(account: AwsAccount, run_id: str, regions: Iterable[str]) -> list[CloudMachine]:
     """The machines that a run has or had, oldest first.
 
+    One that is off, and of which AWS does not say since when, is left out: the run's own records do say that, and by
+    AWS's it would look as if it had been paid for until now.
+
     Raises:
         CloudError: AWS refused or did not answer.
     """
-    return _in_regions(account, [{"Name": f"tag:{RUN_LABEL}", "Values": [run_id]}], sorted(set(regions)))
+    found = _in_regions(account, [{"Name": f"tag:{RUN_LABEL}", "Values": [run_id]}], sorted(set(regions)))
+    return [one for one in found if one.is_billed or one.ended_at_s is not None]
 
 
 def machines_of_ours(account: AwsAccount, regions: Sequence[str] | None = None) -> list[CloudMachine]:

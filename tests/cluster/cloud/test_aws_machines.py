@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -52,6 +53,23 @@ def test_a_runs_machines_are_found_in_all_its_regions_with_the_times_that_aws_bi
     assert 0 <= one.seconds(now=0) < 30
     assert (one.is_billed, other.is_billed) == (False, True)
     assert CloudMachine.from_json({**one.to_json(), "nonce": "x"}) == one
+
+
+def test_a_machine_that_turned_itself_off_is_not_taken_for_one_that_is_paid_for_until_now(account: AwsAccount) -> None:
+    from botocore.stub import Stubber
+
+    began = datetime(2026, 11, 20, 18, 0, tzinfo=UTC)
+    said = {"off": ("stopped", "User initiated"), "gone": ("terminated", ""), "on": ("running", "")}
+    said["ended"] = ("terminated", "User initiated (2026-11-20 20:00:00 GMT)")
+    machines = [
+        {"InstanceId": name, "InstanceType": "m6i.large", "LaunchTime": began, "State": {"Name": state},
+         "StateTransitionReason": why}
+        for name, (state, why) in said.items()
+    ]  # fmt: skip
+    with Stubber(account.client("ec2", "us-east-1")) as answers:
+        answers.add_response("describe_instances", {"Reservations": [{"Instances": machines}]})
+        found = machines_of_run(account, "demo-a", ["us-east-1"])
+    assert {one.instance_id: one.ended_at_s for one in found} == {"on": None, "ended": began.timestamp() + 7200}
 
 
 def test_whatever_still_exists_is_found_wherever_it_is_and_taken_down(account: AwsAccount) -> None:
