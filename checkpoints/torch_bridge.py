@@ -9,7 +9,7 @@
 that: a thread copies it beside the next forward and backward pass, and their next step waits until it has been copied
 (torch_overlap.py). The thread stores the copy, meets the other ranks, and rank 0 commits. At most one save is under
 way. What fails on one rank fails on every rank, at the same call. A store that does not answer is waited for, for
-minutes: training goes on meanwhile.
+minutes: beside a save training goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from checkpoints.writer import CommitWriter, commit_together
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = 180.0
-"""How long a save goes on asking a store that does not answer: more than a fail-over takes, less than ranks wait for
-each other."""
+"""How long a save or a load goes on asking a store that does not answer: more than a fail-over takes, less than ranks
+wait for each other. To wait beside a load costs less than the machine's next start does."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class Checkpointer:
                 overwritten then: load another commit before going on.
         """
         self._join()
-        manifest = load_together(self._exchange, self._store, self._layout, ref, state, partial=partial)
+        manifest = load_together(self._exchange, self._patient, self._layout, ref, state, partial=partial)
         if ref.stage == self._stage:
             self._last_position = max(self._last_position, ref.position - 1)
         self._newest = manifest
@@ -252,7 +252,7 @@ class Checkpointer:
         for ref in candidates:
             try:
                 if whole:
-                    verify_together(self._exchange, self._store, self._layout, ref)
+                    verify_together(self._exchange, self._patient, self._layout, ref)
                 return Loaded(ref, self.load(ref, state, partial=partial), tuple(fallbacks))
             except (Damaged, NotCommitted) as exc:
                 fallbacks.append(str(exc))

@@ -18,7 +18,7 @@ from checkpoints.errors import AlreadyExists, Damaged, NoGoodCommit, SaveFailed,
 from checkpoints.fence import Fence
 from checkpoints.keys import TRAIN_ONLY, CommitRef
 from checkpoints.reader import CommitReader, list_commits
-from checkpoints.store import Store
+from checkpoints.store import Retries, Store
 from checkpoints.torch_bridge import Checkpointer
 from checkpoints.torch_plan import OBJECT_BYTES, lay_out, plan_local
 from checkpoints.torch_state import DTYPES, flatten_state
@@ -324,6 +324,31 @@ def test_a_commit_that_exists_is_not_replaced(memory_store: Store, caplog: pytes
         _save(twin, 1, {"w": torch.zeros(1)})
     first.close()
     twin.close()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_load_waits_for_a_store_that_is_away_for_a_minute(memory_store: Store, whole: bool) -> None:
+    first = _checkpointer(memory_store)
+    _save(first, 1, {"w": torch.ones(50)})
+    first.close()
+    waited_s = [0.0]
+
+    def sleep(seconds: float) -> None:
+        waited_s[0] += seconds
+
+    def read(*what: Any) -> bytes:
+        if waited_s[0] < 60:
+            raise ConnectionResetError("nobody is there")
+        return bytes(memory_store._driver.read(*what))
+
+    driver: Any = SimpleNamespace(**{**_verbs(memory_store), "read": read})
+    retries = Retries(sleep=sleep, clock=lambda: waited_s[0], uniform=lambda least, most: most)
+    store = Store(driver, prefix=memory_store._prefix, retries=retries)
+    second = Checkpointer(store, TRAIN_ONLY, stage="train", attempt=2, fence=None)
+    state = {"w": torch.zeros(50)}
+    second.load_newest([CommitRef("train", 1, 1)], state, whole=whole)
+    second.close()
+    assert torch.equal(state["w"], torch.ones(50))
 
 
 def test_loading_the_newest_falls_back_and_says_so(memory_store: Store, checkpointer: Checkpointer) -> None:

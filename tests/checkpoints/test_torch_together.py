@@ -227,7 +227,7 @@ def test_each_rank_reads_only_what_it_needs_of_shards_cut_otherwise(memory_store
         made.save(1, {"w": part(first, last, of=whole)}, meta={}, fingerprint="")
         made.wait()
         driver = _Counting(memory_store._driver)
-        made._store = Store(driver, prefix=memory_store._prefix)  # type: ignore[arg-type]
+        made._patient = Store(driver, prefix=memory_store._prefix)  # type: ignore[arg-type]
         mine = part(first, last, of=torch.zeros_like(whole))
         made.load(CommitRef("train", 1, 1), {"w": mine}, partial=False)
         same = torch.equal(mine.local, whole.reshape(-1)[first * width : last * width])
