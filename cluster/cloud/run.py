@@ -23,15 +23,17 @@ from checkpoints.keys import CommitRef
 from checkpoints.lineage import AttemptRecord, counting_commits
 from checkpoints.reader import list_commits
 from checkpoints.store import Store
+from cluster.cloud.unsaid_end import NEVER_BEGAN, NOT_BEGUN_S, NOT_READY, alive_until_s, judge
 from cluster.control import CancelWatch
 from cluster.errors import RunNotFound
 from cluster.event_reading import read_events
-from cluster.events import EventWriter, seconds_of, utc_now
+from cluster.events import EventWriter, iso_time, seconds_of
 from cluster.numbered_records import number_of, put_next_record, record_keys
 from cluster.on_demand import Outlook
 from cluster.plan import LaunchPlan, Placement, PlanPart
 from cluster.recovery import Action, Decision, Stop, StopReason, decide
 from cluster.runs.attempt_summary import summarize_attempts
+from cluster.runs.attempt_watch import Ending
 from cluster.runs.outlook import has_all_rows, read_outlook, records_of_part
 from cluster.runs.report import put_report
 from cluster.runs.session import Session
@@ -45,7 +47,6 @@ SESSION_VARIABLE: Final = "ALPACA_JOBS_SESSION"
 UNTIL_VARIABLE: Final = "ALPACA_JOBS_UNTIL"
 ATTEMPT_VARIABLE: Final = "ALPACA_JOBS_ATTEMPT"
 PLACEMENT_VARIABLE: Final = "ALPACA_JOBS_PLACEMENT"
-_SET_UP_FAILED: Final = "its machine's set-up failed, after several tries; `sky jobs logs` has the installer's words"
 _SESSION: Final = "session"
 
 
@@ -189,26 +190,31 @@ class CloudRun:
         """The number for the next attempt: after all that were claimed or ended."""
         return max((record.number for record in self._log.records()), default=0) + 1
 
-    def end_lost(self, *, set_up_failed: bool = False) -> None:
+    def end_lost(self, *, exit_code: int | None = None) -> None:
         """Record the end of attempts that could not do so themselves. Only when nothing of them runs any more.
 
         An attempt that never got as far as its claim is ended too: else a node that cannot begin would be bought again
         and again. Its machines count from the launch on.
 
         Args:
-            set_up_failed: its machine's set-up ended with exit code 65 (sky/run.yaml), which counts as a crash.
+            exit_code: what the newest attempt's task ended with (65: its machine's set-up, sky/run.yaml); None where
+                its machine was gone, or nobody could read it.
         """
         records = self._log.records()
+        newest = max((record.number for record in records), default=0)
+        never_began = self._handed_out is not None and self._handed_out[0] not in {record.number for record in records}
         for record in records:
             if record.end is None and record.claim is not None:
-                began = seconds_of(record.claim["started_at"]) if "started_at" in record.claim else self._clock()
-                seconds = max(self._clock() - began, 0.0)
-                self._end(record.number, StopReason.LOST, "its machine was gone", seconds, placement_of(record.claim))
-        if self._handed_out is not None and self._handed_out[0] not in {record.number for record in records}:
+                began_s = seconds_of(record.claim["started_at"]) if "started_at" in record.claim else self._clock()
+                until_s = alive_until_s(self.store, record.number, began_s=began_s, now=self._clock())
+                code = exit_code if record.number == newest and not never_began else None
+                self._end(record.number, judge(code, until_s - began_s), began_s, until_s, placement_of(record.claim))
+        if self._handed_out is not None and never_began:
             number, place = self._handed_out
-            reason = StopReason.CRASHED if set_up_failed else StopReason.LOST
-            detail = _SET_UP_FAILED if set_up_failed else "it never began"
-            self._end(number, reason, detail, self._since_launch_s(number), place)
+            began_s = self._launched_at_s(number)
+            until_s = min(self._clock(), began_s + NOT_BEGUN_S)
+            ending = NEVER_BEGAN if exit_code is None else judge(exit_code, until_s - began_s)
+            self._end(number, ending, began_s, until_s, place)
 
     def failed_launch(self, number: int, place: Placement, *, seconds: float) -> None:
         """Record an attempt whose machines came and are gone before SkyPilot saw its task begin, and what they cost.
@@ -216,22 +222,22 @@ class CloudRun:
         Its node may have been at work by then: SkyPilot sees a task begin many seconds after it did.
         """
         self.end_lost()
-        detail = "SkyPilot had its machine but could not make it ready; `sky jobs logs --controller` has its words"
-        self._end(number, StopReason.NODE_FAILURE, detail, seconds, place)  # an end that is there stays
+        now = self._clock()
+        self._end(number, NOT_READY, now - seconds, now, place)  # an end that is there stays
 
-    def _since_launch_s(self, number: int) -> float:
-        """Seconds since it was told that an attempt is started; 0 where nobody told, or it was refused since."""
+    def _launched_at_s(self, number: int) -> float:
+        """When it was told that an attempt is started; now where nobody told, or it was refused since."""
         events = read_events(self.store, newest_batches=3)
         told = [event for event in events if event.kind == "attempt" and event.fields.get("number") == number]
         if not told or told[-1].fields.get("state") != "started":
-            return 0.0
-        return max(self._clock() - seconds_of(told[-1].t), 0.0)
+            return self._clock()
+        return min(seconds_of(told[-1].t), self._clock())
 
-    def _end(self, number: int, reason: StopReason, detail: str, seconds: float, place: Placement | None) -> None:
+    def _end(self, number: int, ending: Ending, began_s: float, until_s: float, place: Placement | None) -> None:
         body = {
-            "stop_reason": reason.value, "detail": detail, "retryable": True, "exit_code": None,
-            "seconds": round(seconds, 3), "ended_at": utc_now(), "by": "controller",
-            "placement": place.to_json() if place else None,
+            "stop_reason": ending.reason.value, "detail": ending.detail, "retryable": ending.retryable,
+            "exit_code": ending.exit_code, "seconds": round(max(until_s - began_s, 0.0), 3),
+            "ended_at": iso_time(until_s), "by": "controller", "placement": place.to_json() if place else None,
         }  # fmt: skip
         self._log.put_end(number, body)
 

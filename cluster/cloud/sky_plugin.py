@@ -13,7 +13,7 @@ import asyncio
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from sky import exceptions, global_user_state, sky_logging
@@ -26,7 +26,7 @@ from cluster.cloud.machine_records import keep_in_background
 from cluster.cloud.places import is_there
 from cluster.cloud.run import ATTEMPT_VARIABLE, PLACEMENT_VARIABLE, CloudRun
 from cluster.errors import ClusterError
-from cluster.exits import SET_UP_FAILED
+from cluster.exits import NODE_EXITS, NOTHING_FOLLOWS, SET_UP_FAILED
 from cluster.plan import Placement, Pricing
 from cluster.recovery import Action, Decision
 from cluster.runs.attempt_watch import patiently
@@ -37,18 +37,26 @@ STRATEGY = "alpaca_jobs"
 T = TypeVar("T")
 _STORE_PATIENCE_S = 300.0
 _LOOK_EVERY_S = 15.0  # while waiting for capacity: whether somebody has cancelled the run
+_SAID = frozenset({*NODE_EXITS.values(), NOTHING_FOLLOWS, SET_UP_FAILED} - {0})
 
 
 class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # type: ignore[misc]
     """Launches and recovers one task by the store's memory and our decision table."""
 
-    _set_up_failed = False
+    _exit_code: int | None = None  # what the task that failed has ended with; None: it did not fail, or nobody knows
     _launched_at_s: float | None = None  # when the machines of the newest launch came, since 1970; None: none did
 
     def should_restart_on_failure(self, exit_codes: list[int] | None = None) -> bool:
-        """What SkyPilot asks when a task failed, before `recover`; a set-up's own code is kept for the record."""
-        self._set_up_failed = SET_UP_FAILED in (exit_codes or ())
-        return bool(super().should_restart_on_failure(exit_codes=exit_codes))
+        """What SkyPilot asks when a task failed, before `recover`: whether what follows is to be decided at all.
+
+        It is not where a node has said with its code that nothing follows. A code that is no node's own (it was killed)
+        and none (SkyPilot's driver on the machine died, or the machine went before it was asked) say nothing about the
+        run; SkyPilot alone would end it.
+        """
+        codes = exit_codes or []
+        self._exit_code = telling_code(codes)
+        is_said = any(code in _SAID for code in codes)
+        return bool(super().should_restart_on_failure(exit_codes=exit_codes)) or not is_said
 
     def _cleanup_cluster(self) -> None:
         """Take the machines down; SkyPilot's own `_launch` does so, too, where machines came but did not get ready."""
@@ -88,8 +96,8 @@ class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # ty
         run = await _ask(functools.partial(CloudRun.open, dict(self.dag.tasks[0].envs)))
         # First the machine, then the record: what is ended may not write any more.
         await asyncio.to_thread(self._cleanup_cluster)
-        await _ask(functools.partial(run.end_lost, set_up_failed=self._set_up_failed))
-        self._set_up_failed, self._launched_at_s = False, None
+        await _ask(functools.partial(run.end_lost, exit_code=self._exit_code))
+        self._exit_code, self._launched_at_s = None, None
         keep_in_background(run.store, run.plan)  # AWS forgets the machine that was lost within the hour
         while True:
             decision = await _ask(run.decide)
@@ -139,6 +147,15 @@ class AlpacaJobsStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # ty
         finally:
             task.set_resources(everything)
         return submitted
+
+
+def telling_code(exit_codes: Sequence[int]) -> int | None:
+    """The exit code that says most about a failed task, of those of its machines: the first that a node gives itself.
+
+    When one machine's task fails, SkyPilot kills the others'; those then say 137. Codes of 0 say nothing.
+    """
+    codes = [code for code in exit_codes if code]
+    return next((code for code in codes if code in _SAID), codes[0] if codes else None)
 
 
 def _launched_at_s(cluster_name: str | None) -> float | None:

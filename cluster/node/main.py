@@ -49,6 +49,7 @@ from cluster.node.standstill import TrainingProgress
 from cluster.phase import PhaseMarker, read_marks
 from cluster.process_tree import NODE_MARK
 from cluster.recovery import ALL_DONE, StopReason
+from cluster.sign_of_life import SignOfLife
 
 logger = logging.getLogger(__name__)
 
@@ -255,6 +256,7 @@ def _run(ctx: AttemptContext, gpus: str | None) -> Failure:
 def _poll(store: Store, interruption: Interruption, arguments: NodeArguments, leave: LeaveTime) -> Callable[[], None]:
     """Look for what is left in the store for this attempt: a cancel, a notice that reached another of its machines."""
     watch = CancelWatch(store)
+    sign = SignOfLife(store, arguments.attempt) if arguments.machine_started_at else None
 
     def look() -> None:
         arguments.alive()
@@ -262,6 +264,8 @@ def _poll(store: Store, interruption: Interruption, arguments: NodeArguments, le
             interruption.notify(Notice(StopReason.CANCELLED, leave.cancel_s))
         if arguments.group.size > 1 and (notice := passed_notice(store, arguments.attempt)) is not None:
             interruption.notify(notice)
+        if sign is not None:
+            sign.give()
 
     return look
 

@@ -160,24 +160,6 @@ def test_an_attempt_that_never_began_counts_as_one(tmp_path: Path) -> None:
     assert (run.decide().action, run.decide().exit_code) == (Action.GIVE_UP, 3)
 
 
-def test_a_set_up_that_fails_is_a_crash_that_counts_and_costs(tmp_path: Path) -> None:
-    cloud = ACloud(tmp_path, max_crashes=2, max_usd=5.0)
-    number = put_session(cloud.store, cloud.session)
-    names = {"ALPACA_JOBS_STORE": cloud.root.uri, "ALPACA_JOBS_RUN": "demo-x3fkd", "ALPACA_JOBS_SESSION": number}
-    later = time.time() + 3600.0
-    for attempt in (1, 2):
-        place = json.dumps(PLACES[0].to_json())
-        told = {**names, "ALPACA_JOBS_ATTEMPT": str(attempt), "ALPACA_JOBS_PLACEMENT": place}
-        run = CloudRun.open(told, clock=lambda: later)
-        started = {"state": "started", "number": attempt, "place": PLACES[0].name}
-        run.tell(run.decide(), **started, placement=PLACES[0].to_json())
-        run.end_lost(set_up_failed=True)
-    assert run.spent_usd() == pytest.approx(0.06, rel=0.01)  # two hours from launch to failure, at 0.03 USD each
-    decision = run.decide()
-    assert (decision.action, decision.exit_code, decision.reason) == (Action.GIVE_UP, 1, StopReason.CRASHED)
-    assert "set-up failed" in decision.words
-
-
 def test_machines_that_came_but_did_not_get_ready_count_and_cost(tmp_path: Path) -> None:
     cloud = ACloud(tmp_path, max_fruitless=2, max_usd=5.0)
     run = cloud.run()

@@ -44,7 +44,7 @@ from sky.jobs import recovery_strategy, utils as managed_job_utils
 from alpaca_jobs.run_layout import LAYOUT
 from checkpoints.attempts import AttemptLog
 from checkpoints.store import Store
-from cluster.cloud.sky_plugin import AlpacaJobsStrategy
+from cluster.cloud.sky_plugin import AlpacaJobsStrategy, telling_code
 
 told, (refusing, broken, lost) = json.loads(sys.argv[1]), (given.split(",") for given in sys.argv[2:])
 managed_job_utils.terminate_cluster = lambda name: global_user_state.remove_cluster(name, terminate=True)
@@ -78,6 +78,10 @@ async def _launch(**asked):
         raise exceptions.ManagedJobReachedMaxRetriesError("no capacity")
     return 1.0
 strategy._launch = _launch
+for codes in (None, [137], [0, 137], [80], [2, 137], [137, 65]):
+    assert strategy.should_restart_on_failure(exit_codes=codes) is (codes not in ([80], [2, 137])), codes
+assert (strategy._exit_code, telling_code([137, 75]), telling_code([139, 137])) == (65, 75, 139)
+strategy._exit_code = None
 if "set-up" in broken:
     assert strategy.should_restart_on_failure(exit_codes=[65])
 assert asyncio.run(strategy.recover()) == 1.0
