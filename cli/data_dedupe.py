@@ -15,6 +15,7 @@ from cli import options, render, words
 from cli.exits import Refused, require_modules
 
 if TYPE_CHECKING:
+    from alpaca_jobs.data.record_files import Record
     from alpaca_jobs.generation.sharded import Shards
 
 _TELL_EVERY_S = 5.0
@@ -74,7 +75,7 @@ def dedupe(
         local_file(source, Path(folder)) as path,
     ):
         decided = decide_records(
-            stream_table(path, source), field=field, threshold=threshold,
+            seen.told(stream_table(path, source), field), field=field, threshold=threshold,
             against=_texts(against or (), field), with_neighbours=neighbours, shards=shards,
         )  # fmt: skip
         num_kept = write_table(out, seen.kept(decided))
@@ -84,7 +85,10 @@ def dedupe(
     if as_json:
         found = {"in": source, "out": out, "rows": num_rows, "kept": num_kept}
         render.out_json(
-            {**found, "dropped": num_dropped, "threshold": threshold, "seconds": round(seconds, 3)}
+            {
+                **found, "dropped": num_dropped, "threshold": threshold, "seconds": round(seconds, 3),
+                "mostly_other_letters": seen.num_unread,
+            }
         )  # fmt: skip
         return
     render.out(out)
@@ -93,6 +97,12 @@ def dedupe(
         f"{words.plural(num_kept, 'row')} kept of {num_rows:,}; {num_dropped:,} dropped ({share}), "
         f"in {words.duration(seconds)}"
     )
+    if seen.num_unread:
+        render.say(
+            f"Warning: of {num_rows:,} rows, {seen.num_unread:,} are written mostly in other letters than a to z. "
+            "ROUGE-L reads nothing else but digits: of those rows it drops what shares a number or a name, and keeps "
+            "what is the same. Dedupe rows before they are translated, or leave these as they are."
+        )
 
 
 def _texts(sources: Iterable[str], field: str) -> Iterator[str]:
@@ -109,8 +119,17 @@ class _Seen:
     """Counts rows as they are decided, and says now and then how many those are."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.num_unread = 0
         self._told_at = time.monotonic()
+
+    def told(self, records: Iterable[Record], field: str) -> Iterator[Record]:
+        """The records, on their way to be decided; counts those that ROUGE-L cannot read."""
+        from alpaca_jobs.generation.rouge import is_read
+
+        for record in records:
+            text = record.fields.get(field)
+            self.num_unread += isinstance(text, str) and not is_read(text)
+            yield record
 
     def kept(self, decided: Iterable[Mapping[str, Any] | None]) -> Iterator[Mapping[str, Any]]:
         """The rows that are kept."""

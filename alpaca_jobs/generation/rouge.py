@@ -35,6 +35,18 @@ def token_bytes(texts: Iterable[str]) -> bytes:
     return joined.encode("ascii", "replace").translate(_ONLY_TOKENS)
 
 
+def is_read(text: str) -> bool:
+    """Whether at least half of a text's letters are a to z, those that rouge_score reads.
+
+    Of a Russian or Chinese text it reads a number or a foreign name at most: texts that share it are the same to it,
+    and texts without one are never alike, even where they are the same.
+    """
+    if text.isascii():
+        return True
+    read = [character.isascii() for character in text if character.isalpha()]
+    return 2 * sum(read) >= len(read)
+
+
 def f_measure(lcs: npt.ArrayLike, m: npt.ArrayLike, n: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Return the ROUGE-L F of pairs of texts, bit for bit what rouge_score computes.
 

@@ -75,6 +75,22 @@ def test_dedupe_keeps_what_rouge_score_keeps_in_any_format(run_cli: Cli, tmp_pat
     assert 0 < said["dropped"] < 120
 
 
+def test_dedupe_warns_of_rows_in_letters_that_rouge_does_not_read(run_cli: Cli, tmp_path: Path) -> None:
+    """They are decided as rouge_score would: by the one foreign name they share, and not at all where there is none."""
+    texts = [
+        "用Python写一个排序函数",
+        "什么是Python的生成器?",
+        "同样的句子",
+        "同样的句子",
+        "Write a naïve poem about São Paulo",
+    ]
+    write_table(tmp_path / "in.jsonl", [{"instruction": text} for text in texts])
+    done = run_cli("data", "dedupe", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    kept = [record.fields["instruction"] for record in load_table(str(tmp_path / "out.jsonl"))]
+    assert kept == [texts[0], *texts[2:]]
+    assert "Warning: of 5 rows, 4 are written mostly in other letters than a to z" in done.stderr
+
+
 @pytest.mark.slow
 def test_dedupe_by_two_workers_writes_the_same_file(run_cli: Cli, tmp_path: Path) -> None:
     write_table(tmp_path / "in.jsonl", _records(400))
