@@ -66,12 +66,13 @@ def training_limit_words(found: JobEstimate) -> list[str]:
     ]
 
 
-def saving_words(found: JobEstimate) -> list[str]:
-    """That training would stand still for its saves, where the job wants them more often than they can be stored."""
-    from cluster.price.estimate_factors import WAITING
+def waiting_words(found: JobEstimate) -> list[str]:
+    """What training would stand still for: its saves, where the job wants them more often than they can be stored, and
+    the links between its GPUs."""
+    from cluster.price.estimate_factors import GPUS_WAIT, WAITING
 
-    waits = (one for one in found.factors if one.name == WAITING)
-    return [f"Training would wait {words.duration(one.value * 3600)} for saves: {one.words}." for one in waits]
+    waits = [(one, one.name.removeprefix("waiting ")) for one in found.factors if one.name in (WAITING, GPUS_WAIT)]
+    return [f"Training would wait {words.duration(one.value * 3600)} {what}: {one.words}." for one, what in waits]
 
 
 def limit_words(first: CandidateEstimate) -> list[str]:
@@ -92,7 +93,7 @@ def _places(found: JobEstimate) -> render.Grid:
     if found.candidates[0].hours is None:
         notes.append(f"No time: {UNKNOWN_TIME}.")
     notes += [*limit_words(found.candidates[0]), *teacher_limit_words(found), *training_limit_words(found)]
-    notes += saving_words(found)
+    notes += waiting_words(found)
     notes += found.unpriced
     notes += found.plan.notes
     notes.append(

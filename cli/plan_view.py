@@ -52,7 +52,7 @@ def estimate_rows(priced: Priced) -> list[tuple[str, str]]:
     rows = [("estimate", estimate_view.estimate_line(priced.estimate))]
     told = estimate_view.limit_words(priced.estimate.candidates[0])
     told += estimate_view.teacher_limit_words(priced.estimate) + estimate_view.training_limit_words(priced.estimate)
-    told += estimate_view.saving_words(priced.estimate)
+    told += estimate_view.waiting_words(priced.estimate)
     return rows + [("", line) for line in told]
 
 

@@ -9,7 +9,8 @@ from cluster.course import Course
 from cluster.errors import PlanError
 from cluster.plan import Placement, Pricing
 from cluster.price.assumptions import Assumptions, MeasuredSteps
-from cluster.price.hardware import peak_flops
+from cluster.price.exchange import Exchange, exchange_of
+from cluster.price.hardware import link_bytes_per_s, peak_flops
 from cluster.price.teacher_cost import TeacherEstimate
 from cluster.price.throughput import Throughput
 from cluster.price.workload import Workload
@@ -79,7 +80,7 @@ def saving_of(place: Placement, job: JobSpec, work: Workload, assumed: Assumptio
     Raises:
         PlanError: a GPU whose peak is not known.
     """
-    steps_s = _steps_s(place, work, assumed)
+    steps_s = _steps_s(place, job, work, assumed)
     each_s = STATE_BYTES_PER_PARAMETER * work.trained_parameters / place.num_nodes / assumed.transfer_bytes_per_s
     interval = job.checkpoints.interval_steps
     if not isinstance(interval, int) or not work.steps:
@@ -88,12 +89,27 @@ def saving_of(place: Placement, job: JobSpec, work: Workload, assumed: Assumptio
     return Saving(each_s, max(interval * steps_s / work.steps, each_s), steps_s, max(steps_s, saves_s))
 
 
-def _steps_s(place: Placement, work: Workload, assumed: Assumptions) -> float:
+def _steps_s(place: Placement, job: JobSpec, work: Workload, assumed: Assumptions) -> float:
     """Seconds of all training steps, without a save; of a command, what the job says."""
     if work.given_s is not None:
         return work.given_s
-    assert place.gpus is not None
-    gpu = place.gpus.partition(":")[0]
+    return max(computing_s(place, work, assumed), exchange_in(place, job, work).seconds)
+
+
+def exchange_in(place: Placement, job: JobSpec, work: Workload) -> Exchange:
+    """What the GPUs of a place, which are known ones, send to each other."""
+    gpu = (place.gpus or "").partition(":")[0]
+    link = link_bytes_per_s(gpu, infra=place.infra, instance_type=place.instance_type)
+    return exchange_of(job.train, work, gpu=gpu, link_bytes_per_s=link, ranks=num_gpus(place))
+
+
+def computing_s(place: Placement, work: Workload, assumed: Assumptions) -> float:
+    """Seconds of all training steps by their FLOPs.
+
+    Raises:
+        PlanError: a GPU whose peak is not known.
+    """
+    gpu = (place.gpus or "").partition(":")[0]
     peak = peak_flops(gpu, infra=place.infra, instance_type=place.instance_type)
     if peak is None:
         raise PlanError(

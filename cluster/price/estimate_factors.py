@@ -9,7 +9,7 @@ from typing import Any
 from cluster.course import Course, expected
 from cluster.plan import SECONDS_PER_HOUR, LaunchPlan
 from cluster.price.assumptions import PRIOR, Assumptions
-from cluster.price.courses import base_bytes, num_gpus, saving_of, training_course
+from cluster.price.courses import base_bytes, computing_s, exchange_in, num_gpus, saving_of, training_course
 from cluster.price.estimate import kept_gb, state_gb
 from cluster.price.hardware import peak_flops
 from cluster.price.served_cost import COMPARED_API, SERVED_SOURCE, START_S, at_an_api_usd
@@ -20,6 +20,8 @@ from cluster.price.workload import Workload
 _OURS = f"{PRIOR}: ours, not measured yet"
 WAITING = "waiting for saves"
 """A factor that is there only where a fixed interval is shorter than a save takes."""
+GPUS_WAIT = "waiting for other GPUs"
+"""A factor that is there only where what GPUs send to each other takes longer than what they compute."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,16 @@ def _of_speed(plan: LaunchPlan, work: Workload, assumed: Assumptions, course: Co
     speed = assumed.speed_on(gpu)
     yield Factor("peak of a GPU", peak, "FLOPs/s", f"{gpu}, bfloat16, dense", "NVIDIA's data sheets")
     yield Factor("MFU", speed.mfu, "", f"{speed.mfu:.0%}, give or take {speed.spread:.0%}", speed.source)
-    words, saving = f"FLOPs / ({num_gpus(place)} GPUs x peak x MFU)", saving_of(place, plan.job, work, assumed)
-    yield Factor("training time", saving.steps_s / SECONDS_PER_HOUR, "h", words, "the three above")
+    words, computed_s = f"FLOPs / ({num_gpus(place)} GPUs x peak x MFU)", computing_s(place, work, assumed)
+    yield Factor("training time", computed_s / SECONDS_PER_HOUR, "h", words, "the three above")
+    saving, sent = saving_of(place, plan.job, work, assumed), exchange_in(place, plan.job, work)
+    if sent.seconds > computed_s:
+        words = (
+            f"in a step each GPU receives {sent.step_bytes / 1e9:,.0f} GB from the others, in "
+            f"{sent.micro_batches} micro batches, over a link of {sent.link_bytes_per_s / 1e9:.0f} GB/s at most: "
+            "longer than it computes; a larger micro_batch_size needs less, and so do GPUs with NVLink"
+        )
+        yield Factor(GPUS_WAIT, (sent.seconds - computed_s) / SECONDS_PER_HOUR, "h", words, "NVIDIA's data sheets")
     every = plan.job.checkpoints.interval_steps
     if isinstance(every, int) and saving.all_s > saving.steps_s:
         words = (

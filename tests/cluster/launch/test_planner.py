@@ -142,10 +142,10 @@ def test_auto_takes_the_cheapest_shape_that_holds_the_model_and_says_why() -> No
     prices = PriceList(
         (
             offer("r1", 1.0, gpu_name="L4", gpu_count=4),  # 36 GiB on each: too small
-            offer("r1", 3.0, gpu_name="L40S", gpu_count=4),
-            offer("r2", 4.0, gpu_name="L40S", gpu_count=4),
+            offer("r1", 0.5, gpu_name="L40S", gpu_count=4),
+            offer("r2", 0.6, gpu_name="L40S", gpu_count=4),
             offer("r1", 2.0, gpu_name="V100", gpu_count=16),  # holds it, but has no bfloat16
-            offer("r1", 0.5, gpu_name="B9000", gpu_count=8),  # an unknown GPU is never picked
+            offer("r1", 0.2, gpu_name="B9000", gpu_count=8),  # an unknown GPU is never picked
             offer("r1", 8.0),
         )
     )
@@ -153,7 +153,7 @@ def test_auto_takes_the_cheapest_shape_that_holds_the_model_and_says_why() -> No
     assert [(p.region, p.gpus) for p in found.candidates] == [("r1", "L40S:4"), ("r2", "L40S:4")]
     assert found.world_size == 4
     assert found.notes[0] == (
-        "gpus: auto took L40S:4, expected to finish the training for least, set-up counted: L40S:4 1.67 USD in 0.56 h; "
+        "gpus: auto took L40S:4, expected to finish the training for least, set-up counted: L40S:4 1.86 USD in 3.79 h; "
         "then A100-80GB:8 3.09 USD in 0.39 h. It fits: 6.74 B parameters, all trained, engine fsdp on 4 x L40S, 1,024 "
         "tokens in a micro batch: 35.8 GiB on each GPU (weights 6.3, gradients 6.3, optimizer 12.6, gathered 3.8, "
         "activations 6.8), and 92% of its 45 GiB can be used."
@@ -169,7 +169,7 @@ def test_auto_takes_the_dearer_machine_where_its_speed_pays_for_it() -> None:
 @pytest.mark.parametrize(
     ("changes", "gpus"),
     [
-        ({"train__epochs": 300, "limits__deadline_h": 100}, "H100:8"),  # 119 USD in 7.6 h; the L40S: 122 USD in 20.6 h
+        ({"train__epochs": 300, "limits__deadline_h": 100}, "H100:8"),  # 238 USD in 15 h; the L40S: 1,252 USD in 212 h
         ({"train__max_steps": 10}, "L40S:8"),  # next to nothing but set-up, which costs by the hour
     ],
 )
@@ -180,8 +180,8 @@ def test_auto_counts_set_up(changes: dict[str, Any], gpus: str) -> None:
 
 @pytest.mark.parametrize(("deadline_h", "gpus"), [(100, "L40S:8"), (12, "H100:8")])
 def test_auto_takes_a_machine_that_keeps_the_deadline(deadline_h: float, gpus: str) -> None:
-    prices = PriceList((offer("r1", 6.0, gpu_name="L40S"), offer("r1", 20.0, gpu_name="H100")))
-    spec = job(compute__gpus="auto", train__epochs=300, limits__deadline_h=deadline_h)
+    prices = PriceList((offer("r1", 6.0, gpu_name="L40S"), offer("r1", 80.0, gpu_name="H100")))
+    spec = job(compute__gpus="auto", train__epochs=300, train__micro_batch_size=16, limits__deadline_h=deadline_h)
     assert plan(spec, prices).candidates[0].gpus == gpus
 
 
@@ -195,7 +195,7 @@ def test_auto_goes_by_the_hour_where_nobody_has_counted_the_rows() -> None:
 
 def test_auto_counts_all_nodes_together() -> None:
     found = plan(job(compute__gpus="auto", compute__num_nodes=4, train__model="huggyllama/llama-65b"))
-    assert (found.candidates[0].gpus, found.world_size) == ("H100:8", 32)
+    assert (found.candidates[0].gpus, found.world_size) == ("A100-80GB:8", 32)
 
 
 def test_adapters_of_a_7b_fit_on_one_gpu_and_auto_buys_no_machine_of_eight() -> None:
