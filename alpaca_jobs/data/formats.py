@@ -1,6 +1,7 @@
 """The four shapes that instruction data comes in, read into one and written from it. Pure.
 
-alpaca: {instruction, input, output}. self-instruct: {instruction, instances: [{input, output}]}. sharegpt: {id,
+alpaca: {instruction, input, output}; with `history` ([[question, answer]]) or `system`, as LLaMA-Factory has them, it
+is a conversation. self-instruct: {instruction, instances: [{input, output}]}. sharegpt: {id,
 conversations: [{from: human|gpt|system, value}]}. openai: {messages: [{role: system|user|assistant, content}]}. In
 both shapes of chats an answer with `weight: 0` is there to be read, and not learned, as OpenAI's fine-tuning has it.
 Whatever else a record holds is left behind: the shapes have no common place for it.
@@ -123,7 +124,28 @@ def _beside(example: Example, shape: str) -> dict[str, Any]:
 
 def _read_alpaca(record: Record) -> list[Example]:
     given = record.text("input", may_be_empty=True) if "input" in record.fields else ""
-    return [_task(record, record.text("instruction"), given, record.text("output", may_be_empty=True))]
+    task = _task(record, record.text("instruction"), given, record.text("output", may_be_empty=True))
+    before = _before(record)
+    return [Example(task.name, (*before, *task.turns)) if before else task]
+
+
+def _before(record: Record) -> list[Turn]:
+    """What a row says before its own question: a system text, and earlier exchanges."""
+    system = record.text("system", may_be_empty=True) if record.fields.get("system") else ""
+    turns = [Turn("system", system)] if system else []
+    earlier = record.fields.get("history") or []
+    if not isinstance(earlier, list) or not all(_is_exchange(pair) for pair in earlier):
+        raise DataError(
+            f"{record.where}: 'history' is {str(earlier)[:60]!r}, but a list of [question, answer] is wanted. Correct "
+            "or remove it."
+        )
+    for question, answer in earlier:
+        turns += Turn("user", question), Turn("assistant", answer)
+    return turns
+
+
+def _is_exchange(pair: object) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
 
 
 def _read_self_instruct(record: Record) -> list[Example]:

@@ -98,6 +98,13 @@ def _row(record: Record) -> Row:
     record.text("output", may_be_empty=True)  # Alpaca's published 52,002 rows have 28 with an empty output
     if "input" in record.fields:
         record.text("input", may_be_empty=True)
+    for key in ("history", "system"):
+        if record.fields.get(key):
+            raise DataError(
+                f"{record.where} has {key!r}, and Alpaca's prompt has no place for it: its answer would be learned "
+                "without what was said before. Make chats of the file (`alpaca-jobs data convert IN OUT --to "
+                f"sharegpt`) and train with recipe vicuna, or take {key!r} out."
+            )
     for key in ("request", "index"):
         value = record.fields.get(key, 0)
         if not isinstance(value, int) or isinstance(value, bool):

@@ -62,6 +62,21 @@ def test_every_shape_can_be_read_again_and_says_the_same(shape: str) -> None:
     assert spoken == [["Sort.\n\nb a", "a b"], ["Sort.\n\nd c", "c d"], ["Say hällo.", "Hällo {you}."]]
 
 
+def test_earlier_exchanges_and_a_system_text_of_a_row_make_it_a_conversation() -> None:
+    """LLaMA-Factory's fields; empty ones, as its files and Parquet columns have them, leave a row what it is."""
+    row = {"instruction": "Sort.", "input": "b a", "output": "a b"}
+    chat = {**row, "id": "r1", "system": "Be kind.", "history": [["Hi", "Hello"], ["Bye?", ""]]}
+    assert [(one["from"], one["value"]) for one in through([chat], "sharegpt")[0]["conversations"]] == [
+        ("system", "Be kind."), ("human", "Hi"), ("gpt", "Hello"), ("human", "Bye?"), ("gpt", ""),
+        ("human", "Sort.\n\nb a"), ("gpt", "a b"),
+    ]  # fmt: skip
+    assert (
+        through([{**row, "system": "", "history": []}, {**row, "system": None, "history": None}], "alpaca") == [row] * 2
+    )
+    with pytest.raises(DataError, match="'r1' has 7 turns"):
+        through([chat], "alpaca")
+
+
 def test_a_conversation_does_not_fit_into_one_task_and_is_not_cut_to_fit() -> None:
     with pytest.raises(DataError, match=r"'c1' has 5 turns \(system, user, assistant, user, assistant\)"):
         through([CHAT], "alpaca")
@@ -80,6 +95,10 @@ def test_a_conversation_does_not_fit_into_one_task_and_is_not_cut_to_fit() -> No
         ({"messages": [{"role": "user", "content": None}]}, "turn 1: 'content' is None, but a string is wanted"),
         ({"instruction": "x", "instances": "y"}, "'instances' should be a list"),
         ({"output": "y"}, "has no 'instruction'"),
+        (
+            {"instruction": "x", "output": "y", "history": [["Hi"]]},
+            "'history' is \"[['Hi']]\", but a list of [question, answer] is wanted",
+        ),
         (
             {"messages": [{"role": "assistant", "content": "Hi", "weight": 0.5}]},
             "turn 1: 'weight' is 0.5, but 0 (an answer that is not learned) or 1 is wanted",

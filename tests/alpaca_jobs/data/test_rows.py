@@ -51,6 +51,11 @@ def test_json_lines_give_rows_too(tmp_path: Path) -> None:
         ('{"instruction": "a"}', "line 1 has no 'output'; its fields are: instruction"),
         ('{"instruction": " ", "output": "b"}', "line 1: 'instruction' is empty"),
         ('{"instruction": "a", "output": "b", "index": "c"}', "line 1: index is 'c', but a whole number"),
+        (
+            '{"instruction": "a", "output": "b", "history": [["c", "d"]]}',
+            "line 1 has 'history', and Alpaca's prompt has no place for it",
+        ),
+        ('{"instruction": "a", "output": "b", "system": "c"}', "line 1 has 'system', and Alpaca's prompt has no place"),
         ('{"instruction": "a", "output": "b"}\nnot json', "line 2 is not JSON"),
         ('[{"instruction": "a", "output": "b"}, 7]', "item 2 is 7, but a JSON object"),
         ("[]", "is an empty list"),
