@@ -88,6 +88,12 @@ def test_gpus_without_nvlink_take_as_long_as_their_links_and_that_is_said() -> N
     assert "receives 323 GB from the others, in 8 micro batches, over a link of 32 GB/s" in told[GPUS_WAIT].words
 
 
+def test_copies_of_a_base_model_send_adapters_alone() -> None:
+    slow, quick = (_told(job("L40S:4", method="lora", engine=engine)) for engine in ("auto", "ddp"))
+    assert "engine: ddp no parameters where each GPU holds the model" in slow[2][GPUS_WAIT].words
+    assert quick[1] == quick[0] < slow[1] / 4
+
+
 def test_nvlink_keeps_up_with_a_7b() -> None:
     computed_s, work_s, told = _told(job(micro_batch_size=4))
     assert work_s == computed_s
