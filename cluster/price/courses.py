@@ -93,7 +93,10 @@ def _steps_s(place: Placement, job: JobSpec, work: Workload, assumed: Assumption
     """Seconds of all training steps, without a save; of a command, what the job says."""
     if work.given_s is not None:
         return work.given_s
-    return max(computing_s(place, work, assumed), exchange_in(place, job, work).seconds)
+    computed_s = computing_s(place, work, assumed)
+    if any(one.gpu == (place.gpus or "").partition(":")[0] for one in assumed.measured):
+        return computed_s  # a speed that was measured has all waits in it
+    return max(computed_s, exchange_in(place, job, work).seconds)
 
 
 def exchange_in(place: Placement, job: JobSpec, work: Workload) -> Exchange:

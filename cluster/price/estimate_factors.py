@@ -138,7 +138,7 @@ def _of_speed(plan: LaunchPlan, work: Workload, assumed: Assumptions, course: Co
     words, computed_s = f"FLOPs / ({num_gpus(place)} GPUs x peak x MFU)", computing_s(place, work, assumed)
     yield Factor("training time", computed_s / SECONDS_PER_HOUR, "h", words, "the three above")
     saving, sent = saving_of(place, plan.job, work, assumed), exchange_in(place, plan.job, work)
-    if sent.seconds > computed_s:
+    if saving.steps_s > computed_s:
         words = (
             f"in a step each GPU receives {sent.step_bytes / 1e9:,.0f} GB from the others, in "
             f"{sent.micro_batches} micro batches, over a link of {sent.link_bytes_per_s / 1e9:.0f} GB/s at most: "

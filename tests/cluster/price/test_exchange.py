@@ -9,7 +9,7 @@ import pytest
 from alpaca_jobs.spec import JobSpec
 from alpaca_jobs.spec_io import job_from_dict
 from cluster.launch.planner import plan_launch
-from cluster.price.assumptions import Assumptions
+from cluster.price.assumptions import Assumptions, MeasuredSpeed
 from cluster.price.courses import computing_s, training_course
 from cluster.price.estimate_factors import GPUS_WAIT, Factor, factors
 from cluster.price.exchange import exchange_of
@@ -18,6 +18,7 @@ from cluster.price.offers import SNAPSHOT, load_offers
 from cluster.price.workload import workload_of
 
 P7, LORA = 6_738_415_616, 4_194_304
+PRIORS = Assumptions()
 
 
 def job(gpus: str = "A100-80GB:8", **train: Any) -> JobSpec:
@@ -68,14 +69,14 @@ def test_a_card_in_a_slot_has_the_slots_link() -> None:
     assert link_bytes_per_s("L40S", infra="aws", instance_type="g6e.12xlarge") == 32e9
 
 
-def _told(spec: JobSpec) -> tuple[float, float, dict[str, Factor]]:
+def _told(spec: JobSpec, assumed: Assumptions = PRIORS) -> tuple[float, float, dict[str, Factor]]:
     """Seconds of computing and of training, and the factors."""
     work = workload_of(spec, num_rows=52_000)
     plan = plan_launch(spec, run_id="j-bcdfg", offers=load_offers(["aws"], catalogs=SNAPSHOT), work=work)
-    course = training_course(plan.candidates[0], spec, work, Assumptions())
+    course = training_course(plan.candidates[0], spec, work, assumed)
     assert course is not None
-    told = {one.name: one for one in factors(plan, work, Assumptions())}
-    return computing_s(plan.candidates[0], work, Assumptions()), course.work_s, told
+    told = {one.name: one for one in factors(plan, work, assumed)}
+    return computing_s(plan.candidates[0], work, assumed), course.work_s, told
 
 
 def test_gpus_without_nvlink_take_as_long_as_their_links_and_that_is_said() -> None:
@@ -92,6 +93,13 @@ def test_copies_of_a_base_model_send_adapters_alone() -> None:
     slow, quick = (_told(job("L40S:4", method="lora", engine=engine)) for engine in ("auto", "ddp"))
     assert "engine: ddp no parameters where each GPU holds the model" in slow[2][GPUS_WAIT].words
     assert quick[1] == quick[0] < slow[1] / 4
+
+
+def test_a_measured_speed_has_the_waits_in_it() -> None:
+    measured = Assumptions(measured=(MeasuredSpeed("L40S", 0.05, 0.1, "measured: x"),))
+    computed_s, work_s, told = _told(job("L40S:4"), measured)
+    assert work_s == computed_s
+    assert GPUS_WAIT not in told
 
 
 def test_nvlink_keeps_up_with_a_7b() -> None:
