@@ -128,6 +128,8 @@ class GenerateStage:
                 else:
                     self._asking.withdraw()  # the rows are there
             except BudgetExceeded:
+                if self._part_first <= self._state.request:
+                    self._commit(complete=False)
                 self._asking.withdraw()
                 raise
             except TeacherError as exc:
@@ -183,19 +185,39 @@ class GenerateStage:
                 break
             self._next_number += 1
         if batch:
+            self._send_batch(batch)
+
+    def _send_batch(self, batch: Sequence[TeacherRequest]) -> None:
+        """Reserve and send; what the budget does not hold after all is left for later, while answers are to come.
+
+        The limit comes down between a look at its room and the reservation, where machines are paid from it too.
+
+        Raises:
+            BudgetExceeded: nothing is under way whose answer could make room.
+        """
+        try:
             self._asking.send(batch)
-            self._under_way.update(request.number for request in batch)
+        except BudgetExceeded:
+            batch, refused = self._ledger.split_reserved(batch)  # batches at the provider are reserved one by one
+            self._next_number = refused[0].number
+            if not batch and self._waits_for_nothing:
+                raise
+        self._under_way.update(request.number for request in batch)
+
+    @property
+    def _waits_for_nothing(self) -> bool:
+        return not self._under_way and self._state.request + 1 not in self._arrived
 
     def _check_hope(self, request: TeacherRequest, *, is_first: bool) -> None:
         """Give up if the budget does not hold one request more and nothing is under way that could change that.
 
         Raises:
-            BudgetExceeded: what rows there are have been committed.
+            BudgetExceeded: nothing is under way.
         """
-        if is_first and not self._under_way and self._state.request + 1 not in self._arrived:
-            if self._part_first <= self._state.request:
-                self._commit(complete=False)
+        if is_first and self._waits_for_nothing:
             self._asking.send([request])
+            self._under_way.add(request.number)  # a fraction of a cent was left after all
+            self._next_number += 1
 
     def _wanted(self) -> int:
         """Requests worth having under way or waiting: what the missing rows need at the yield so far, and no more."""

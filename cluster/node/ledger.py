@@ -138,6 +138,11 @@ class Ledger:
         self._fence.check()
         self._open.update({(self._attempt, number): price or 0.0 for number, price in prices.items()})
 
+    def split_reserved(self, requests: Sequence[TeacherRequest]) -> tuple[list[TeacherRequest], list[TeacherRequest]]:
+        """Tell the requests that this attempt has reserved, and are not answered, from those that it has not."""
+        reserved = [request for request in requests if (self._attempt, request.number) in self._open]
+        return reserved, [request for request in requests if (self._attempt, request.number) not in self._open]
+
     @property
     def next_key(self) -> str:
         """The key that the next reservation will have."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import random
 import runpy
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from alpaca_jobs.errors import BudgetExceeded, TeacherUnreachable, TeacherWithou
 from alpaca_jobs.generation import offline_teacher
 from alpaca_jobs.generation.offline_tasks import make_task
 from alpaca_jobs.generation.offline_teacher import OfflineTeacher, running
+from alpaca_jobs.generation.teacher_request import TeacherRequest
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import JobSpec
 from checkpoints.attempts import AttemptLog
@@ -27,7 +30,10 @@ from checkpoints.lineage import counting_commits
 from checkpoints.reader import list_commits
 from checkpoints.store import Store
 from cluster.event_reading import read_events
+from cluster.node import generate_stage
 from cluster.node.generate_stage import GeneratedRows
+from cluster.node.ledger import Ledger, count_asked
+from cluster.node.limits import TeacherLimit
 from cluster.node.teacher_waits import teacher_waits
 from cluster.runs.report import newest_part
 
@@ -245,6 +251,47 @@ def test_the_last_word_of_an_attempt_that_the_budget_ends_has_all_its_rows(tmp_p
     run = store.child("run")
     parts = counting_commits(AttemptLog(run, LAYOUT).records(), list_commits(run, LAYOUT), LAYOUT)
     assert generation_events(run)[-1]["rows"] == newest_part(run, parts)["rows_total"] > 0
+
+
+class HoldingTeacher(OfflineTeacher):
+    """Keeps its first request until `goes_on` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(refuses_some=False)
+        self.held = threading.Lock()
+        self.goes_on = threading.Event()
+
+    def answer(self, body: dict[str, Any], *, is_chat: bool) -> Answer:
+        if self.held.acquire(blocking=False):
+            assert self.goes_on.wait(20)
+        return super().answer(body, is_chat=is_chat)
+
+
+def test_a_limit_that_falls_before_a_reservation_waits_for_what_is_under_way_and_loses_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rich = generate(tmp_path / "rich", OfflineTeacher(refuses_some=False), api="chat", **PRICED)
+    server = HoldingTeacher()
+    store = prepare(tmp_path / "falls", server, api="chat", **PRICED)
+    worst_usd = 0.0257  # a little above what is reserved for one request, so that what is left over is less
+    left = [4 * worst_usd]
+    reserve, reserved = Ledger.reserve, []
+
+    def falling(self: Ledger, requests: Sequence[TeacherRequest], **more: Any) -> None:
+        reserved.append(len(requests))
+        if len(reserved) == 2:
+            left[0] -= worst_usd  # the machine was paid since the ledger was asked for its room
+            server.goes_on.set()
+        reserve(self, requests, **more)
+
+    monkeypatch.setattr(Ledger, "reserve", falling)
+    monkeypatch.setattr(
+        generate_stage, "teacher_limits", lambda *_: lambda: TeacherLimit(left[0], "the limit is low", "Raise it.")
+    )
+    with running(server):
+        state = generate_rows(store.uri, "run", 1, tmp_path / "falls" / "scratch")
+    assert texts(state.rows) == texts(rich.rows)
+    assert count_asked(store.child("run")).repeated == 0
 
 
 def test_requests_that_stay_garbage_are_paid_for_and_lose_no_row(tmp_path: Path) -> None:
