@@ -113,7 +113,7 @@ def plan_launch(
     fitting = with_pricing(job, fitting, limits)
     places = tuple(placement_of_offer(offer, num_nodes=compute.num_nodes) for offer in fitting)
     world_size = compute.num_nodes * (fitting[0].gpu_count or compute.workers or 1)
-    _check_batch(job, world_size)
+    _check_ranks(job, world_size)
     if compute.is_own:
         notes.append(OWN_MACHINES.format(infra=compute.infra[0]))
     if offers.sources:
@@ -271,8 +271,15 @@ def _host_machines(job: JobSpec, offers: Iterable[Offer]) -> list[Offer]:
     return found
 
 
-def _check_batch(job: JobSpec, world_size: int) -> None:
-    if job.train.method != "command" and world_size > job.train.global_batch_size:
+def _check_ranks(job: JobSpec, world_size: int) -> None:
+    if job.train.method == "command":
+        return
+    if job.train.engine == "single" and world_size > 1:
+        raise PlanError(
+            f"train.engine is single, but there would be {world_size} training ranks, which would each train a model "
+            "of their own. Set engine: auto or ddp, or take a machine with one GPU, or one worker."
+        )
+    if world_size > job.train.global_batch_size:
         raise PlanError(
             f"train.global_batch_size is {job.train.global_batch_size}, but there would be {world_size} training "
             "ranks, and some would never see a row. Use fewer GPUs or workers, or a larger batch."
