@@ -67,12 +67,17 @@ def training_limit_words(found: JobEstimate) -> list[str]:
 
 
 def waiting_words(found: JobEstimate) -> list[str]:
-    """What training would stand still for: its saves, where the job wants them more often than they can be stored, and
-    the links between its GPUs."""
+    """What training would stand still for, a minute or more in all: its saves, where the job wants them more often than
+    they can be stored, and the links between its GPUs.
+    """
     from cluster.price.estimate_factors import GPUS_WAIT, WAITING
 
     waits = [(one, one.name.removeprefix("waiting ")) for one in found.factors if one.name in (WAITING, GPUS_WAIT)]
-    return [f"Training would wait {words.duration(one.value * 3600)} {what}: {one.words}." for one, what in waits]
+    return [
+        f"Training would wait {words.duration(3600 * one.value)} {what}: {one.words}."
+        for one, what in waits
+        if 3600 * one.value >= 60
+    ]
 
 
 def limit_words(first: CandidateEstimate) -> list[str]:

@@ -140,10 +140,9 @@ def _of_speed(plan: LaunchPlan, work: Workload, assumed: Assumptions, course: Co
     saving, sent = saving_of(place, plan.job, work, assumed), exchange_in(place, plan.job, work)
     if saving.steps_s > computed_s:
         words = (
-            f"in a step each GPU receives {sent.step_bytes / 1e9:,.0f} GB from the others, in "
-            f"{sent.micro_batches} micro batches, over a link of {sent.link_bytes_per_s / 1e9:.0f} GB/s at most: "
-            "longer than it computes; a larger micro_batch_size needs less, engine: ddp no parameters where each GPU "
-            "holds the model, and NVLink is faster"
+            f"in a step each GPU receives {sent.step_bytes / 1e9:.3g} GB from the others, in {sent.micro_batches} "
+            f"micro batches, over a link of {sent.link_bytes_per_s / 1e9:.0f} GB/s at most, which takes longer than it "
+            f"computes; less with {sent.ways}"
         )
         yield Factor(GPUS_WAIT, (sent.seconds - computed_s) / SECONDS_PER_HOUR, "h", words, "NVIDIA's data sheets")
     every = plan.job.checkpoints.interval_steps

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from alpaca_jobs.spec import TrainSpec
 from cluster.price.activations import dtype_bytes
-from cluster.price.hardware import GPUS
+from cluster.price.hardware import GPUS, PCIE_5
 from cluster.price.memory_fit import HELD_SHARE, engine_of
 from cluster.price.workload import Workload
 
@@ -34,12 +34,14 @@ class Exchange:
         micro_batches: of a step, on each GPU.
         step_bytes: in one step. link_bytes_per_s: at most.
         seconds: over all steps.
+        ways: to make it shorter, for the end of a sentence.
     """
 
     micro_batches: int
     step_bytes: float
     link_bytes_per_s: float
     seconds: float
+    ways: str
 
 
 def exchange_of(train: TrainSpec, work: Workload, *, gpu: str, link_bytes_per_s: float, ranks: int) -> Exchange:
@@ -55,4 +57,11 @@ def exchange_of(train: TrainSpec, work: Workload, *, gpu: str, link_bytes_per_s:
     is_held = not train.cpu_offload and gradients <= HELD_SHARE * GPUS[gpu].memory_gib * 2**30
     reductions = micro_batches if engine == "fsdp" and not is_held else 1
     step_bytes = (micro_batches * gathered + reductions * gradients) * (ranks - 1) / ranks
-    return Exchange(micro_batches, step_bytes, link_bytes_per_s, work.steps * step_bytes / link_bytes_per_s)
+    seconds = work.steps * step_bytes / link_bytes_per_s
+    return Exchange(micro_batches, step_bytes, link_bytes_per_s, seconds, _ways(gathered > 0, link_bytes_per_s))
+
+
+def _ways(is_gathered: bool, link_bytes_per_s: float) -> str:
+    fewer = "a larger train.micro_batch_size, or train.engine: ddp where each GPU holds the model"
+    ways = [fewer] if is_gathered else ["fewer GPUs"]
+    return ", or ".join(ways + (["GPUs with NVLink"] if link_bytes_per_s <= PCIE_5 else []))

@@ -28,7 +28,7 @@ class Gpu:
     link_bytes_per_s: float
 
 
-_PCIE_4, _PCIE_5 = 32e9, 64e9  # 16 lanes
+_PCIE_4, PCIE_5 = 32e9, 64e9  # bytes/s, 16 lanes
 _NVLINK_2, _NVLINK_3, _NVLINK_4 = 150e9, 300e9, 450e9
 
 # Source of memory: `GpuInfo` of SkyPilot's catalogs (MiB; the AWS rows, which come from DescribeInstanceTypes).
@@ -69,7 +69,7 @@ def link_bytes_per_s(gpu_name: str, *, infra: str, instance_type: str) -> float:
     link = GPUS[gpu_name].link_bytes_per_s
     if not _is_pcie(gpu_name, infra, instance_type):
         return link
-    return min(link, _PCIE_5 if link == _NVLINK_4 else _PCIE_4)
+    return min(link, PCIE_5 if link == _NVLINK_4 else _PCIE_4)
 
 
 def _is_pcie(gpu_name: str, infra: str, instance_type: str) -> bool:
