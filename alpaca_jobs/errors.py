@@ -53,6 +53,10 @@ class TrainingError(AlpacaError):
     """Training that cannot go on: a loss that is not finite, ranks that disagree, a state of another model."""
 
 
+class Diverged(TrainingError):
+    """The loss or the gradient is not finite. The same rows and weights give it again."""
+
+
 class TeacherError(AlpacaError):
     """The teacher (the LLM that writes the rows) refused or failed, and asking again would not help.
 

@@ -31,6 +31,7 @@ NODE_EXITS: Final[Mapping[StopReason, int]] = MappingProxyType(
         StopReason.OUT_OF_MEMORY: 77,
         StopReason.SUPERSEDED: 78,
         StopReason.REVIEW: 79,
+        StopReason.DIVERGED: 81,
         StopReason.CANCELLED: 130,
     }
 )

@@ -17,6 +17,8 @@ class RecoveryPolicy:
         max_crashes: crashes without a new commit between them before the run is stopped.
         max_memory_stops: the same for running out of memory; each try has half the micro batch of the one before
             (cluster/node/memory_stops.py), and one that cannot be halved is the last.
+        max_divergences: the same for a loss that is not finite: a start from the same commit repeats every bit, so one
+            more tells a broken GPU from a training that cannot go on.
         max_store_failures: the same for a store that does not answer.
         max_fruitless: stops of any kind without a new commit between them; keeps a job whose machines never live as
             long as one save from buying machines for ever.
@@ -30,6 +32,7 @@ class RecoveryPolicy:
     on_demand: Literal["never", "last-resort", "when-needed"] = "never"
     max_crashes: int = 3
     max_memory_stops: int = 8
+    max_divergences: int = 2
     max_store_failures: int = 3
     max_fruitless: int = 12
     max_wait_s: float = 21_600.0

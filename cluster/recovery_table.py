@@ -55,6 +55,12 @@ TABLE: Final[Mapping[StopReason, Rule]] = MappingProxyType(
             words="Take machines with more memory (`alpaca-jobs resume --gpus` goes on), or let a step take less: "
             "train.gradient_checkpointing, a shorter train.max_length, a train.micro_batch_size that is not 1 yet.",
         ),
+        StopReason.DIVERGED: Rule(
+            Action.RELAUNCH,
+            limit="max_divergences",
+            exit_code=1,
+            words="A second start had the same rows and weights, so it is the training, not the machine.",
+        ),
         StopReason.STORE_FAILURE: Rule(
             Action.RELAUNCH, limit="max_store_failures", pause=True, exit_code=3, words=_TRY_RESUME
         ),

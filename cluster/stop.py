@@ -20,6 +20,7 @@ class StopReason(StrEnum):
     CRASHED = "crashed"  # the job's own processes died
     USER_ERROR = "user_error"  # the job said in words that it cannot be
     OUT_OF_MEMORY = "out_of_memory"
+    DIVERGED = "diverged"  # a loss or gradient that is not finite
     BUDGET = "budget"
     DEADLINE = "deadline"
     CANCELLED = "cancelled"

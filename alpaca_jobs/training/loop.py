@@ -31,7 +31,8 @@ def run_training(ctx: TrainContext) -> TrainResult:
     Raises:
         ModelError: the base model does not exist or does not fit.
         NoGoodCommit: every candidate is damaged.
-        TrainingError: a loss or gradient that is not finite, or a checkpoint of another training.
+        Diverged: a loss or gradient that is not finite.
+        TrainingError: a checkpoint of another training.
         CheckpointError: what a save ran into.
     """
     with exact_mode(bits=ctx.train.exactness == "bits", threads=ctx.threads):

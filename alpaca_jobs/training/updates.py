@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from alpaca_jobs.errors import TrainingError
+from alpaca_jobs.errors import Diverged
 from alpaca_jobs.training.agreement import Agreed, Told, agree, is_finite
 from alpaca_jobs.training.collate import target_loss
 from alpaca_jobs.training.control import TrainContext
@@ -54,7 +54,7 @@ class Updates:
         """Make the next update; returns what the ranks agreed on.
 
         Raises:
-            TrainingError: the loss or the gradient is not finite.
+            Diverged: the loss or the gradient is not finite.
         """
         ctx, state, train = self._ctx, self._state, self._ctx.train
         begin = time.perf_counter()
@@ -106,7 +106,7 @@ class Updates:
 
     def _refuse_not_finite(self, agreed: Agreed, *, step: int, loss: float) -> None:
         if not is_finite(agreed):
-            raise TrainingError(
+            raise Diverged(
                 f"Step {step}: the loss is {loss} and the squared gradient norm {agreed.squared_norm}; training "
                 f"cannot go on from there. The last good state is step {self._saves.committed}. Look at the rows of "
                 f"this step, or lower train.learning_rate ({self._ctx.train.learning_rate:g}): that is another "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from alpaca_jobs.errors import AlpacaError, BudgetExceeded, TeacherError, TrainingError
+from alpaca_jobs.errors import AlpacaError, BudgetExceeded, Diverged, TeacherError, TrainingError
 from checkpoints.errors import (
     CheckpointError,
     Damaged,
@@ -59,6 +59,8 @@ def describe_failure(error: BaseException) -> Failure:
             return Failure(StopReason.STORE_FAILURE, words, retryable=not lasting, exit_code=3)
         case BudgetExceeded():
             return Failure(StopReason.BUDGET, words, retryable=False, exit_code=4)
+        case Diverged():
+            return Failure(StopReason.DIVERGED, words, exit_code=1)
         case TrainingError():
             return Failure(StopReason.CRASHED, words, exit_code=1)
         case TeacherError() if error.retryable and error.had_given_rows:

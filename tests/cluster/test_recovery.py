@@ -45,6 +45,7 @@ def test_a_run_that_has_yet_to_start_takes_the_plans_order() -> None:
         (StopReason.CAPACITY, Action.RELAUNCH, "a", None),
         (StopReason.CRASHED, Action.RELAUNCH, "b", None),
         (StopReason.OUT_OF_MEMORY, Action.RELAUNCH, "b", None),
+        (StopReason.DIVERGED, Action.RELAUNCH, "b", None),
         (StopReason.STORE_FAILURE, Action.WAIT, None, None),
         (StopReason.USER_ERROR, Action.GIVE_UP, None, 1),
         (StopReason.BUDGET, Action.GIVE_UP, None, 4),
@@ -129,6 +130,13 @@ class TestCrashes:
         decision = decide([stop(StopReason.OUT_OF_MEMORY)] * 8, POLICY, CANDIDATES, now=0)
         assert (decision.action, decision.exit_code) == (Action.GIVE_UP, 1)
         assert "micro_batch_size" in decision.words
+
+    def test_a_loss_that_is_not_finite_is_tried_once_more_from_the_same_commit(self) -> None:
+        at = [stop(StopReason.DIVERGED, position=("train", step), detail="Step 412: nan") for step in (300, 400, 400)]
+        assert decide(at[:2], POLICY, CANDIDATES, now=0).action is Action.RELAUNCH
+        decision = decide(at, POLICY, CANDIDATES, now=0)
+        assert (decision.action, decision.exit_code) == (Action.GIVE_UP, 1)
+        assert "diverged, for the 2nd time after train 400: Step 412: nan." in decision.words
 
     def test_machines_that_never_live_as_long_as_a_save_are_not_bought_for_ever(self) -> None:
         history = [stop(StopReason.PREEMPTED)] * POLICY.max_fruitless
@@ -217,7 +225,7 @@ class TestLimits:
 
 ENDLESS = [
     StopReason.PREEMPTED, StopReason.LOST, StopReason.NODE_FAILURE, StopReason.CRASHED, StopReason.OUT_OF_MEMORY,
-    StopReason.STORE_FAILURE,
+    StopReason.DIVERGED, StopReason.STORE_FAILURE,
 ]  # fmt: skip
 
 

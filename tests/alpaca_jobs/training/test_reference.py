@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alpaca_jobs.errors import TrainingError
+from alpaca_jobs.errors import Diverged
 from alpaca_jobs.spec import CheckpointSpec, TrainSpec
 from alpaca_jobs.training.batching import global_batch
 from alpaca_jobs.training.collate import Layout
@@ -220,7 +220,7 @@ def test_gradient_checkpointing_changes_no_bit(worker: Any, one_rank: None, tmp_
 
 def test_a_loss_that_is_no_number_ends_the_training_in_words(worker: Any, one_rank: None, tmp_path: Path) -> None:
     wild = TRAIN.model_copy(update={"learning_rate": 1e30, "warmup_ratio": 0.0, "max_steps": 6})
-    with pytest.raises(TrainingError, match=r"Step \d: the loss is .*good state is step 0\..*launch it as a new run"):
+    with pytest.raises(Diverged, match=r"Step \d: the loss is .*good state is step 0\..*launch it as a new run"):
         _train(worker, wild, prepare_dataset(wild, worker.rows(24)), tmp_path / "store")
 
 

@@ -9,6 +9,7 @@ import pytest
 from alpaca_jobs.errors import (
     BudgetExceeded,
     DataError,
+    Diverged,
     ModelError,
     TeacherAuth,
     TeacherError,
@@ -44,7 +45,8 @@ def had_worked(error: TeacherError) -> TeacherError:
         (TeacherRateLimited("429"), StopReason.USER_ERROR, False, 3),
         (had_worked(TeacherRateLimited("429")), StopReason.CRASHED, True, 3),
         (had_worked(TeacherAuth("the key was taken back")), StopReason.USER_ERROR, False, 3),
-        (TrainingError("nan"), StopReason.CRASHED, True, 1),
+        (TrainingError("another model's state"), StopReason.CRASHED, True, 1),
+        (Diverged("nan"), StopReason.DIVERGED, True, 1),
         (RayFailure("died"), StopReason.CRASHED, True, None),
         (MemoryError(), StopReason.OUT_OF_MEMORY, True, None),
         (OutOfMemoryError("CUDA"), StopReason.OUT_OF_MEMORY, True, None),
@@ -74,7 +76,7 @@ PEER = RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by pe
         ([PEER, OutOfMemoryError("CUDA out of memory")], 1),
         ([PEER, KeyError("a bug on rank 1")], 1),
         ([SaveFailed({0: "rank 1 is gone"}, "step 5"), PEER, RayFailure("the process of rank 1 died")], 2),
-        ([PEER, TrainingError("the loss is nan")], 1),
+        ([PEER, Diverged("the loss is nan")], 1),
         ([KeyError("first"), KeyError("second"), PEER], 0),
     ],
 )
