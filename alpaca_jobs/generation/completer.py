@@ -32,7 +32,7 @@ from alpaca_jobs.generation.teacher_reply import (
     read_retry_after,
 )
 from alpaca_jobs.generation.teacher_request import TeacherAnswer, TeacherRequest
-from alpaca_jobs.generation.tries import UNUSABLE, ContextExceeded, Fault, Tries
+from alpaca_jobs.generation.tries import UNUSABLE, ContextExceeded, Fault, PromptTooLong, Tries
 from alpaca_jobs.spec import TeacherSpec
 
 __all__ = ["UNUSABLE", "Completer", "TeacherAnswer", "TeacherRequest"]
@@ -92,7 +92,8 @@ class Completer:
                 try, or with a longer Retry-After than MAX_RETRY_AFTER_S.
             TeacherGarbage: answers that are none, or none in time, to the last try; or this request alone is refused
                 for `patience_s`. Its `answer` says what that cost.
-            TeacherError: anything else the server refuses (unknown model, prompt alone too long); at once.
+            PromptTooLong: the prompt alone does not fit the model. Its `answer` says what that cost.
+            TeacherError: anything else the server refuses (unknown model); at once.
         """
         self._key.check()
         max_tokens, retries, waits = request.max_tokens, 0, 0
@@ -102,7 +103,11 @@ class Completer:
             try:
                 reply = await self._ask(request, max_tokens)
             except ContextExceeded as exc:
-                max_tokens = self._tries.shrink(max_tokens, request.number, str(exc))
+                try:
+                    max_tokens = self._tries.shrink(max_tokens, request.number, str(exc))
+                except PromptTooLong as too_long:
+                    too_long.answer = self._tries.given_up(request, too_long, billed, retries + waits)
+                    raise
             except Fault as fault:
                 if fault.usage != NOTHING:
                     billed.append(fault.usage)

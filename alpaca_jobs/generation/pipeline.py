@@ -22,6 +22,7 @@ from alpaca_jobs.generation.request_maker import RequestMaker, check_answer, sam
 from alpaca_jobs.generation.seeds import SeedTask, check_enough
 from alpaca_jobs.generation.similarity import SimilarityIndex
 from alpaca_jobs.generation.teacher_reply import CONTENT_FILTER
+from alpaca_jobs.generation.tries import TOO_LONG
 from alpaca_jobs.spec import DataSpec
 
 SIMILAR = "similar"
@@ -31,7 +32,7 @@ REFUSED = "refused"
 
 def why_empty(answer: TeacherAnswer) -> str | None:
     """Return the reason under which a whole answer is dropped, or None for one that is worth reading."""
-    return {CONTENT_FILTER: REFUSED, UNUSABLE: UNUSABLE}.get(answer.finish_reason)
+    return {CONTENT_FILTER: REFUSED, UNUSABLE: UNUSABLE, TOO_LONG: TOO_LONG}.get(answer.finish_reason)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ SHRINK = 0.8
 """What is left of the allowed completion when prompt and completion do not fit. Source: Stanford Alpaca, utils.py."""
 UNUSABLE = "unusable"
 """Finish reason of a request whose every try gave garbage, or no answer in time."""
+TOO_LONG = "too_long"
+"""Finish reason of a request whose prompt alone does not fit the model."""
 END_OF_TEXT_BIAS = {"50256": -100}
 """Keeps a completions model from ending early with <|endoftext|>. Source: Stanford Alpaca, generate_instruction.py."""
 _MAY_BE_BILLED = (408, 504, 524)
@@ -69,6 +71,16 @@ class Fault(Exception):
 
 class ContextExceeded(Exception):
     """Prompt and allowed completion do not fit the model together."""
+
+
+class PromptTooLong(TeacherError):
+    """A prompt alone does not fit the model, however short the completion.
+
+    Attributes:
+        answer: a TeacherAnswer without rows that says what asking cost; None where nobody has made one.
+    """
+
+    answer: TeacherAnswer | None = None
 
 
 class Tries:
@@ -158,11 +170,11 @@ class Tries:
         """Return a shorter completion to allow after the server refused this one as too long.
 
         Raises:
-            TeacherError: the prompt alone is too long.
+            PromptTooLong: the prompt alone is too long.
         """
         shorter = int(max_tokens * SHRINK)
         if shorter < 1:
-            raise TeacherError(
+            raise PromptTooLong(
                 f"{self.where}: the prompt of request {number} alone does not fit the model ({said}). Use shorter "
                 "seed tasks, fewer of them (data.num_prompt_seeds), or a model with a longer context."
             ) from None
@@ -188,8 +200,9 @@ class Tries:
     def given_up(
         self, request: TeacherRequest, error: TeacherError, billed: Sequence[Usage], retries: int
     ) -> TeacherAnswer:
-        """Return the answer that a request counts as whose every try was lost or garbage."""
-        return self.answer(request, Reply(str(error), UNUSABLE, NOTHING), billed, retries)
+        """Return the answer that a request counts as whose every try was lost or garbage, or that was too long."""
+        reason = TOO_LONG if isinstance(error, PromptTooLong) else UNUSABLE
+        return self.answer(request, Reply(str(error), reason, NOTHING), billed, retries)
 
     def check_retry(self, fault: Fault, retries: int, num_billed: int, number: int) -> None:
         """Return if the request may be asked again.

@@ -28,6 +28,7 @@ from alpaca_jobs.errors import BudgetExceeded, DataError, TeacherGarbage
 from alpaca_jobs.generation.completer import Completer, TeacherAnswer, TeacherRequest
 from alpaca_jobs.generation.offline_spec import OFFLINE_MODEL
 from alpaca_jobs.generation.pricing import asked_directly, cost_usd
+from alpaca_jobs.generation.tries import TOO_LONG, PromptTooLong
 from alpaca_jobs.run_layout import LAYOUT
 from alpaca_jobs.spec import TeacherSpec
 from checkpoints.attempts import AttemptLog
@@ -220,7 +221,8 @@ class _Asking:
     async def _ask(self, completer: Completer, request: TeacherRequest) -> TeacherAnswer:
         try:
             answer = await completer.complete(request)
-        except TeacherGarbage as exc:
+        except (TeacherGarbage, PromptTooLong) as exc:
+            # Other rows may be shorter: one that does not fit is a drop, like one that stays garbage.
             if not isinstance(exc.answer, TeacherAnswer):
                 raise
             answer = exc.answer
@@ -248,7 +250,7 @@ class _Asking:
             self._useless[verdict.reason] += 1
             if not self.made and self._useless.total() >= MAX_BARREN_ANSWERS:
                 raise TeacherGarbage(self._hopeless(answer))
-            if number < translate.MAX_TRIES:
+            if number < translate.MAX_TRIES and verdict.reason != TOO_LONG:
                 self.progress.again[verdict.reason] += 1
                 self._waiting.append((place, number + 1, verdict.reason))
             else:

@@ -17,6 +17,7 @@ from alpaca_jobs.errors import TeacherAuth, TeacherError, TeacherGarbage, Teache
 from alpaca_jobs.generation.completer import Completer, TeacherAnswer
 from alpaca_jobs.generation.pricing import cost_usd, num_billable_tries, worst_try_usd
 from alpaca_jobs.generation.teacher_reply import read_retry_after
+from alpaca_jobs.generation.tries import PromptTooLong
 from alpaca_jobs.spec import TeacherSpec
 
 Reply = tuple[int, dict[str, str], bytes]
@@ -275,7 +276,9 @@ def test_a_completion_that_does_not_fit_is_cut_to_80_percent_until_it_does(error
 
 def test_a_prompt_that_alone_does_not_fit_is_an_error_in_words() -> None:
     asked = _ask(lambda n, body: _error(400, "maximum context length is 5 tokens"))
-    assert type(asked.error) is TeacherError
+    assert type(asked.error) is PromptTooLong
+    assert asked.error.answer is not None
+    assert (asked.error.answer.finish_reason, asked.error.answer.cost_usd) == ("too_long", None)  # of unknown price
     assert "the prompt of request 7 alone does not fit the model" in str(asked.error)
     assert asked.asked[-1]["max_tokens"] == 1
 

@@ -96,6 +96,33 @@ def test_a_row_that_the_provider_refuses_is_left_out_and_the_others_are_translat
     assert len(found.rows) == len(ROWS) - 1
 
 
+class ShortTeacher(OfflineTeacher):
+    """Has too short a context for one text, as vLLM says it."""
+
+    refused = 0
+
+    def answer(self, body: dict[str, Any], *, is_chat: bool) -> tuple[int, dict[str, Any], dict[str, str]]:
+        if "Tell me of 107 " in body["messages"][0]["content"]:
+            self.refused += 1
+            return 400, {"error": {"message": "This model's maximum context length is 40 tokens", "code": 400}}, {}
+        return super().answer(body, is_chat=is_chat)
+
+
+def test_a_row_that_is_longer_than_the_models_context_is_left_out_and_the_others_are_translated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alpaca_jobs.generation.offline_translation.FLAW_SHARE", 0.0)
+    with running(ShortTeacher(refuses_some=False)) as server:
+        found = run(tmp_path / "state", spec(server.base_url, 1.0))
+        refused = server.refused
+        again = run(tmp_path / "state", spec(server.base_url, 1.0))
+        assert server.refused == refused, "no prompt is shorter the second time, and none is asked again"
+    assert [(one.place, one.where, one.reason) for one in found.dropped] == [(7, "rows.json item 8", "too_long")]
+    assert len(found.rows) == len(ROWS) - 1
+    assert (again.rows, again.dropped) == (found.rows, found.dropped)
+    assert again.progress.spent_usd == pytest.approx(found.progress.spent_usd)
+
+
 def test_a_teacher_that_translates_nothing_is_not_paid_for_the_whole_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
