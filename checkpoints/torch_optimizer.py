@@ -49,5 +49,14 @@ def make_moments(optimizer: torch.optim.Optimizer) -> None:
             kept["step"] = _zero_like(kept["step"])
 
 
+def unwrapped(optimizer: Any) -> Any:
+    """torch's optimizer inside of accelerate's, whose step goes through the loss scale of fp16; any other as it is."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer
+
+
 def _zero_like(value: Any) -> Any:
+    if value is None:  # Adafactor's rate, where it finds its own
+        return None
     return torch.zeros_like(value) if isinstance(value, torch.Tensor) else type(value)(0)

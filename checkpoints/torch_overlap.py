@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from checkpoints.errors import StateChanged
+from checkpoints.torch_optimizer import unwrapped
 
 
 class MemoryRanges:
@@ -187,9 +188,7 @@ class StepGate:
 
 
 def _can_be_held(optimizer: torch.optim.Optimizer) -> bool:
-    real: Any = optimizer
-    while isinstance(inner := getattr(real, "optimizer", None), torch.optim.Optimizer):
-        real = inner
+    real = unwrapped(optimizer)
     # torch marks the class of an optimizer that it has made to run hooks (Optimizer._patch_step_function).
     is_hooked = isinstance(real, torch.optim.Optimizer) and getattr(type(real).step, "hooked", False)
     return is_hooked and not callable(getattr(real, "eval", None))

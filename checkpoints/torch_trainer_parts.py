@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from checkpoints.errors import StateMismatch
+from checkpoints.torch_optimizer import make_moments, unwrapped
 from checkpoints.torch_zero import apply_zero_state, zero_state
 
 SCALER = "scaler"
@@ -109,7 +110,11 @@ def get_parts(sharding: Sharding, trainer: Any, parts: Mapping[str, Any]) -> dic
     schedule = {name: value for name, value in parts["lr_scheduler"].state_dict().items() if _is_plain(value)}
     if sharding == "zero":
         return {"zero": zero_state(trainer.model_wrapped), "scheduler": schedule}
-    weights, moments = get_state_dict(parts["model"], parts["optimizer"])
+    # Where there are no moments, torch would make them by a step of accelerate's optimizer: it counts, and before the
+    # first loss the scale of fp16, which it goes through, refuses it. So nothing could be resumed.
+    optimizer = unwrapped(parts["optimizer"])
+    make_moments(optimizer)
+    weights, moments = get_state_dict(parts["model"], optimizer)
     state = {"model": weights, "optim": moments, "scheduler": schedule}
     if (scaler := _scaler(parts)) is not None:
         state[SCALER] = scaler.state_dict()
@@ -122,7 +127,10 @@ def apply_parts(sharding: Sharding, trainer: Any, parts: Mapping[str, Any], stat
         apply_zero_state(trainer.model_wrapped, state["zero"])
     else:
         set_state_dict(
-            parts["model"], parts["optimizer"], model_state_dict=state["model"], optim_state_dict=state["optim"]
+            parts["model"],
+            unwrapped(parts["optimizer"]),
+            model_state_dict=state["model"],
+            optim_state_dict=state["optim"],
         )
         if (scaler := _scaler(parts)) is not None and SCALER in state:
             scaler.load_state_dict(state[SCALER])
