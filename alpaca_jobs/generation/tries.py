@@ -83,6 +83,10 @@ class PromptTooLong(TeacherError):
     answer: TeacherAnswer | None = None
 
 
+class CreditUsedUp(TeacherAuth):
+    """The account that the key belongs to has no credit left; no waiting helps, but a payment does."""
+
+
 class Tries:
     """The rules for one teacher. Remembers which parameters its server does not take; safe on one event loop."""
 
@@ -156,8 +160,10 @@ class Tries:
         if status in (401, 403):
             # The server's own words may repeat the key, so they are left out.
             raise Fault(TeacherAuth, f"HTTP {status}, the key was refused", is_temporary=False)
-        if status == 429 and complaint.is_quota_used_up:
-            raise Fault(TeacherAuth, "HTTP 429, the key's account has no credit left", is_temporary=False)
+        if status == 402 or (status == 429 and complaint.is_quota_used_up):
+            words = f"HTTP {status}, the key's account has no credit left"
+            said = f": {self.scrub(complaint.message)}" if complaint.message else ""
+            raise Fault(CreditUsedUp, words + said, is_temporary=False)
         wait_s = read_retry_after(headers, now_s=time.time())
         if status == 429:
             raise Fault(TeacherRateLimited, "HTTP 429, too many requests", is_temporary=True, retry_after_s=wait_s)
@@ -235,6 +241,9 @@ class Tries:
 
     def _advice(self, error: type[TeacherError]) -> str:
         name = self.teacher.api_key_env
+        if error is CreditUsedUp:
+            whose = f"the key in {name}" if name else "the teacher"
+            return f"Add credit to the account that {whose} belongs to; then resume: what was answered is kept."
         if error is TeacherAuth:
             return f"Check the key in {name}." if name else "The server wants a key: set teacher.api_key_env."
         if error is TeacherRateLimited and self.teacher.batch_api:

@@ -83,11 +83,20 @@ def test_a_short_rate_limit_is_waited_for_as_long_as_asked() -> None:
     assert asked.waits == [2 * 1.125, 0.5 * 1.125], "never earlier than the server said, and not all at once"
 
 
-def test_an_account_without_credit_is_not_a_rate_limit() -> None:
-    asked = _ask(lambda n, body: _error(429, f"quota of {KEY}", code="insufficient_quota"))
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        _error(429, f"quota of {KEY}", code="insufficient_quota"),  # OpenAI
+        _error(402, "Insufficient Balance", code="invalid_request_error"),  # DeepSeek
+        _error(402, f"{KEY} requires more credits, or fewer max_tokens", code="402"),  # OpenRouter
+    ],
+)
+def test_an_account_without_credit_is_not_a_rate_limit_and_no_wrong_request(refusal: Reply) -> None:
+    asked = _ask(lambda n, body: refusal, api_key_env="MY_KEY")
     assert isinstance(asked.error, TeacherAuth)
     assert len(asked.asked) == 1
-    assert "no credit left" in str(asked.error)
+    assert f"HTTP {refusal[0]}, the key's account has no credit left" in str(asked.error)
+    assert "Add credit to the account that the key in MY_KEY belongs to; then resume: what was" in str(asked.error)
 
 
 def test_pauses_double_with_jitter_when_the_server_names_none() -> None:
