@@ -14,6 +14,7 @@ the candidate placements in the plan's order and the time; it owns no clock, no 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from cluster.decision import Decision, is_payable, launch_or_refuse, wait_or_end
 from cluster.on_demand import Need, Outlook, on_demand_need
@@ -24,6 +25,9 @@ from cluster.recovery_table import ALL_DONE, TABLE, Action, Rule
 from cluster.stop import Stop, StopReason, position_words, stop_sentence
 
 __all__ = ["ALL_DONE", "TABLE", "Action", "Decision", "RecoveryPolicy", "Stop", "StopReason", "decide"]
+
+_OVERSLEPT_S: Final = 60.0
+"""Seconds after twice the longest pause from which whoever asks was asleep (a closed laptop), and asks once more."""
 
 
 def decide(
@@ -123,7 +127,7 @@ def _after_refusal(
     if len(untried) < len(order):
         return launch_or_refuse(why, untried, policy, now, spent_usd, need)
     waited_s = now - first.at_s
-    if waited_s >= policy.max_wait_s:
+    if waited_s >= policy.max_wait_s and now - last.at_s < 2 * policy.max_backoff_s + _OVERSLEPT_S:
         words = (
             f"No capacity in {_join(order)} within {waited_s:.0f} s (compute.max_wait_s is {policy.max_wait_s:.0f}). "
             "Allow more regions in compute.regions, or go on later with `alpaca-jobs resume`."

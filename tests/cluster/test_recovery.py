@@ -170,6 +170,14 @@ class TestCapacity:
         assert decision.exit_code == 3
         assert "No capacity in local/a, local/b, local/c within 100 s" in decision.words
 
+    def test_whoever_slept_through_the_wait_asks_every_place_once_more_before_giving_up(self) -> None:
+        history = [stop(StopReason.CAPACITY, A, at_s=1), stop(StopReason.CAPACITY, B, at_s=2)]
+        asked = []
+        while (decision := decide(history, POLICY, (A, B), now=7200)).action is Action.RELAUNCH:
+            asked.append(decision.placements[0])
+            history.append(stop(StopReason.CAPACITY, decision.placements[0], at_s=7200))
+        assert (asked, decision.action, decision.exit_code) == ([A, B], Action.GIVE_UP, 3)
+
     def test_half_a_wait_is_waited_to_its_end(self) -> None:
         decision = decide([stop(StopReason.CAPACITY, A, at_s=50)], POLICY, (A,), now=54)
         assert (decision.action, decision.wait_s) == (Action.WAIT, 6)
