@@ -13,6 +13,12 @@ from typing import Any
 from alpaca_jobs.generation.rate_limit import RateLimits
 
 CONTENT_FILTER = "content_filter"
+CUT = "length"
+"""Finish reason of a text whose end is missing, whatever the server calls it."""
+
+_CUT_REASONS = ("model_length", "error", "insufficient_system_resource", "abort")
+"""The context was full, or the server gave up half-way. Sources: the API references of Mistral (the first two) and
+DeepSeek (the third); vLLM, RequestStatus (the last)."""
 
 _CONTEXT_WORDS = (  # OpenAI today, OpenAI's older models, vLLM, llama.cpp
     "maximum context length",
@@ -70,7 +76,8 @@ class Unusable(Exception):
 def read_reply(body: bytes, *, is_chat: bool) -> Reply:
     """Return the answer in a response body, without what a chat model thought aloud before it.
 
-    A refusal (finish_reason content_filter, or a chat message with `refusal`) is an answer without text.
+    A refusal (finish_reason content_filter, or a chat message with `refusal`) is an answer without text; every name for
+    a text that broke off becomes "length".
 
     Raises:
         Unusable: not JSON, no choices, a text that is null, empty, not a string or thoughts alone.
@@ -99,7 +106,8 @@ def read_reply(body: bytes, *, is_chat: bool) -> Reply:
         cut = "; if it thinks, raise teacher.max_tokens" if finish_reason == "length" else ""
         raise Unusable(f"{where} is {str(text)[:60]!r}, finish_reason {finish_reason!r}{cut}", usage)
     # A lone surrogate is legal in JSON, but cannot be written as UTF-8 later.
-    return Reply(said.encode("utf-8", "replace").decode("utf-8"), str(finish_reason), _believed(usage))
+    why = CUT if finish_reason in _CUT_REASONS else str(finish_reason)
+    return Reply(said.encode("utf-8", "replace").decode("utf-8"), why, _believed(usage))
 
 
 def _after_thoughts(text: str) -> str:

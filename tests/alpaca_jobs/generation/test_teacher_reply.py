@@ -62,6 +62,18 @@ def test_what_a_chat_model_thinks_aloud_is_no_part_of_its_answer(text: str) -> N
     assert read_reply(_chat(text), is_chat=True).text == "Yes"
 
 
+@pytest.mark.parametrize("why", ["length", "model_length", "error", "insufficient_system_resource", "abort"])
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_a_text_that_broke_off_is_told_by_one_word_whatever_the_server_calls_it(why: str, is_chat: bool) -> None:
+    body = {"choices": [{"message": {"content": "4. Inst"}, "text": "4. Inst", "finish_reason": why}]}
+    assert read_reply(json.dumps(body).encode(), is_chat=is_chat).finish_reason == "length"
+
+
+@pytest.mark.parametrize("why", ["stop", "eos_token", "stop_sequence"])
+def test_a_text_that_ended_keeps_its_reason(why: str) -> None:
+    assert read_reply(_chat("Yes", why), is_chat=True).finish_reason == why
+
+
 def test_marks_of_thoughts_that_an_answer_is_about_stay() -> None:
     text = "Put <think> before it and </think> after it."
     assert read_reply(_chat(text), is_chat=True).text == text
