@@ -60,7 +60,7 @@ def test_objects_that_a_commit_refers_to_are_looked_at_at_the_same_time(memory_s
     for name, data in frozen.items():
         first.put(name, data)
     known = known_blocks(first.publish(meta={}), TRAIN_ONLY)
-    driver, together = memory_store._driver, threading.Barrier(len(frozen), timeout=5)
+    driver, together = memory_store._driver, threading.Barrier(len(frozen), timeout=60)
 
     def size(key: str) -> int | None:
         together.wait()
@@ -74,7 +74,7 @@ def test_objects_that_a_commit_refers_to_are_looked_at_at_the_same_time(memory_s
 
 
 def test_where_each_deletion_is_a_request_several_are_made_at_a_time() -> None:
-    together, gone = threading.Barrier(3, timeout=5), set()
+    together, gone = threading.Barrier(3, timeout=60), set()
 
     class Files:
         def rm_file(self, path: str) -> None:
