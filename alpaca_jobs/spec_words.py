@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from alpaca_jobs.spec import JobSpec
+from alpaca_jobs.spec_other_names import OTHER_NAMES
 from alpaca_jobs.yaml_tree import KeyPath, YamlTree, dotted
 
 _MAX_SHOWN = 60
@@ -32,7 +33,8 @@ def problems_in_words(exc: ValidationError, tree: YamlTree, source: str) -> tupl
     """
     found: dict[str, int] = {}
     errors = exc.errors(include_url=False, include_input=False)
-    meant = {_meant(_yaml_path(error["loc"], tree.value)) for error in errors if error["type"] == "extra_forbidden"}
+    unknown = [_yaml_path(error["loc"], tree.value) for error in errors if error["type"] == "extra_forbidden"]
+    meant = {name for path in unknown for name in _meant(path)}
     for error in errors:
         if error["type"] == "missing" and _yaml_path(error["loc"], tree.value) in meant:
             continue  # it is there, misspelt, and that is said already
@@ -85,24 +87,32 @@ def _sentence(kind: str, path: KeyPath, context: dict[str, Any], message: str, v
 def _unknown_key(path: KeyPath) -> str:
     text = f"{dotted(path)} is not a known key"
     meant = _meant(path)
-    return f"{text}. Did you mean {dotted(meant)}?" if meant else f"{text}. Known here: {', '.join(_fields(path[:-1]))}"
+    return (
+        f"{text}. Did you mean {' or '.join(map(dotted, meant))}?"
+        if meant
+        else f"{text}. Known here: {', '.join(_fields(path[:-1]))}"
+    )
 
 
-def _meant(path: KeyPath) -> KeyPath | None:
-    """The valid key that an unknown one was probably meant to be: the same name elsewhere, or a similar one."""
+def _meant(path: KeyPath) -> list[KeyPath]:
+    """The valid keys that an unknown one may be meant to be: the same name elsewhere, what other tools call it, or a
+    similar one.
+    """
     parents, key = path[:-1], str(path[-1])
     siblings = list(_fields(parents))
-    everywhere = {str(known[-1]): known for known in reversed(_all_keys())}
+    everywhere = {str(known[-1]): known for known in reversed(all_keys())}
     if key in everywhere:
-        return everywhere[key]
+        return [everywhere[key]]
+    if key in OTHER_NAMES:
+        return [tuple(name.split(".")) for name in OTHER_NAMES[key]]
     close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.7)
     close = close or [
         name for name in siblings if min(len(key), len(name)) >= _MIN_PART and (key in name or name in key)
     ]
     if close:
-        return (*parents, close[0])
+        return [(*parents, close[0])]
     far = difflib.get_close_matches(key, everywhere, n=1, cutoff=0.75)
-    return everywhere[far[0]] if far else None
+    return [everywhere[name] for name in far]
 
 
 def _nearest(shown: str, choices: str) -> str:
@@ -188,11 +198,12 @@ def _fields_of(model: type[BaseModel]) -> dict[str, tuple[Any, str]]:
     }
 
 
-def _all_keys(path: KeyPath = ()) -> list[KeyPath]:
+def all_keys(path: KeyPath = ()) -> list[KeyPath]:
+    """Every key that a job may have below a path, groups included."""
     keys: list[KeyPath] = []
     for name in _fields(path):
         keys.append((*path, name))
-        keys.extend(_all_keys((*path, name)))
+        keys.extend(all_keys((*path, name)))
     return keys
 
 

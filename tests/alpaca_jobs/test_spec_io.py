@@ -21,6 +21,9 @@ from alpaca_jobs.spec_io import (
     render_job,
     stored_job,
 )
+from alpaca_jobs.spec_other_names import OTHER_NAMES
+from alpaca_jobs.spec_words import all_keys
+from alpaca_jobs.yaml_tree import dotted
 
 BASE = """\
 name: demo
@@ -73,6 +76,12 @@ def test_refusal_never_repeats_what_may_be_a_secret(new: str) -> None:
     assert "hidden1" not in refusal(
         BASE.replace("teacher: offline", "teacher: {model: m, base_url: 'http://u:hidden1@h/v1'}")
     )
+
+
+def test_what_other_tools_call_a_key_leads_to_keys_that_there_are() -> None:
+    known = {dotted(key) for key in all_keys()}
+    assert {name for names in OTHER_NAMES.values() for name in names} <= known
+    assert not OTHER_NAMES.keys() & {name.rpartition(".")[2] for name in known}
 
 
 def test_all_problems_are_said_at_once_in_the_order_of_lines() -> None:
