@@ -34,6 +34,13 @@ _REFUSED_WORDS = (  # DeepSeek, OpenAI's reasoning models, OpenRouter, Qwen behi
     "input was flagged",
     "may contain inappropriate content",
 )
+_NOT_TAKEN = re.compile(
+    r"(?:unsupported (?:parameter|value)s?:?|(?:does not|doesn't|don't) support(?: the)?(?: parameters?:?)?"
+    r"|argument not supported on this model:|unrecognized request argument supplied:)\s*\[?['\"`]?(\w+)",
+    re.IGNORECASE,
+)
+"""A parameter that is not taken, in the words of Azure, LiteLLM, xAI and OpenAI's older models, which give no code."""
+_ONE_OF_TWO = "cannot both be specified"  # Claude behind Bedrock, LiteLLM or OpenRouter, of temperature and top_p
 _SCHEMA_WORDS = ("response format", "json schema", "structured output", "guided json", "guided decoding")
 """The parameter's name and its type's; what OpenAI and vLLM call it in words."""
 
@@ -194,11 +201,15 @@ class Complaint:
         return self.code == "insufficient_quota"
 
     @property
-    def unsupported(self) -> str:
-        """Name of the parameter this model or server does not take, or ""."""
-        if self.code in ("unsupported_parameter", "unsupported_value"):
-            return self.param
-        return "logit_bias" if "logit_bias" in self.message else ""
+    def unsupported(self) -> tuple[str, ...]:
+        """Names of parameters this model or server does not take, by its code or in words; the likeliest first."""
+        if self.code in ("unsupported_parameter", "unsupported_value") and self.param:
+            return (self.param,)
+        if _ONE_OF_TWO in self.message and "top_p" in self.message:
+            return ("top_p", "temperature")
+        named = _NOT_TAKEN.findall(self.message)
+        names = [self.param, *named] if named else []
+        return (*names, "logit_bias") if "logit_bias" in self.message else tuple(names)
 
     @property
     def is_about_schemas(self) -> bool:

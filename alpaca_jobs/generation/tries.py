@@ -116,13 +116,20 @@ class Tries:
             arguments["logit_bias"] = END_OF_TEXT_BIAS  # a chat model numbers its tokens otherwise
         # OpenAI's reasoning models take the limit under another name only, and say so with a 400.
         arguments["max_completion_tokens" if "max_tokens" in self.unsupported else "max_tokens"] = max_tokens
-        kept = {"temperature"} - self._dispensable(request)
+        kept = {"temperature", "top_p"} - self._dispensable(request)
         return {name: value for name, value in arguments.items() if name not in self.unsupported or name in kept}
 
     def _dispensable(self, request: TeacherRequest | None) -> set[str]:
-        """The parameters that a request can go without; of the temperature, only a recipe's own, never the user's."""
-        is_recipes = request is not None and request.temperature != self.teacher.temperature
-        return {"max_tokens", *_DISPENSABLE, *(["temperature"] if is_recipes else [])}
+        """The parameters that a request can go without: a recipe's own temperature, of the user's only 1, as of top_p.
+
+        That is what a server takes that is told none. Source: OpenAI's API reference.
+        """
+        found = {"max_tokens", *_DISPENSABLE}
+        if request is not None and (request.temperature == 1 or request.temperature != self.teacher.temperature):
+            found.add("temperature")
+        if request is not None and request.top_p == 1:
+            found.add("top_p")
+        return found
 
     def read_refusal(
         self,
@@ -150,12 +157,10 @@ class Tries:
         said = f"HTTP {status}" + (f": {self.scrub(complaint.message)}" if complaint.message else "")
         if status in (400, 422) and self.teacher.answer_format == "json" and complaint.is_about_schemas:
             raise Fault(TeacherWithoutSchemas, said, is_temporary=False)
-        if (
-            status in (400, 422)
-            and complaint.unsupported not in left_out
-            and complaint.unsupported in self._dispensable(request)
-        ):
-            self.unsupported.add(complaint.unsupported)
+        can_go = self._dispensable(request) - set(left_out)
+        name = next((one for one in complaint.unsupported if one in can_go), None)
+        if status in (400, 422) and name is not None:
+            self.unsupported.add(name)
             raise Fault(TeacherError, said, is_temporary=True, retry_after_s=0.0)
         if status in (401, 403):
             # The server's own words may repeat the key, so they are left out.

@@ -319,6 +319,53 @@ def test_a_temperature_that_is_not_supported_is_never_dropped_silently() -> None
     assert "HTTP 400: only 1" in str(asked.error)
 
 
+BOTH = "`temperature` and `top_p` cannot both be specified for this model. Please use only one."
+
+
+@pytest.mark.parametrize(
+    ("words", "param", "gone"),
+    [
+        ("Unsupported parameter: 'temperature' is not supported with this model.", "temperature", "temperature"),
+        ("litellm.UnsupportedParamsError: gpt-5 models don't support temperature=1.0.", "", "temperature"),
+        ("litellm.UnsupportedParamsError: m1 does not support parameters: ['top_p'], for model=m1", "", "top_p"),
+        ("Argument not supported on this model: stop", "", "stop"),
+        ("Model m1 does not support parameter stop.", "", "stop"),
+        ("Unrecognized request argument supplied: top_p", "", "top_p"),
+        (f"The model returned the following errors: {BOTH}", "", "top_p"),
+    ],
+)
+def test_a_parameter_that_is_refused_in_words_alone_is_left_out_where_that_says_the_same(
+    words: str, param: str, gone: str
+) -> None:
+    plain = replace(REQUEST, temperature=1.0, top_p=1.0)
+    asked = _ask(
+        lambda n, body: _error(400, words, param=param) if gone in body else _chat(content="yes"), api="chat",
+        request=plain,
+    )  # fmt: skip
+    assert asked.answer is not None
+    assert [{"temperature", "top_p", "stop"} - set(body) for body in asked.asked] == [set(), {gone}]
+
+
+@pytest.mark.parametrize(
+    ("words", "heat", "top_p"),
+    [("Unsupported parameter: 'temperature' is not supported.", 0.9, 1.0), (BOTH, 0.9, 0.8), ("no top_p", 1.0, 1.0)],
+)
+def test_what_the_user_set_is_not_left_out_because_of_words(words: str, heat: float, top_p: float) -> None:
+    wanted = replace(REQUEST, temperature=heat, top_p=top_p)
+    asked = _ask(lambda n, body: _error(400, words), request=wanted, temperature=heat, top_p=top_p)
+    assert type(asked.error) is TeacherError
+    assert len(asked.asked) == 1
+
+
+def test_of_two_parameters_that_exclude_each_other_the_one_that_the_user_set_stays() -> None:
+    asked = _ask(
+        lambda n, body: _error(400, BOTH) if {"temperature", "top_p"} <= set(body) else _chat(content="yes"),
+        api="chat", request=replace(REQUEST, temperature=1.0, top_p=0.8), top_p=0.8,
+    )  # fmt: skip
+    assert asked.answer is not None
+    assert (asked.asked[-1]["top_p"], "temperature" in asked.asked[-1]) == (0.8, False)
+
+
 def test_a_recipes_own_temperature_is_left_out_for_a_model_that_takes_none() -> None:
     def script(n: int, body: dict[str, Any]) -> Reply:
         if "temperature" in body and body["temperature"] != 1:
