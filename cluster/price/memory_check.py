@@ -107,15 +107,19 @@ def check_memory(
                 "(from_pretrained, then save_pretrained) and name that, or take machines with more memory."
             )
         raise PlanError(
-            f"train.cpu_offload keeps {fit.host_gib:.0f} GiB in the memory of each machine, but those with "
+            f"{fit.kept_gib:.0f} GiB are kept in the memory of each machine ({_what_is_kept(fit)}), but those with "
             f"{job.compute.gpus} have at most {most:.0f} GiB, of which {HOST_SHARE:.0%} can be used. "
             f"Raise num_nodes, set train.method: lora, or take machines with more memory."
         )
     if len(roomy) < len(chosen):
         kinds = sorted({offer.instance_type for offer in chosen} - {offer.instance_type for offer in roomy})
-        held = max(fit.host_gib, fit.loaded_gib)
-        notes.append(f"Left out, because {held:.0f} GiB are kept in a machine's memory: {join(kinds)}.")
+        notes.append(f"Left out, because {fit.kept_gib:.0f} GiB are kept in a machine's memory: {join(kinds)}.")
     return roomy
+
+
+def _what_is_kept(fit: MemoryFit) -> str:
+    copy = f"{fit.saved_gib:.0f} for the copy that saves are stored from"
+    return f"{fit.host_gib:.0f} for train.cpu_offload, {copy}" if fit.host_gib else copy
 
 
 def what_to_change(

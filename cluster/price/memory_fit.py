@@ -15,12 +15,14 @@ shards (W; with `sharding: hybrid` the GPUs of a machine):
 
 fsdp also holds 4T of whole gradients between micro batches where that is at most 15 % of a GPU's memory, and nothing is
 offloaded. float32 has no masters with single and ddp: d T are they. With cpu_offload fsdp and zero3 keep the sharded
-part in host memory, zero2 its masters, gradients and optimizer. Activations and the loss: cluster/price/activations.py.
+part in host memory, zero2 its masters, gradients and optimizer. With every engine all machines together keep 12T more
+in theirs: the copy of masters and optimizer that a save is stored from. Activations and the loss:
+cluster/price/activations.py.
 
 Source: what the engines keep, alpaca_jobs/training/engines/ (float32 masters and moments, gradients added up in
-float32) and optimizer.py; frozen parameters in the type of the forward pass, making.py; DeepSpeed's defaults
-reduce_bucket_size and stage3_max_live_parameters, deepspeed.ai/docs/config-json. ZeRO's table: arXiv:1910.02054,
-section 3.
+float32) and optimizer.py; the copy, checkpoints/torch_snapshot.py; frozen parameters in the type of the forward pass,
+making.py; DeepSpeed's defaults reduce_bucket_size and stage3_max_live_parameters, deepspeed.ai/docs/config-json.
+ZeRO's table: arXiv:1910.02054, section 3.
 """
 
 from __future__ import annotations
@@ -69,6 +71,7 @@ class MemoryFit:
         tokens: of the micro batch that the activations are of.
         memory_gib: of one GPU.
         host_gib: what each machine keeps for its GPUs (cpu_offload); 0 without.
+        saved_gib: what each machine keeps of the copy that saves are stored from.
         loaded_gib: what its ranks hold together while each loads all of a model, in float32, whose files cannot be read
             in parts (alpaca_jobs/training/making.py); 0 for any other.
     """
@@ -81,6 +84,7 @@ class MemoryFit:
     tokens: float
     memory_gib: float
     host_gib: float
+    saved_gib: float = 0.0
     loaded_gib: float = 0.0
 
     @property
@@ -93,9 +97,14 @@ class MemoryFit:
         """Whether it is within what can be used of a GPU."""
         return self.needed_gib <= USABLE_SHARE * self.memory_gib
 
+    @property
+    def kept_gib(self) -> float:
+        """In the memory of each machine, at the most."""
+        return max(self.host_gib + self.saved_gib, self.loaded_gib)
+
     def fits_host(self, memory_gib: float | None) -> bool:
         """Whether a machine with so much memory keeps what is kept there; True where that is not known."""
-        return memory_gib is None or max(self.host_gib, self.loaded_gib) <= HOST_SHARE * memory_gib
+        return memory_gib is None or self.kept_gib <= HOST_SHARE * memory_gib
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {gib:.1f}" for name, gib in self.parts_gib.items() if gib >= 0.05)
@@ -135,6 +144,7 @@ def memory_fit(
         model=model, machines=machines, engine=engine, is_lora=train.method == "lora",
         parts_gib={name: value / _GIB for name, value in parts.items()},
         tokens=tokens, memory_gib=gpu.memory_gib, host_gib=host / _GIB,
+        saved_gib=12 * trained_parameters(train, model) / machines.num_nodes / _GIB,
         loaded_gib=machines.gpus_per_node * 4 * model.num_parameters / _GIB if model.is_whole else 0.0,
     )  # fmt: skip
 

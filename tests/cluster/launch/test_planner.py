@@ -218,13 +218,14 @@ def test_a_copy_of_the_model_on_each_gpu_is_not_planned_where_it_does_not_fit() 
 
 def test_offload_takes_machines_with_room_for_it_and_names_the_others() -> None:
     changes = {"compute__gpus": "A10G:4", "train__cpu_offload": True}
-    small, large = (offer("r1", 1.0, gpu_name="A10G", gpu_count=4, memory_gib=gib) for gib in (64.0, 192.0))
+    small, large = (offer("r1", 1.0, gpu_name="A10G", gpu_count=4, memory_gib=gib) for gib in (96.0, 256.0))
     found = plan(job(**changes), PriceList((small, replace(large, instance_type="g5.12xlarge"))))
     assert {place.instance_type for place in found.candidates} == {"g5.12xlarge"}
-    assert "Left out, because 100 GiB are kept in a machine's memory: p4de." in found.notes
+    assert "Left out, because 176 GiB are kept in a machine's memory: p4de." in found.notes
     assert refusal(job(**changes), PriceList((small,))) == (
-        "train.cpu_offload keeps 100 GiB in the memory of each machine, but those with A10G:4 have at most 64 GiB, of "
-        "which 90% can be used. Raise num_nodes, set train.method: lora, or take machines with more memory."
+        "176 GiB are kept in the memory of each machine (100 for train.cpu_offload, 75 for the copy that saves are "
+        "stored from), but those with A10G:4 have at most 96 GiB, of which 90% can be used. Raise num_nodes, set "
+        "train.method: lora, or take machines with more memory."
     )
 
 

@@ -210,8 +210,17 @@ def test_offload_is_not_proposed_where_the_machine_is_too_small() -> None:
     sized = size_of(LLAMA)
     assert sized is not None
     spec, machines = TrainSpec(model=LLAMA), Machines("A100-80GB", 1)
-    assert "train.cpu_offload: true" in advice(spec, sized, machines, host_gib=170.0)
-    assert "train.cpu_offload: true" not in advice(spec, sized, machines, host_gib=85.0)
+    assert "train.cpu_offload: true" in advice(spec, sized, machines, host_gib=200.0)
+    assert "train.cpu_offload: true" not in advice(spec, sized, machines, host_gib=170.0)
+
+
+def test_a_machine_holds_the_copy_that_saves_are_stored_from() -> None:
+    """Masters and moments, 12 bytes of each trained parameter, over the machines."""
+    whole, offloaded = fit("A100-80GB:8"), fit("A10G:4", cpu_offload=True)
+    assert (whole.saved_gib, fit("A100-80GB:8", nodes=2).saved_gib) == pytest.approx((12 * P, 6 * P), rel=2e-3)
+    assert fit("L4:1", **EMBEDDED).saved_gib == pytest.approx(12 * (A + E), rel=1e-2)
+    assert (whole.fits_host(84.0), whole.fits_host(83.0)) == (True, False)
+    assert (offloaded.fits_host(196.0), offloaded.fits_host(192.0)) == (True, False)
 
 
 @pytest.mark.parametrize("engine", ["auto", "fsdp", "ddp", "deepspeed-zero2"])
