@@ -275,7 +275,9 @@ class CheckpointSpec(SpecPart):
     """How often state is saved and what is kept."""
 
     interval_steps: Annotated[PositiveWhole | Literal["auto"], BeforeValidator(_check_interval)] = "auto"
-    """Optimizer steps between saves; auto derives it from the measured cost of a save and max_overhead."""
+    """Optimizer steps between saves; auto derives it from the measured cost of a save and max_overhead, and, away from
+    the store's region, from what a save is billed.
+    """
     max_overhead: PositiveFraction = 0.01
     """Largest fraction of training time that saving may cost when interval_steps is auto."""
     keep: TwoOrMore = 2

@@ -18,6 +18,10 @@ UNTIL_MEASURED_STEPS = 10
 """Steps before the first save, when nothing is known yet: soon, so that there is something to measure."""
 
 
+PAID_MOST_S = 3600.0
+"""The upper bound of an interval between saves that are billed: an hour of work, at the most, for fewer of them."""
+
+
 def daly_interval_s(cost_s: float, mean_time_between_losses_s: float) -> float:
     """Seconds of work between saves that make the expected total time least.
 
@@ -41,7 +45,9 @@ def daly_interval_s(cost_s: float, mean_time_between_losses_s: float) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """Time between saves, and what decided it: "losses" (Daly), "overhead", "save" (back-pressure), "least", "most"."""
+    """Time between saves, and what decided it: "losses" (Daly), "price" (Daly, of saves that are billed), "overhead",
+    "save" (back-pressure), "least", "most".
+    """
 
     seconds: float
     decided_by: str
@@ -52,6 +58,7 @@ def choose_interval(
     stall_s: float,
     save_s: float,
     mean_time_between_losses_s: float,
+    paid_s: float = 0.0,
     max_overhead: float = 0.01,
     least_s: float = 1.0,
     most_s: float = 1800.0,
@@ -61,13 +68,18 @@ def choose_interval(
     Args:
         stall_s, save_s: how long training stands still for a save, and how long until it is committed.
         mean_time_between_losses_s: math.inf where machines are not taken away.
+        paid_s: what a save is billed, as seconds of the machines at their price. Daly's interval is of a cost, whatever
+            it consists of; `most_s` gives way to it, up to PAID_MOST_S.
         max_overhead: the stalls may take this fraction of the time (the spec's target), even if losses want more saves.
         least_s, most_s: bounds; `most_s` is what is used where nothing is ever lost.
     """
     if not 0 < max_overhead < 1 or not 0 < least_s <= most_s:
         raise ValueError(f"max_overhead {max_overhead:g} must be in (0, 1), and 0 < {least_s:g} <= {most_s:g}")
+    best_s = daly_interval_s(stall_s + paid_s, mean_time_between_losses_s)
+    if paid_s > 0:
+        most_s = max(most_s, min(best_s, PAID_MOST_S))
     candidates = [
-        Interval(daly_interval_s(stall_s, mean_time_between_losses_s), "losses"),
+        Interval(best_s, "price" if paid_s > stall_s else "losses"),
         Interval(stall_s / max_overhead, "overhead"),
         Interval(save_s, "save"),  # a save may not still be under way when the next one begins
         Interval(least_s, "least"),
@@ -95,13 +107,15 @@ class IntervalTuner:
         self._max_overhead, self._least_s, self._most_s = max_overhead, least_s, most_s
         self._stalls: deque[float] = deque(maxlen=REMEMBERED)
         self._saves: deque[float] = deque(maxlen=REMEMBERED)
+        self._paid: deque[float] = deque(maxlen=REMEMBERED)
         self._steps: deque[float] = deque(maxlen=REMEMBERED)
 
     def observe_step(self, seconds: float) -> None:
         self._steps.append(seconds)
 
-    def observe_save(self, *, stall_s: float, seconds: float) -> None:
-        """One committed save: `SaveResult.stall_s` and `.seconds`."""
+    def observe_save(self, *, stall_s: float, seconds: float, paid_s: float = 0.0) -> None:
+        """One committed save: `SaveResult.stall_s` and `.seconds`, and what it is billed (`choose_interval`)."""
+        self._paid.append(paid_s)
         self._stalls.append(stall_s)
         self._saves.append(seconds)
 
@@ -113,6 +127,7 @@ class IntervalTuner:
             stall_s=statistics.median(self._stalls),
             save_s=statistics.median(self._saves),
             mean_time_between_losses_s=self.mean_time_between_losses_s,
+            paid_s=statistics.median(self._paid),
             max_overhead=self._max_overhead,
             least_s=self._least_s,
             most_s=self._most_s,

@@ -28,6 +28,7 @@ class Course:
         restart_s: the same at every start that goes on from a save, state loaded instead.
         away_s: mean time from a loss to the next machine's boot: noticing, and waiting for capacity; not billed.
         save_interval_s: work between two saves.
+        away_interval_s: the same in another region than the store's; None: no other.
         finish_s: from the last step to the end: its save, and the export; billed.
         losses_per_hour: preemptions an hour while any machine is held, for all machines of the job together.
     """
@@ -40,6 +41,7 @@ class Course:
     save_interval_s: float
     losses_per_hour: float
     finish_s: float = 0.0
+    away_interval_s: float | None = None
 
 
 @dataclass(frozen=True)

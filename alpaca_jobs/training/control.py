@@ -64,6 +64,7 @@ class TrainContext:
         device: "cpu" or "cuda:N".
         evaluation: rows held out, for `train.eval`.
         losses_per_hour: how often this job's machines are expected to be taken away; an automatic interval saves by it.
+        paid_s_per_byte: what storing a byte is billed, as seconds of the machines at their price; by that, too.
     """
 
     train: TrainSpec
@@ -79,6 +80,7 @@ class TrainContext:
     ranks_per_node: int | None = None
     device: str = "cpu"
     losses_per_hour: float = 0.0
+    paid_s_per_byte: float = 0.0
     evaluation: TrainingData | None = None
 
 

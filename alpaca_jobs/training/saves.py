@@ -28,6 +28,7 @@ class Saves:
             ctx.checkpoints.interval_steps,
             max_overhead=ctx.checkpoints.max_overhead,
             losses_per_hour=ctx.losses_per_hour,
+            paid_s_per_byte=ctx.paid_s_per_byte,
         )
         self._is_fixed = ctx.checkpoints.interval_steps != "auto"
         self._requested = self.committed = state.step  # newest step a save was begun for

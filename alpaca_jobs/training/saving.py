@@ -28,8 +28,9 @@ class SaveReport(SaveResult):
     Attributes:
         lag_steps: steps that were trained while it was under way: so many more would be lost with the machine then.
         interval_steps: steps until the next one, as of now.
-        interval_by: what decided that: fixed (by the job), first (nothing is measured yet), losses (the hazard),
-            overhead (the target), save (one may not begin before the last has ended), least, most (bounds).
+        interval_by: what decided that: fixed (by the job), first (nothing is measured yet), losses (the hazard), price
+            (of a save that is billed), overhead (the target), save (one may not begin before the last has ended),
+            least, most (bounds).
     """
 
     lag_steps: int
@@ -42,15 +43,22 @@ class SaveSchedule:
 
     An automatic interval makes the expected loss least (Daly; checkpoints/interval.py) from the measured stall, the
     measured time of a save and `losses_per_hour`, within bounds: training stands still for at most `max_overhead` of
-    the time, a save has ended before the next begins, AUTO_LEAST_S, AUTO_MOST_S. When state is saved changes no bit of
-    it.
+    the time, a save has ended before the next begins, AUTO_LEAST_S, AUTO_MOST_S. Saves that are billed, since they go
+    to a store in another region, are as rare as makes the sum of that bill and of the work lost with a machine least.
+    When state is saved changes no bit of it.
 
     Args:
         losses_per_hour: how often this job's machines are expected to be taken away; 0.0 for never.
+        paid_s_per_byte: what storing a byte is billed, as seconds of the machines at their price (cluster/egress.py).
     """
 
     def __init__(
-        self, interval_steps: int | Literal["auto"], *, max_overhead: float, losses_per_hour: float = 0.0
+        self,
+        interval_steps: int | Literal["auto"],
+        *,
+        max_overhead: float,
+        losses_per_hour: float = 0.0,
+        paid_s_per_byte: float = 0.0,
     ) -> None:
         self._fixed = None if interval_steps == "auto" else interval_steps
         self._tuner = IntervalTuner(
@@ -59,15 +67,18 @@ class SaveSchedule:
             least_s=AUTO_LEAST_S,
             most_s=AUTO_MOST_S,
         )
+        self._paid_s_per_byte = paid_s_per_byte
         self._save_s: deque[float] = deque(maxlen=4)
 
     def observe_step(self, seconds: float) -> None:
         """Note how long a step took."""
         self._tuner.observe_step(seconds)
 
-    def observe_save(self, *, stall_s: float, seconds: float) -> None:
-        """Note what a committed save cost: how long training stood still, and how long until it was committed."""
-        self._tuner.observe_save(stall_s=stall_s, seconds=seconds)
+    def observe_save(self, *, stall_s: float, seconds: float, stored_bytes: int = 0) -> None:
+        """Note what a committed save cost: how long training stood still, how long until it was committed, and what was
+        put into the store for it.
+        """
+        self._tuner.observe_save(stall_s=stall_s, seconds=seconds, paid_s=stored_bytes * self._paid_s_per_byte)
         self._save_s.append(seconds)
 
     @property
@@ -91,7 +102,9 @@ class SaveSchedule:
     def take(self, result: SaveResult, *, step: int) -> SaveReport:
         """Note a save that has ended, and say what is told of it; `step`: the last that was trained."""
         if result.committed:
-            self.observe_save(stall_s=result.stall_s, seconds=result.seconds)
+            self.observe_save(
+                stall_s=result.stall_s, seconds=result.seconds, stored_bytes=result.stored_bytes
+            )  # fmt: skip
         return SaveReport(
             **asdict(result),
             lag_steps=max(0, step - result.position),

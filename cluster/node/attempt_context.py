@@ -89,6 +89,7 @@ class AttemptContext:
         group: the machines of this attempt; this one is the head.
         gpus_per_node: GPUs of each machine; one training rank takes one.
         until: the stage after which this part of the run is over and another begins elsewhere; None for the last part.
+        paid_s_per_byte: what sending a byte to the store is billed from here (cluster/egress.py).
         leave: hears what saves and steps take.
         progress: hears them too, to see whether training goes on.
     """
@@ -110,6 +111,7 @@ class AttemptContext:
     group: NodeGroup = field(default_factory=NodeGroup)
     gpus_per_node: int = 0
     until: str | None = None
+    paid_s_per_byte: float = 0.0
     leave: LeaveTime = field(default_factory=LeaveTime)
     progress: TrainingProgress = field(default_factory=TrainingProgress)
 

@@ -29,6 +29,7 @@ from checkpoints.fence import Fence, LeaseKeeper
 from checkpoints.store import Store
 from cluster.code_version import code_version
 from cluster.control import CancelWatch
+from cluster.egress import paid_s_per_byte
 from cluster.events import EventLogHandler, EventWriter, utc_now
 from cluster.exits import NODE_EXITS, Notice, read_notice
 from cluster.job_record import job_of, read_job, read_job_record
@@ -47,6 +48,7 @@ from cluster.node.stages import needs_ray, run_stages
 from cluster.node.stall_watch import StallWatch
 from cluster.node.standstill import TrainingProgress
 from cluster.phase import PhaseMarker, read_marks
+from cluster.plan import Placement
 from cluster.process_tree import NODE_MARK
 from cluster.recovery import ALL_DONE, StopReason
 from cluster.sign_of_life import SignOfLife
@@ -167,7 +169,7 @@ def run_node(arguments: NodeArguments) -> StopReason:
         store_uri=arguments.store_uri, log=log, fence=Fence(log, arguments.attempt), events=events, marker=marker,
         interruption=interruption, scratch=arguments.scratch, group=arguments.group,
         gpus_per_node=_gpus(arguments.placement), until=arguments.until, leave=leave,
-        progress=progress,
+        progress=progress, paid_s_per_byte=_paid_s_per_byte(launched, arguments.placement),
     )  # fmt: skip
     events.emit("attempt", number=arguments.attempt, placement=dict(arguments.placement))
     watches: list[Watch | None] = [watch_for_notice(str(arguments.placement.get("infra")), interruption.notify)]
@@ -204,6 +206,10 @@ def _take_part(arguments: NodeArguments) -> StopReason:
     ray = RayMember(num_cpus=ranks, num_gpus=_gpus(arguments.placement), group=arguments.group)
     log = AttemptLog(store, LAYOUT)
     return Member(store, log, arguments.attempt, arguments.group, ray, notices, alive=arguments.alive).run()
+
+
+def _paid_s_per_byte(launched: Mapping[str, Any], placement: Mapping[str, Any]) -> float:
+    return paid_s_per_byte(Placement.from_json(launched["candidates"][0]), Placement.from_json(placement))
 
 
 def _world_size(job: JobSpec, placement: Mapping[str, Any]) -> int:

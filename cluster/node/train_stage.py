@@ -94,7 +94,7 @@ class TrainStage:
             job=job_to_dict(ctx.job), store_uri=ctx.store_uri, run_id=ctx.run_id, attempt=ctx.attempt,
             world_size=len(self._workers), rendezvous=self._rendezvous(), on_gpu=bool(ctx.gpus_per_node),
             candidates=tuple(candidates), base_is_open=base_is_open, scratch=str(ctx.scratch),
-            losses_per_hour=losses_per_hour(ctx.log.records(), ctx.attempt),
+            losses_per_hour=losses_per_hour(ctx.log.records(), ctx.attempt), paid_s_per_byte=ctx.paid_s_per_byte,
         )  # fmt: skip
         self._tracking = start_tracking(ctx)
         try:

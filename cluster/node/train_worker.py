@@ -53,6 +53,7 @@ class WorkerAssignment:
         scratch: the head's scratch folder, for rank 0's phase markers.
         on_gpu: whether each worker has a GPU of its own.
         losses_per_hour: of this attempt's machines, expected.
+        paid_s_per_byte: what storing a byte is billed, as seconds of the machines at their price.
     """
 
     job: dict[str, Any]
@@ -66,6 +67,7 @@ class WorkerAssignment:
     scratch: str
     on_gpu: bool = False
     losses_per_hour: float = 0.0
+    paid_s_per_byte: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,7 @@ class TrainWorker:
                     ranks_per_node=assignment.world_size // job.compute.num_nodes,
                     device="cuda:0" if assignment.on_gpu else "cpu",
                     losses_per_hour=assignment.losses_per_hour,
+                    paid_s_per_byte=assignment.paid_s_per_byte,
                     evaluation=dataset.evaluation,
                 )
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cluster import egress
 from cluster.course import AWAY_PRIOR_S, SAVE_INTERVAL_PRIOR_S
 from cluster.hazard import Hazard, spot_hazard
 from cluster.price.teacher_cost import TeacherAssumptions
@@ -60,7 +61,7 @@ class Assumptions:
         transfer_bytes_per_s: of one node, from and to the store.
         away_s: from a loss to the next machine's boot: noticing it, and capacity.
         save_interval_s: work between two saves where the job leaves it to `auto`.
-        egress_usd_per_gb: state read from another region. Source: AWS, between its regions in the US, 2024.
+        egress_usd_per_gb: state that goes from one region to another; cluster/egress.py.
         storage_usd_per_gb_month: checkpoints kept. Source: S3 Standard, us-east-1, 2024.
         write_usd, read_usd: one request to the store. Source: S3 Standard, us-east-1, 2024 (5 and 0.4 USD a million).
         request_bytes: that one of them moves; a block of a checkpoint (16 MiB).
@@ -78,7 +79,7 @@ class Assumptions:
     transfer_bytes_per_s: float = 500e6
     away_s: float = AWAY_PRIOR_S
     save_interval_s: float = SAVE_INTERVAL_PRIOR_S
-    egress_usd_per_gb: float = 0.02
+    egress_usd_per_gb: float = egress.USD_PER_GB
     storage_usd_per_gb_month: float = 0.023
     write_usd: float = 5e-6
     read_usd: float = 0.4e-6

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from alpaca_jobs.spec import DataSpec, JobSpec
+from checkpoints.interval import choose_interval
 from cluster.course import Course
 from cluster.errors import PlanError
 from cluster.plan import Placement, Pricing
@@ -68,9 +69,26 @@ def training_course(place: Placement, job: JobSpec, work: Workload, assumed: Ass
         away_s=assumed.away_s,
         save_interval_s=saving.interval_s,
         losses_per_hour=_losses_per_hour(place, assumed),
+        away_interval_s=_away_interval_s(place, job, work, assumed, saving),
         finish_s=(0.0 if is_given else saving.each_s)  # the last step's, which all machines save
         + EXPORT_BYTES_PER_PARAMETER * exported / assumed.transfer_bytes_per_s,  # by one node
     )
+
+
+def _away_interval_s(
+    place: Placement, job: JobSpec, work: Workload, assumed: Assumptions, saving: Saving
+) -> float | None:
+    """Work between two saves that another region bills, as alpaca_jobs/training/saving.py chooses it there."""
+    if job.checkpoints.interval_steps != "auto":
+        return None
+    usd_per_s, losses = place.usd_for(1.0), _losses_per_hour(place, assumed)
+    if not usd_per_s or losses <= 0:
+        return None
+    paid_usd = STATE_BYTES_PER_PARAMETER * work.trained_parameters / 1e9 * assumed.egress_usd_per_gb
+    return choose_interval(
+        stall_s=0.0, save_s=saving.each_s, mean_time_between_losses_s=3600 / losses, paid_s=paid_usd / usd_per_s,
+        least_s=saving.interval_s, most_s=saving.interval_s,
+    ).seconds  # fmt: skip
 
 
 def saving_of(place: Placement, job: JobSpec, work: Workload, assumed: Assumptions) -> Saving:

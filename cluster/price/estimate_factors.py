@@ -69,7 +69,7 @@ def factors(
         found += list(_of_speed(plan, work, assumed, course))
     if first.infra != "local" and course is not None:
         found += list(_of_losses(assumed, course, is_spot=course.losses_per_hour > 0))
-        found += list(_of_store(plan, work, assumed))
+        found += list(_of_store(plan, work, assumed, course))
         found += list(_of_side(side or SideMachines()))
     return tuple(found)
 
@@ -172,7 +172,7 @@ def _of_losses(assumed: Assumptions, course: Course, *, is_spot: bool) -> Iterat
     yield Factor("back after each", (course.away_s + course.restart_s) / 60, "min", words, _OURS)
 
 
-def _of_store(plan: LaunchPlan, work: Workload, assumed: Assumptions) -> Iterator[Factor]:
+def _of_store(plan: LaunchPlan, work: Workload, assumed: Assumptions, course: Course) -> Iterator[Factor]:
     kept = kept_gb(plan, work)
     monthly_usd = kept * assumed.storage_usd_per_gb_month
     words = (
@@ -183,6 +183,8 @@ def _of_store(plan: LaunchPlan, work: Workload, assumed: Assumptions) -> Iterato
     words = f"a save writes {state_gb(work) * 1e9 / assumed.request_bytes:,.0f} blocks of 16 MiB"
     yield Factor("store requests", assumed.write_usd * 1e6, "USD per million", words, "S3 Standard, us-east-1, 2024")
     words = f"the state, {state_gb(work):.3g} GB, read where a loss takes the run to, and at every save from there"
+    if course.away_interval_s:
+        words += f" ({course.away_interval_s / 60:.0f} min apart, which costs least)"
     yield Factor("egress", assumed.egress_usd_per_gb, "USD per GB", words, "AWS, between its regions in the US, 2024")
 
 

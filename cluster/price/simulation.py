@@ -74,10 +74,12 @@ def _play_once(course: Course, rng: random.Random) -> Played:
         start_s = course.restart_s if has_saved else course.start_s
         held_s = start_s + left_s + course.finish_s
         worked_s = min(max(life_s - start_s, 0.0), left_s)
-        saves_away += _saves(worked_s, left_s, course.save_interval_s) if losses % 2 else 0
+        is_away = bool(losses % 2)
+        every_s = (course.away_interval_s if is_away else None) or course.save_interval_s
+        saves_away += _saves(worked_s, left_s, every_s) if is_away else 0
         if life_s >= held_s:
             return Played(wall_s + held_s, billed_s + held_s, losses, saves_away)
-        saved_s = math.floor(worked_s / course.save_interval_s) * course.save_interval_s
+        saved_s = math.floor(worked_s / every_s) * every_s
         has_saved = has_saved or saved_s > 0 or worked_s >= left_s
         left_s = 0.0 if worked_s >= left_s else left_s - saved_s
         billed_s += life_s

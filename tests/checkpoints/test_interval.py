@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints.interval import (
+    PAID_MOST_S,
     UNTIL_MEASURED_STEPS,
     IntervalTuner,
     choose_interval,
@@ -52,6 +53,25 @@ def test_a_known_case() -> None:
 )
 def test_what_decides_is_said(stall_s: float, save_s: float, mean_s: float, seconds: float, decided_by: str) -> None:
     chosen = choose_interval(stall_s=stall_s, save_s=save_s, mean_time_between_losses_s=mean_s)
+    assert chosen.seconds == pytest.approx(seconds, rel=0.01)
+    assert chosen.decided_by == decided_by
+
+
+@pytest.mark.parametrize(
+    ("paid_s", "mean_s", "seconds", "decided_by"),
+    [
+        (0.0, 36_000, 267, "losses"),
+        # 60 s of the machines, a loss in ten hours: sqrt(2 * 61 * 36,000) = 2,096 s by Young; Daly takes a little off.
+        (60.0, 36_000, 2055, "price"),
+        (600.0, 36_000, PAID_MOST_S, "most"),
+        (60.0, math.inf, PAID_MOST_S, "most"),
+        (1e-6, 36_000, 267, "losses"),  # next to nothing changes next to nothing
+    ],
+)
+def test_saves_that_are_billed_are_as_rare_as_bill_and_lost_work_make_best(
+    paid_s: float, mean_s: float, seconds: float, decided_by: str
+) -> None:
+    chosen = choose_interval(stall_s=1, save_s=60, mean_time_between_losses_s=mean_s, paid_s=paid_s, most_s=600)
     assert chosen.seconds == pytest.approx(seconds, rel=0.01)
     assert chosen.decided_by == decided_by
 

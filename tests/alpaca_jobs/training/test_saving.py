@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from alpaca_jobs.training.leaving import save_for_notice
 from alpaca_jobs.training.saving import (
     AUTO_LEAST_S,
@@ -61,6 +63,23 @@ def test_an_automatic_interval_follows_the_hazard_between_its_bounds() -> None:
     assert seconds(2.0) == 84  # four times as often: half as long, about
     assert seconds(0.0) == AUTO_MOST_S
     assert seconds(0.5, stall_s=0.001) == AUTO_LEAST_S
+
+
+def test_an_automatic_interval_is_longer_where_each_save_is_billed_and_a_fixed_one_is_not() -> None:
+    """A 7B from another region: 81 GB at 0.02 USD, 584 s of machines at 10 USD an hour; a loss every ten hours."""
+    paid = {"max_overhead": 0.01, "losses_per_hour": 0.1, "paid_s_per_byte": 0.02e-9 / (10 / 3600)}
+    saved = SaveResult(
+        position=10, stall_s=0.02, seconds=160.0, bytes=81 * 10**9, stored_bytes=81 * 10**9, committed=True
+    )
+    told = []
+    for stored in (saved, replace(saved, stored_bytes=10**9)):  # adapters, say
+        schedule = SaveSchedule("auto", **paid)
+        schedule.observe_step(1.0)
+        report = schedule.take(stored, step=20)
+        told.append((report.interval_steps, report.interval_by))
+    # 1 GB is 7.2 s of them: sqrt(2 * 7.22 * 36,000) = 721 s by Young.
+    assert told == [(3600, "most"), (717, "price")]
+    assert SaveSchedule(7, **paid).take(saved, step=10).interval_steps == 7
 
 
 def test_what_is_told_of_a_save_names_its_lag_and_what_decides_the_next() -> None:

@@ -49,9 +49,9 @@ def test_a_node_that_hangs_is_ended_with_the_limits_reason_and_says_so(tmp_path:
     store = Store.open(f"file://{tmp_path}/store").child("run")
     job = {"name": "demo", "data": {"num_rows": 8, "teacher": "offline"}, "compute": {"workers": 1},
            "train": {"model": "tiny-llama"}}  # fmt: skip
-    store.put_once("job.json", {"job": job})
     placement = {"infra": "local", "region": "a", "zone": None, "instance_type": "process", "pricing": "spot",
                  "price_per_hour_usd": 0.0, "num_nodes": 1}  # fmt: skip
+    store.put_once("job.json", {"job": job, "candidates": [placement]})
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", HANGING_NODE, f"file://{tmp_path}/store", str(tmp_path / "s"), json.dumps(placement)],

@@ -74,6 +74,14 @@ def test_nothing_is_saved_more_often_than_a_save_takes() -> None:
     assert slow.work_s == course_of(job()).work_s
 
 
+def test_automatic_saves_from_another_region_are_as_far_apart_as_their_bill_makes_best() -> None:
+    assert course_of(job()).away_interval_s == 3600
+    adapters = course_of(job(train__method="lora"))
+    assert adapters.away_interval_s == adapters.save_interval_s, "240 MB are not worth a thought"
+    assert course_of(job(checkpoints__interval_steps=400)).away_interval_s is None
+    assert "60 min apart" in factors_of(job())["egress"].words
+
+
 def games_of(found: CandidateEstimate) -> tuple[Played, ...]:
     assert found.course is not None
     return play(found.course, draws=DRAWS, seed=0)
@@ -81,7 +89,7 @@ def games_of(found: CandidateEstimate) -> tuple[Played, ...]:
 
 def test_every_save_from_another_region_is_paid_for_where_the_plan_has_one() -> None:
     """A day on spot machines: what is sent is many times what is read."""
-    found = first(job(train__epochs=300))
+    found = first(job(train__epochs=300, checkpoints__interval_steps=400))
     read = [game.losses_away for game in games_of(found)]
     sent = [game.saves_away for game in games_of(found)]
     assert sum(sent) > 5 * sum(read)
