@@ -12,6 +12,7 @@ teacher_request.py's two values are used under this module's name; tries.py hold
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -68,7 +69,7 @@ class Completer:
         self._teacher = teacher
         self._key = TeacherKey(teacher, api_key)
         self._sleep, self._jitter, self._clock = sleep, jitter, clock
-        self._num_answered = 0
+        self._num_answered, self._answered_at = 0, -math.inf
         self._absence: Absence | None = None
         self._gate = gate or RateGate()
         self._tries = Tries(teacher, self._key.value)
@@ -99,6 +100,7 @@ class Completer:
         max_tokens, retries, waits = request.max_tokens, 0, 0
         billed: list[Usage] = []
         since: tuple[float, int] | None = None  # when it was refused first, and how many others were answered then
+        answered = 0  # how many were at its last refusal
         while True:
             try:
                 reply = await self._ask(request, max_tokens)
@@ -114,7 +116,9 @@ class Completer:
                 try:
                     if self._teacher.patience_s and fault.is_away:
                         since = since or (self._clock(), self._num_answered)
-                        await self._wait_for_it(fault, waits, since, request.number)
+                        is_silent = not waits or self._num_answered == answered
+                        answered = self._num_answered
+                        await self._wait_for_it(fault, waits, since, request.number, is_silent=is_silent)
                         waits += 1
                         continue
                     self._tries.check_retry(fault, retries, len(billed), request.number)
@@ -127,12 +131,19 @@ class Completer:
                 await self._sleep(self._delay(retries, fault.retry_after_s))
                 retries += 1
             else:
-                self._num_answered += 1
+                self._num_answered, self._answered_at = self._num_answered + 1, self._clock()
                 self._absence = None
                 return self._tries.answer(request, reply, [*billed, reply.usage], retries + waits)
 
-    async def _wait_for_it(self, fault: Fault, waits: int, since: tuple[float, int], number: int) -> None:
+    async def _wait_for_it(
+        self, fault: Fault, waits: int, since: tuple[float, int], number: int, *, is_silent: bool
+    ) -> None:
         """Wait before a request is asked again that was refused for now, for the `waits` + 1st time in a row.
+
+        Args:
+            since: when it was refused first, and how many others were answered then.
+            is_silent: nobody was answered since it was refused the last time. What was under way when a teacher went
+                may be answered a while after others were refused, and says nothing of now.
 
         Raises:
             TeacherRateLimited, TeacherUnreachable: nobody was answered for as long as our patience lasts.
@@ -144,8 +155,8 @@ class Completer:
         if now + pause_s - since[0] > patience_s and not (others_are_answered and fault.error is TeacherRateLimited):
             words = f"request {number}, asked {waits + 1} times in {now - since[0]:.0f} s: {fault.words}"
             self._tries.fail(replace(fault, error=TeacherGarbage) if others_are_answered else fault, words)
-        if not others_are_answered:
-            began_s = time.time() - (now - since[0])
+        if is_silent:
+            began_s = time.time() - (now - max(since[0], self._answered_at))
             self._absence = _longer(self._absence, Absence(began_s, fault.words, time.time() + pause_s))
             if waits:  # once may be chance; now it is not asked for others either
                 await self._gate.tell(RateNews(False, pause_s=pause_s))

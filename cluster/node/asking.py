@@ -99,7 +99,7 @@ def _minted_key(data: DataSpec, teacher: TeacherSpec) -> str | None:
 
 
 def absence_of_all(absences: Sequence[Absence | None]) -> Absence | None:
-    """What the actors tell together; None where any of them is answered, or none has told yet."""
+    """What the busy actors tell together; None where any of them is answered, or none has told yet."""
     found = [one for one in absences if one is not None]
     if not found or len(found) < len(absences):
         return None
@@ -125,7 +125,7 @@ class LiveAsking:
         data = ctx.job.data
         self._in_flight = in_flight_of(data.num_actors, data.concurrency)
         self._runtime, self._ledger = runtime, ledger
-        self._flying: dict[Any, float] = {}  # calls, and when each was made
+        self._flying: dict[Any, tuple[float, int]] = {}  # calls: when each was made, and the place of its actor
         self._looks: list[Any] = []
         self._absences: list[Absence | None] = []
         self._answered_at = time.monotonic()
@@ -155,8 +155,9 @@ class LiveAsking:
         """As Asking says."""
         self._ledger.reserve(requests)
         for request in requests:
-            actor = self._actors[request.number % len(self._actors)]
-            self._flying[self._runtime.call(actor, "ask", request)] = time.monotonic()
+            place = request.number % len(self._actors)
+            call = self._runtime.call(self._actors[place], "ask", request)
+            self._flying[call] = (time.monotonic(), place)
 
     def collect(self, timeout_s: float) -> list[TeacherAnswer]:
         """As Asking says."""
@@ -164,7 +165,7 @@ class LiveAsking:
             return []
         under_way = len(self._flying)
         done, _ = self._runtime.wait(list(self._flying), timeout_s=timeout_s)
-        self._in_flight.tell(time.monotonic(), [self._flying[call] for call in done], under_way=under_way)
+        self._in_flight.tell(time.monotonic(), [self._flying[call][0] for call in done], under_way=under_way)
         answers = []
         for call in done:
             answers.append(self._runtime.result(call))
@@ -183,7 +184,8 @@ class LiveAsking:
             if left:
                 return absence_of_all(self._absences)
             self._absences = [self._runtime.result(look) for look in done]
-        self._looks = [self._runtime.call(actor, "absence") for actor in self._actors]
+        busy = {place for _, place in self._flying.values()}  # an idle one has nothing to be refused
+        self._looks = [self._runtime.call(self._actors[place], "absence") for place in sorted(busy)]
         return absence_of_all(self._absences)
 
     def let_land(self, limit_s: float, check: Callable[[], bool]) -> None:

@@ -49,11 +49,14 @@ def test_patience_with_a_teacher_that_stays_away_has_an_end(status: int) -> None
 
 
 def test_a_request_that_alone_is_never_answered_is_given_up_and_the_others_go_on() -> None:
+    told: list[Any] = []
+
     async def both() -> tuple[Any, Any]:
         waits: list[float] = []
 
         async def sleep(seconds: float) -> None:
             waits.append(seconds)
+            told.append(completer.absence)
             await asyncio.sleep(0.01)
 
         def script(n: int, body: dict[str, Any]) -> Reply:
@@ -77,6 +80,9 @@ def test_a_request_that_alone_is_never_answered_is_given_up_and_the_others_go_on
     good, poisoned = asyncio.run(both())
     assert good.text == " Do it"
     assert isinstance(poisoned, TeacherGarbage), "a drop, not the end of the run"
+    assert told[-1] is not None, (
+        "an answer that was under way when it was refused first does not hide the silence since"
+    )
     assert isinstance(poisoned.answer, TeacherAnswer)
     assert (poisoned.answer.finish_reason, poisoned.answer.prompt_tokens) == ("unusable", 0)
 
