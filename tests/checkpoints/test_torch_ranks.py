@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,10 @@ WORLD = 4
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory, run_ranks: Any) -> dict[str, Any]:
     """What programs/ranks.py found."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     folder = tmp_path_factory.mktemp("ranks")
+    meet = f"file://{tmp_path_factory.mktemp('meet')}/ranks"
     program = Path(__file__).parent / "programs" / "ranks.py"
-    commands = [[sys.executable, str(program), str(rank), str(port), str(folder)] for rank in range(WORLD)]
+    commands = [[sys.executable, str(program), str(rank), meet, str(folder)] for rank in range(WORLD)]
     outputs = run_ranks(commands, timeout=200)
     found: dict[str, Any] = json.loads(outputs[0][0])
     return found

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from forks import free_ports
 from hand_driven import Steps
 
 from checkpoints.attempts import AttemptLog
@@ -48,7 +47,7 @@ def played(tmp_path_factory: pytest.TempPathFactory, run_ranks: RunRanks) -> tup
     starts = [
         jobs for how in WRAPPED for jobs in ([job(how, "killed", die_at=5)], [job(how, "killed"), job(how, "whole")])
     ]
-    told = [{"port": port, "jobs": jobs} for port, jobs in zip(free_ports(len(starts)), starts, strict=True)]
+    told = [{"meet": f"file://{folder}/meet-{number}", "jobs": jobs} for number, jobs in enumerate(starts)]
     program = Path(__file__).parent / "programs" / "trainer_ranks.py"
     outputs = run_ranks(
         [[sys.executable, str(program), str(rank), "2", json.dumps(told)] for rank in range(2)], timeout=480

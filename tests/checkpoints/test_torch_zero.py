@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from forks import free_ports
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,15 +109,11 @@ def test_steps_are_made_where_torchs_adam_reads_them(how: dict[str, bool], place
     }  # fmt: skip
 
 
-def _play(starts: dict[int, list[dict[str, Any]]], run_ranks: RunRanks) -> list[list[dict[str, Any]]]:
+def _play(starts: dict[int, list[dict[str, Any]]], tmp_path: Path, run_ranks: RunRanks) -> list[list[dict[str, Any]]]:
     """Start DeepSpeed once for each number of ranks, in this order, with its jobs; what rank 0 said of each."""
     program = Path(__file__).parent / "programs" / "zero.py"
-    ports = free_ports(len(starts))
     told = json.dumps(
-        [
-            {"world": world, "port": port, "jobs": jobs}
-            for port, (world, jobs) in zip(ports, starts.items(), strict=True)
-        ]
+        [{"world": world, "meet": f"file://{tmp_path}/meet-{world}", "jobs": jobs} for world, jobs in starts.items()]
     )
     outputs = run_ranks([[sys.executable, str(program), str(rank), told] for rank in range(max(starts))], timeout=280)
     (line,) = (line for line in outputs[0][0].splitlines() if line.startswith("ANSWER "))
@@ -153,7 +148,7 @@ def test_what_zero_saved_on_two_ranks_goes_on_at_any_world_size_stage_and_in_one
         world: [job(f"saved-3-on-{world}", 2, "saved-3", 4, 5), *others]
         for world, others in ((1, []), (3, [job("saved-2-on-3", 3, "saved-2", 4, 5)]), (4, []))
     }  # to the other stage, once, is enough
-    two, *told = _play({2: on_two, **elsewhere}, run_ranks)
+    two, *told = _play({2: on_two, **elsewhere}, tmp_path, run_ranks)
     whole, saved_2, on_2, saved_3, on_3, half, half_on, half_whole = two
     assert on_2["loaded"] == saved_2["trained"]
     assert on_2["trained"] == whole["trained"], "the same bits as if nothing had happened"

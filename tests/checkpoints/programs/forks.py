@@ -5,24 +5,16 @@ Imports take most of the time of a start of DeepSpeed or of a Trainer; whatever 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
-import socket
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-
-def free_ports(number: int) -> list[int]:
-    """As many ports as starts, all different: a start must not meet the rank 0 of the one before."""
-    probes = [socket.socket() for _ in range(number)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def in_child(play: Callable[[], Any]) -> Any:
@@ -35,6 +27,7 @@ def in_child(play: Callable[[], Any]) -> Any:
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever ends the rank ends its start
         os.close(read_end)
         try:
             answer = json.dumps(play()).encode()

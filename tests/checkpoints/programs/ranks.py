@@ -1,4 +1,4 @@
-"""Four ranks on gloo, one start of torch for all checks: `python ranks.py RANK PORT FOLDER`; rank 0 prints JSON.
+"""Four ranks on gloo, one start of torch for all checks: `python ranks.py RANK MEET FOLDER`; rank 0 prints JSON.
 
 Groups of 1 to 4 of these ranks play jobs of that world size. test_torch_ranks.py starts this and looks at the answers.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import threading
 import time
@@ -237,9 +236,10 @@ def skip_when_busy(store: Store, groups: dict[int, Any], meshes: Meshes) -> dict
 def main() -> None:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[2], RANK=str(RANK), WORLD_SIZE=str(WORLD))
     started = time.monotonic()
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", init_method=sys.argv[2], rank=RANK, world_size=WORLD, timeout=timedelta(seconds=60)
+    )  # fmt: skip
     groups = {n: dist.new_group(list(range(n)), backend="gloo") for n in range(1, WORLD + 1)}
     meshes = {n: DeviceMesh("cpu", list(range(n))) for n in range(1, WORLD + 1)}
     store = Store.open(sys.argv[3]).child("run")

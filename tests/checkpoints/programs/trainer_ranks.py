@@ -1,6 +1,6 @@
 """Hugging Face's Trainer on gloo and the CPU: `python trainer_ranks.py RANK WORLD STARTS`; prints its answers.
 
-STARTS is JSON: a list of {"port", "jobs"}, each played by processes of their own (forks.py); a job is {"how": "ddp",
+STARTS is JSON: a list of {"meet", "jobs"}, each played by processes of their own (forks.py); a job is {"how": "ddp",
 "fsdp" or "zero", "uri": the run, "steps": as planned, "die_at": step or null}. At "die_at" the process is gone on the
 spot, the start's later jobs with it: its answer is the position of the newest commit. test_torch_trainer.py looks at
 the answers.
@@ -172,8 +172,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
 def play(start: dict[str, Any]) -> list[dict[str, Any]]:
     """One start: its jobs, one after the other."""
-    os.environ["MASTER_PORT"] = str(start["port"])
     torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=start["meet"], rank=RANK, world_size=WORLD)
     answers = [run(job) for job in start["jobs"]]
     dist.barrier()
     dist.destroy_process_group()

@@ -129,8 +129,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 def play(start: dict[str, Any]) -> list[dict[str, Any]]:
     """One start: a process group, its jobs one after the other."""
     world = str(start["world"])
-    os.environ.update(MASTER_PORT=str(start["port"]), WORLD_SIZE=world, LOCAL_SIZE=world)
+    os.environ.update(WORLD_SIZE=world, LOCAL_SIZE=world)
     torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=start["meet"], rank=RANK, world_size=start["world"])
     deepspeed.init_distributed("gloo", verbose=False)
     answers = [run(job) for job in start["jobs"]]
     dist.destroy_process_group()
