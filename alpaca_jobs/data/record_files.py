@@ -178,9 +178,10 @@ def may_halve(text: str, begin: int = 0, end: int | None = None) -> bool:
 
 
 def whole_characters(value: Any) -> Any:
-    """A JSON value with a ? for each lone surrogate, as in teachers' answers.
+    """A JSON value with a ? for each lone surrogate.
 
-    Scraped chats hold them, where a browser cut a text within an emoji. JSON allows that; tokenizers and files do not.
+    Scraped chats hold them, where a browser cut a text within an emoji, and so do teachers' answers. JSON allows that;
+    tokenizers and files do not.
     """
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")

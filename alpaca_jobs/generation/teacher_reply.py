@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from alpaca_jobs.data.record_files import whole_characters
 from alpaca_jobs.generation.rate_limit import RateLimits
 
 CONTENT_FILTER = "content_filter"
@@ -110,11 +111,10 @@ def read_reply(body: bytes, *, is_chat: bool) -> Reply:
     said = _after_thoughts(text) if is_chat and isinstance(text, str) else text
     if not isinstance(said, str) or not said.strip():
         where = "choices[0].message.content" if is_chat else "choices[0].text"
-        cut = "; if it thinks, raise teacher.max_tokens" if finish_reason == "length" else ""
+        cut = "; if it thinks, raise teacher.max_tokens" if finish_reason == CUT else ""
         raise Unusable(f"{where} is {str(text)[:60]!r}, finish_reason {finish_reason!r}{cut}", usage)
-    # A lone surrogate is legal in JSON, but cannot be written as UTF-8 later.
     why = CUT if finish_reason in _CUT_REASONS else str(finish_reason)
-    return Reply(said.encode("utf-8", "replace").decode("utf-8"), why, _believed(usage))
+    return Reply(whole_characters(said), why, _believed(usage))
 
 
 def _after_thoughts(text: str) -> str:

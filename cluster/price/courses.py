@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from alpaca_jobs.spec import DataSpec, JobSpec
 from checkpoints.interval import choose_interval
 from cluster.course import Course
+from cluster.egress import away_s_per_byte
 from cluster.errors import PlanError
 from cluster.plan import Placement, Pricing
 from cluster.price.assumptions import Assumptions, MeasuredSteps
@@ -44,6 +45,11 @@ def base_bytes(work: Workload) -> float:
     return float(WEIGHTS_BYTES_PER_PARAMETER * work.num_parameters if work.base_bytes is None else work.base_bytes)
 
 
+def gpu_name(place: Placement) -> str:
+    """Of a place: its GPUs' catalog name; empty without any."""
+    return (place.gpus or "").partition(":")[0]
+
+
 def num_gpus(place: Placement) -> int:
     """GPUs of all machines of a place together; 0 without."""
     return place.num_nodes * int(place.gpus.partition(":")[2] or 1) if place.gpus else 0
@@ -63,7 +69,7 @@ def training_course(place: Placement, job: JobSpec, work: Workload, assumed: Ass
     is_given = work.given_s is not None
     return Course(
         work_s=saving.all_s,
-        work_spread=0.0 if is_given else assumed.speed_on(place.gpus.partition(":")[0]).spread,
+        work_spread=0.0 if is_given else assumed.speed_on(gpu_name(place)).spread,
         start_s=assumed.boot_s + base_s,
         restart_s=assumed.boot_s + saving.each_s + (0.0 if work.trained is None else base_s),
         away_s=assumed.away_s,
@@ -81,12 +87,13 @@ def _away_interval_s(
     """Work between two saves that another region bills, as alpaca_jobs/training/saving.py chooses it there."""
     if job.checkpoints.interval_steps != "auto":
         return None
-    usd_per_s, losses = place.usd_for(1.0), _losses_per_hour(place, assumed)
-    if not usd_per_s or losses <= 0:
+    byte_s = away_s_per_byte(place, usd_per_gb=assumed.egress_usd_per_gb)
+    losses = _losses_per_hour(place, assumed)
+    if not byte_s or losses <= 0:
         return None
-    paid_usd = STATE_BYTES_PER_PARAMETER * work.trained_parameters / 1e9 * assumed.egress_usd_per_gb
+    paid_s = STATE_BYTES_PER_PARAMETER * work.trained_parameters * byte_s
     return choose_interval(
-        stall_s=0.0, save_s=saving.each_s, mean_time_between_losses_s=3600 / losses, paid_s=paid_usd / usd_per_s,
+        stall_s=0.0, save_s=saving.each_s, mean_time_between_losses_s=3600 / losses, paid_s=paid_s,
         least_s=saving.interval_s, most_s=saving.interval_s,
     ).seconds  # fmt: skip
 
@@ -112,14 +119,14 @@ def _steps_s(place: Placement, job: JobSpec, work: Workload, assumed: Assumption
     if work.given_s is not None:
         return work.given_s
     computed_s = computing_s(place, work, assumed)
-    if any(one.gpu == (place.gpus or "").partition(":")[0] for one in assumed.measured):
+    if any(one.gpu == gpu_name(place) for one in assumed.measured):
         return computed_s  # a speed that was measured has all waits in it
     return max(computed_s, exchange_in(place, job, work).seconds)
 
 
 def exchange_in(place: Placement, job: JobSpec, work: Workload) -> Exchange:
     """What the GPUs of a place, which are known ones, send to each other."""
-    gpu = (place.gpus or "").partition(":")[0]
+    gpu = gpu_name(place)
     link = link_bytes_per_s(gpu, infra=place.infra, instance_type=place.instance_type)
     return exchange_of(job.train, work, gpu=gpu, link_bytes_per_s=link, ranks=num_gpus(place))
 
@@ -130,7 +137,7 @@ def computing_s(place: Placement, work: Workload, assumed: Assumptions) -> float
     Raises:
         PlanError: a GPU whose peak is not known.
     """
-    gpu = (place.gpus or "").partition(":")[0]
+    gpu = gpu_name(place)
     peak = peak_flops(gpu, infra=place.infra, instance_type=place.instance_type)
     if peak is None:
         raise PlanError(

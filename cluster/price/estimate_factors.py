@@ -9,7 +9,7 @@ from typing import Any
 from cluster.course import Course, expected
 from cluster.plan import SECONDS_PER_HOUR, LaunchPlan
 from cluster.price.assumptions import PRIOR, Assumptions
-from cluster.price.courses import base_bytes, computing_s, exchange_in, num_gpus, saving_of, training_course
+from cluster.price.courses import base_bytes, computing_s, exchange_in, gpu_name, num_gpus, saving_of, training_course
 from cluster.price.estimate import kept_gb, state_gb
 from cluster.price.hardware import peak_flops
 from cluster.price.served_cost import COMPARED_API, SERVED_SOURCE, START_S, at_an_api_usd
@@ -130,7 +130,7 @@ def _of_speed(plan: LaunchPlan, work: Workload, assumed: Assumptions, course: Co
         words = "start, saves, what lies between the stages, export"
         yield Factor("the rest", course.start_s / 60, "min", words, source)
         return
-    gpu = place.gpus.partition(":")[0]
+    gpu = gpu_name(place)
     peak = peak_flops(gpu, infra=place.infra, instance_type=place.instance_type) or 0.0
     speed = assumed.speed_on(gpu)
     yield Factor("peak of a GPU", peak, "FLOPs/s", f"{gpu}, bfloat16, dense", "NVIDIA's data sheets")

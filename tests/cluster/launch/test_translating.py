@@ -77,12 +77,17 @@ def test_answers_that_stay_bad_are_dropped_with_their_reason(tmp_path: Path, mon
     assert len(asked(tmp_path / "log")) == 3 * len(ROWS)  # bounded
 
 
-class PrudishTeacher(OfflineTeacher):
-    """Refuses one text for what it says, however often it is asked, as DeepSeek does."""
+class RefusingTeacher(OfflineTeacher):
+    """Refuses one text with a 400 of a real server's, however often it is asked."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(refuses_some=False)
+        self.error, self.refused = error, 0
 
     def answer(self, body: dict[str, Any], *, is_chat: bool) -> tuple[int, dict[str, Any], dict[str, str]]:
         if "Tell me of 107 " in body["messages"][0]["content"]:
-            return 400, {"error": {"message": "Content Exists Risk", "code": "invalid_request_error"}}, {}
+            self.refused += 1
+            return 400, {"error": self.error}, {}
         return super().answer(body, is_chat=is_chat)
 
 
@@ -90,29 +95,19 @@ def test_a_row_that_the_provider_refuses_is_left_out_and_the_others_are_translat
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("alpaca_jobs.generation.offline_translation.FLAW_SHARE", 0.0)
-    with running(PrudishTeacher(refuses_some=False)) as server:
+    as_deepseek = {"message": "Content Exists Risk", "code": "invalid_request_error"}
+    with running(RefusingTeacher(as_deepseek)) as server:
         found = run(tmp_path / "state", spec(server.base_url, 0.0))
     assert [(one.place, one.reason) for one in found.dropped] == [(7, "refused")]
     assert len(found.rows) == len(ROWS) - 1
-
-
-class ShortTeacher(OfflineTeacher):
-    """Has too short a context for one text, as vLLM says it."""
-
-    refused = 0
-
-    def answer(self, body: dict[str, Any], *, is_chat: bool) -> tuple[int, dict[str, Any], dict[str, str]]:
-        if "Tell me of 107 " in body["messages"][0]["content"]:
-            self.refused += 1
-            return 400, {"error": {"message": "This model's maximum context length is 40 tokens", "code": 400}}, {}
-        return super().answer(body, is_chat=is_chat)
 
 
 def test_a_row_that_is_longer_than_the_models_context_is_left_out_and_the_others_are_translated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("alpaca_jobs.generation.offline_translation.FLAW_SHARE", 0.0)
-    with running(ShortTeacher(refuses_some=False)) as server:
+    as_vllm = {"message": "This model's maximum context length is 40 tokens", "code": 400}
+    with running(RefusingTeacher(as_vllm)) as server:
         found = run(tmp_path / "state", spec(server.base_url, 1.0))
         refused = server.refused
         again = run(tmp_path / "state", spec(server.base_url, 1.0))
