@@ -21,7 +21,7 @@ from typing import Any
 warnings.simplefilter("ignore")  # what transformers and DeepSpeed warn about is not ours to fix
 RANK, WORLD = (int(text) for text in sys.argv[1:3])
 os.environ.update(
-    DS_ACCELERATOR="cpu", MASTER_ADDR="127.0.0.1", RANK=str(RANK), LOCAL_RANK=str(RANK), WORLD_SIZE=str(WORLD),
+    DS_ACCELERATOR="cpu", RANK=str(RANK), LOCAL_RANK=str(RANK), WORLD_SIZE=str(WORLD),
     LOCAL_WORLD_SIZE=str(WORLD), LOCAL_SIZE=str(WORLD), GLOO_SOCKET_IFNAME="lo", DS_SKIP_CUDA_CHECK="1",
 )  # fmt: skip
 

@@ -18,7 +18,7 @@ from typing import Any
 warnings.simplefilter("ignore")  # what DeepSpeed warns about is not ours to fix
 RANK = int(sys.argv[1])
 os.environ.update(
-    DS_ACCELERATOR="cpu", MASTER_ADDR="127.0.0.1", RANK=str(RANK), LOCAL_RANK=str(RANK), GLOO_SOCKET_IFNAME="lo",
+    DS_ACCELERATOR="cpu", RANK=str(RANK), LOCAL_RANK=str(RANK), GLOO_SOCKET_IFNAME="lo",
     DS_SKIP_CUDA_CHECK="1",
 )  # fmt: skip
 
